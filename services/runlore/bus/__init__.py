@@ -1,0 +1,1 @@
+"""The bus: a port, its adapters and (in `runlore.testing`) its fake."""

@@ -1,0 +1,100 @@
+"""The port to the bus: Kafka's model, and no more of it than Runlore needs.
+
+A topic has partitions; a message has an offset in its partition; messages with one key are in one partition,
+in order. A consumer belongs to a group; the group commits, for each partition, the offset of the next
+message to read. Delivery is at least once: a message may come again after any crash or rebalance, and a
+whole topic may be replayed from its start. Correctness never rests on who owns a partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message as read. `time` is when the bus took it, in seconds since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    time: float
+
+    @property
+    def at(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One message to send."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+class Consumer(Protocol):
+    """One member of a consumer group."""
+
+    async def poll(self, *, records_max: int, timeout_seconds: float) -> list[Message]:
+        """The next messages, in order within each partition; [] when none came within the time.
+
+        The position moves on: a message is given again only after `seek`, a restart or a rebalance.
+        """
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit, for each partition, the offset of the next message to read. Never moves backwards here."""
+        ...
+
+    async def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions from these offsets on."""
+        ...
+
+    async def close(self) -> None:
+        """Leave the group; commits nothing."""
+        ...
+
+
+class Bus(Protocol):
+    """What a bus must do."""
+
+    async def produce(self, messages: Sequence[Outgoing]) -> list[tuple[TopicPartition, int]]:
+        """Send, and return when all are durable: where each one went. Raises `BusUnavailable`."""
+        ...
+
+    async def consumer(self, *, group: str, topics: Sequence[str]) -> Consumer:
+        """Join `group`. A group without a commit starts at the first message."""
+        ...
+
+    def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
+        """Every message of `topic` that is there now, outside of any group (from `start` on, by partition)."""
+        ...
+
+    async def lag(self, *, group: str, topic: str) -> dict[int, int]:
+        """Messages not yet committed by `group`, by partition."""
+        ...
+
+    async def committed(self, *, group: str, topic: str) -> dict[int, int]:
+        """The committed offset of `group`, by partition; 0 where it committed nothing."""
+        ...
+
+    async def rewind(self, *, group: str, topic: str) -> None:
+        """Make `group` read `topic` from its start: a replay. Only while nobody is in the group."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what the adapter holds."""
+        ...

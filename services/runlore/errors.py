@@ -1,0 +1,247 @@
+"""Every error that Runlore raises, grouped by what the one who catches it does about it.
+
+Each class has a `kind`: a stable, append-only code. People match on it, dead letters carry it as their
+reason, `--json` prints it. A kind is never renamed. The class docstring is the default message.
+
+=====================  =============================================  ==========
+group                  what a handler does                            exit code
+=====================  =============================================  ==========
+`InvalidInput`         tell the person what to change                 2
+`NotFound`             tell what was looked for, and what there is    3
+`Refused`              tell why the state forbids it                  4
+`Poison`               dead letter, then commit the offset            2
+`Retryable`            try again, in place, within a budget           5
+`Blocked`              pause the stage; dead-letter nothing           5
+`Fatal`                stop the process                               6
+=====================  =============================================  ==========
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RunloreError(Exception):
+    """Something went wrong in Runlore."""
+
+    kind: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None, **context: Any) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.hint = hint
+        self.context = context
+        super().__init__(self.message)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The shape that `--json` prints and that a dead letter carries: kind, message, hint, context."""
+        out: dict[str, Any] = {"kind": self.kind, "message": self.message}
+        if self.hint:
+            out["hint"] = self.hint
+        if self.context:
+            out["context"] = {key: str(value) for key, value in self.context.items()}
+        return out
+
+
+# --- for a person -----------------------------------------------------------------------------------
+
+
+class InvalidInput(RunloreError):
+    """The input is not valid."""
+
+    kind = "invalid_input"
+    exit_code = 2
+
+
+class NotFound(RunloreError):
+    """There is no such thing."""
+
+    kind = "not_found"
+    exit_code = 3
+
+
+class Refused(RunloreError):
+    """The present state does not allow this."""
+
+    kind = "refused"
+    exit_code = 4
+
+
+class HomeInUse(Refused):
+    """Another runlore process runs the stages of this home."""
+
+    kind = "home_in_use"
+
+
+class TargetModified(Refused):
+    """The target holds files that Runlore did not write."""
+
+    kind = "target_modified"
+
+
+class UnsafeTarget(Refused):
+    """The target would make Runlore write outside of it."""
+
+    kind = "unsafe_target"
+
+
+class SeedExpired(Refused):
+    """The seed's term has ended."""
+
+    kind = "seed_expired"
+
+
+class ProblemsFound(RunloreError):
+    """The check found problems."""
+
+    kind = "problems_found"
+    exit_code = 6
+
+
+# --- poison: an event that can never take effect as it is ---------------------------------------------
+
+
+class Poison(RunloreError):
+    """The event can not take effect."""
+
+    kind = "poison"
+    exit_code = 2
+
+
+class BadJson(Poison):
+    """The event is not valid JSON."""
+
+    kind = "bad_json"
+
+
+class InvalidEvent(Poison):
+    """The event does not follow its schema."""
+
+    kind = "invalid_event"
+
+
+class UnknownType(Poison):
+    """No stage reads events of this type."""
+
+    kind = "unknown_type"
+
+
+class UnknownVersion(Poison):
+    """The event's type is known, but not in this version."""
+
+    kind = "unknown_version"
+
+
+class InvalidId(Poison):
+    """An id is not one that Runlore accepts."""
+
+    kind = "invalid_id"
+
+
+class InvalidRecord(Poison):
+    """The run's record is not an SDK rollout line."""
+
+    kind = "invalid_record"
+
+
+class EventTooLarge(Poison):
+    """The event is larger than the limit."""
+
+    kind = "event_too_large"
+
+
+class RecordTooLarge(Poison):
+    """The run's record is larger than the limit."""
+
+    kind = "record_too_large"
+
+
+class ClaimMissing(Poison):
+    """The object that the event's claim names is not in its project."""
+
+    kind = "claim_missing"
+
+
+class ClaimMismatch(Poison):
+    """The object that the event's claim names has other bytes than the claim says."""
+
+    kind = "claim_mismatch"
+
+
+class RunConflict(Poison):
+    """The same run and attempt was recorded before with other bytes."""
+
+    kind = "run_conflict"
+
+
+# --- the store ----------------------------------------------------------------------------------------
+
+
+class Retryable(RunloreError):
+    """A passing fault; trying again may help."""
+
+    kind = "retryable"
+    exit_code = 5
+
+
+class StoreUnavailable(Retryable):
+    """The store did not answer (503, time-out); nothing is known to have landed."""
+
+    kind = "store_unavailable"
+
+
+class WriteConflict(Retryable):
+    """The store refused a concurrent conditional write (409): nothing landed."""
+
+    kind = "write_conflict"
+
+
+class OutcomeUnknown(Retryable):
+    """The reply to a write was lost: it may have landed, may land later, or never."""
+
+    kind = "outcome_unknown"
+
+
+class BusUnavailable(Retryable):
+    """The bus did not answer."""
+
+    kind = "bus_unavailable"
+
+
+class PreconditionFailed(RunloreError):
+    """Somebody else's write is there (412): read again before anything else."""
+
+    kind = "precondition_failed"
+    exit_code = 5
+
+
+class HeadMoved(Retryable):
+    """The head moved while its next version was made; start again from the head."""
+
+    kind = "head_moved"
+
+
+class Blocked(RunloreError):
+    """A permission or a credential is missing; a person must act."""
+
+    kind = "blocked"
+    exit_code = 5
+
+
+class Fatal(RunloreError):
+    """An invariant does not hold; going on could do damage."""
+
+    kind = "fatal"
+    exit_code = 6
+
+
+class Corrupt(Fatal):
+    """An object's bytes are not the ones its name or its reference promises."""
+
+    kind = "corrupt"
+
+
+class GuardFailed(RunloreError):
+    """A new revision did not pass the guards."""
+
+    kind = "guard_failed"

@@ -1,0 +1,1 @@
+"""The event contract: what producers publish and what Runlore emits. The source of `schemas/`."""

@@ -1,0 +1,140 @@
+"""CloudEvents 1.0 on the bus: binary mode out, binary or structured in.
+
+Binary mode (CloudEvents Kafka protocol binding §3.2): each attribute is a header `ce_<name>`, the data's
+media type is `content-type`, the value is the data as JSON. Structured mode (§3.3) is accepted, because a
+producer with nothing but `curl` can write it by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from runlore import clock, errors
+from runlore.events import models
+
+EVENT_BYTES_MAX = 1024 * 1024
+"""Largest value of one message on the bus, in bytes (Kafka's default `message.max.bytes`)."""
+
+Headers = list[tuple[str, bytes]]
+_STRUCTURED = "application/cloudevents+json"
+_REQUIRED = ("id", "source", "type", "specversion")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: the CloudEvents attributes and its data (any JSON, until a stage parses it)."""
+
+    id: str
+    source: str
+    type: str
+    data: Any
+    time: str = ""
+    extensions: dict[str, str] = field(default_factory=dict)
+
+    def headers(self) -> Headers:
+        """The binary-mode headers, in a fixed order."""
+        attributes = {"specversion": "1.0", "id": self.id, "source": self.source, "type": self.type}
+        if self.time:
+            attributes["time"] = self.time
+        attributes |= self.extensions
+        out = [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
+        return [*out, ("content-type", b"application/json")]
+
+    def value(self) -> bytes:
+        """The binary-mode value: compact JSON, ASCII only."""
+        return dump(self.data)
+
+
+def dump(data: Any) -> bytes:
+    """Compact ASCII JSON: what every value, head and manifest of Runlore is written as."""
+    return json.dumps(data, separators=(",", ":")).encode("ascii")
+
+
+def load(raw: bytes, what: str) -> Any:
+    """JSON from untrusted bytes. Raises `errors.BadJson`; never a RecursionError or a UnicodeError."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        reason = "nested too deeply" if isinstance(exc, RecursionError) else str(exc)
+        raise errors.BadJson(f"{what} is not valid JSON: {reason}") from None
+
+
+def parse(headers: Headers, value: bytes | None) -> Event:
+    """The event of one message. Raises a `Poison` that says what is wrong with it."""
+    if value is None:
+        raise errors.InvalidEvent("the message has no value (a tombstone)")
+    if len(value) > EVENT_BYTES_MAX:
+        raise errors.EventTooLarge(f"the event has {len(value)} bytes; at most {EVENT_BYTES_MAX} are accepted")
+    named = {name.lower(): _text(name, raw) for name, raw in headers}
+    if named.get("content-type", "").startswith(_STRUCTURED):
+        return from_structured(load(value, "the event"))
+    attributes = {name[3:]: text for name, text in named.items() if name.startswith("ce_")}
+    return _event(attributes, load(value, "the event's data"))
+
+
+def from_structured(document: Any) -> Event:
+    """The event of a structured-mode JSON document."""
+    if not isinstance(document, dict):
+        raise errors.InvalidEvent("the event is not a JSON object")
+    if "data" not in document:
+        raise errors.InvalidEvent("the event has no data")
+    attributes = {name: value for name, value in document.items() if name not in ("data", "datacontenttype")}
+    wrong = [name for name, value in attributes.items() if not isinstance(value, str | int | bool)]
+    if wrong:
+        raise errors.InvalidEvent(f"attribute {wrong[0]!r} is not a string, a number or a boolean")
+    return _event({name: str(value) for name, value in attributes.items()}, document["data"])
+
+
+def of_run(data: dict[str, Any], *, source: str) -> Event:
+    """The run-completed event for `data`. Its id is derived, so that sending it twice is one event."""
+    identity = dump([data.get(name) for name in ("project", "memory", "run_id", "attempt")])
+    body = dump([data.get("record"), data.get("record_claim")])
+    event_id = hashlib.sha256(identity + b"\0" + body).hexdigest()[:32]
+    return Event(event_id, source, models.RUN_COMPLETED, data, clock.now_iso())
+
+
+def changed(data: models.Changed) -> Event:
+    """The doorbell event for `data`."""
+    body = data.model_dump(exclude_none=True)
+    event_id = hashlib.sha256(dump(body)).hexdigest()[:32]
+    return Event(event_id, "/runlore", models.CHANGED, body, clock.now_iso())
+
+
+def _text(name: str, raw: bytes | None) -> str:
+    try:
+        return (raw or b"").decode("utf-8")
+    except UnicodeDecodeError:
+        raise errors.InvalidEvent(f"header {name!r} is not UTF-8") from None
+
+
+def _event(attributes: dict[str, str], data: Any) -> Event:
+    missing = [name for name in _REQUIRED if not attributes.get(name)]
+    if missing:
+        raise errors.InvalidEvent(
+            f"the event has no {', '.join(missing)}",
+            hint="a CloudEvents 1.0 event needs id, source, type and specversion (headers ce_…)",
+        )
+    if attributes["specversion"] != "1.0":
+        raise errors.UnknownVersion(f"CloudEvents {attributes['specversion']!r} is not supported; 1.0 is")
+    known = {*_REQUIRED, "time"}
+    return Event(
+        id=attributes["id"],
+        source=attributes["source"],
+        type=attributes["type"],
+        time=attributes.get("time", ""),
+        data=data,
+        extensions={name: value for name, value in attributes.items() if name not in known},
+    )
+
+
+def check_type(event: Event, wanted: str) -> None:
+    """Raises `errors.UnknownVersion` or `errors.UnknownType` unless `event` has the type `wanted`."""
+    if event.type == wanted:
+        return
+    stem = wanted.rpartition(".v")[0]
+    if event.type.rpartition(".v")[0] == stem:
+        raise errors.UnknownVersion(f"{event.type} is not a version that this Runlore reads ({wanted})")
+    raise errors.UnknownType(f"no stage of this topic reads events of type {event.type!r} (it reads {wanted})")

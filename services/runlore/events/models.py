@@ -1,0 +1,164 @@
+"""The data of each event type. JSON Schema and AsyncAPI in `schemas/` are generated from here.
+
+Unknown fields are accepted and kept: a newer producer must not be refused by an older consumer, and what
+it sent survives in the record's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from runlore import errors
+from runlore.events import ids
+
+RUN_COMPLETED = "io.runlore.run.completed.v1"
+CHANGED = "io.runlore.changed.v1"
+
+RECORD_INLINE_BYTES_MAX = 256 * 1024
+"""A record above this many bytes travels as a claim check: its bytes in the store, its hash in the event."""
+RECORD_BYTES_MAX = 64 * 1024 * 1024
+"""Largest record accepted at all, in bytes."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+T = TypeVar("T", bound=_Data)
+
+
+def _relative_dir(value: str) -> str:
+    """The SDK's own rule for a layout directory: relative, not empty, never above the workspace."""
+    parts = value.split("/")
+    if not value or value.startswith(("/", "\\")) or "\\" in value or "\0" in value:
+        raise ValueError("must be a relative path with '/'")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError("must not hold empty, '.' or '..' parts")
+    return value
+
+
+def _record_line(value: Any) -> Any:
+    # Producers without the SDK may send the record as an object; it becomes the SDK's compact ASCII line.
+    if isinstance(value, dict):
+        return json.dumps(value, separators=(",", ":"))
+    return value
+
+
+RelativeDir = Annotated[str, BeforeValidator(_relative_dir)]
+
+
+class Layout(_Data):
+    """Where memory lies in a workspace; the SDK's `MemoryLayoutConfig`."""
+
+    memories_dir: RelativeDir = "memories"
+    sessions_dir: RelativeDir = "sessions"
+
+
+class Claim(_Data):
+    """A claim check: the bytes lie in the event's own project under this hash."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0)]
+    """Bytes."""
+
+
+class Usage(_Data):
+    """What the run cost, as the SDK counts it."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+
+
+class RunCompleted(_Data):
+    """One agent run ended. One run that feeds two memories sends two events."""
+
+    project: str
+    memory: str
+    layout: Layout = Layout()
+    conversation_id: str | None = None
+    session_id: str | None = None
+    group_id: str | None = None
+    run_id: Annotated[str, Field(min_length=1)]
+    """The producer's id of the run; with `attempt`, what the run is recognised by."""
+    attempt: Annotated[int, Field(ge=1, le=999_999)] = 1
+    """A higher attempt replaces a lower one of the same run."""
+    subject: str | None = None
+    """Whom the run was for. Preferences and personal facts never cross subjects."""
+    agents: list[str] = []
+    """The chain of agents that worked, in order of hand-off."""
+    parent_run_id: str | None = None
+    """The run that called this one as a tool."""
+    resumed_from: str | None = None
+    """The interrupted run that this one resumes."""
+    record: Annotated[str | None, BeforeValidator(_record_line)] = None
+    """The SDK's rollout line, as text (or as an object). Exactly one of `record` and `record_claim`."""
+    record_claim: Claim | None = None
+    seed: str | None = None
+    """The seed that the run started from."""
+    usage: Usage | None = None
+
+    @model_validator(mode="after")
+    def _one_record(self) -> RunCompleted:
+        if (self.record is None) == (self.record_claim is None):
+            raise ValueError("exactly one of `record` and `record_claim` is needed")
+        return self
+
+    def check_ids(self) -> RunCompleted:
+        """Itself, if every id is one that Runlore accepts. Raises `errors.InvalidId`."""
+        ids.check_name(self.project, "project")
+        ids.check_name(self.memory, "memory")
+        ids.check_id(self.run_id, "run_id")
+        optional = ("conversation_id", "session_id", "group_id", "subject", "parent_run_id", "resumed_from")
+        for name in optional:
+            value = getattr(self, name)
+            if value is not None and value.strip():
+                ids.check_id(value, name)
+        return self
+
+    @property
+    def rollout(self) -> ids.Rollout:
+        return ids.resolve_rollout(
+            conversation_id=self.conversation_id,
+            session_id=self.session_id,
+            group_id=self.group_id,
+            run_id=self.run_id,
+        )
+
+
+class Changed(_Data):
+    """A doorbell: some head moved, or a mark was put. It carries no text, and losing it costs nothing."""
+
+    kind: Literal["mark", "rollout", "memory"]
+    project: str
+    memory: str
+    rollout: str | None = None
+    """Alias; only for `rollout`."""
+    counter: Annotated[int, Field(ge=0)] = 0
+
+
+DATA_BY_TYPE: dict[str, type[_Data]] = {RUN_COMPLETED: RunCompleted, CHANGED: Changed}
+
+
+def run_completed(data: Any) -> RunCompleted:
+    """`data` as a valid run-completed event.
+
+    Raises `errors.InvalidEvent` with the first fields that are wrong (never their values, which may be
+    secrets), or `errors.InvalidId`.
+    """
+    return parse_data(RunCompleted, data).check_ids()
+
+
+def parse_data(model: type[T], data: Any) -> T:
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        found = [f"{'.'.join(map(str, e['loc'])) or 'event'}: {e['msg']}" for e in exc.errors(include_input=False)]
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise errors.InvalidEvent("; ".join(found[:3]) + more) from None

@@ -1,0 +1,1 @@
+"""The object store: a port, its adapters and (in `runlore.testing`) its fake."""
