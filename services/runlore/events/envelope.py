@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors
-from runlore.events import models
+from runlore.events import models, records
 
 EVENT_BYTES_MAX = 1024 * 1024
 """Largest value of one message on the bus, in bytes (Kafka's default `message.max.bytes`)."""
@@ -67,7 +67,7 @@ def parse(headers: Headers, value: bytes | None) -> Event:
     if value is None:
         raise errors.InvalidEvent("the message has no value (a tombstone)")
     if len(value) > EVENT_BYTES_MAX:
-        raise errors.EventTooLarge(f"the event has {len(value)} bytes; at most {EVENT_BYTES_MAX} are accepted")
+        raise errors.EventTooLarge(f"the event has {len(value)} bytes; the limit is {EVENT_BYTES_MAX}")
     named = {name.lower(): _text(name, raw) for name, raw in headers}
     if named.get("content-type", "").startswith(_STRUCTURED):
         return from_structured(load(value, "the event"))
@@ -117,8 +117,12 @@ def _event(attributes: dict[str, str], data: Any) -> Event:
             f"the event has no {', '.join(missing)}",
             hint="a CloudEvents 1.0 event needs id, source, type and specversion (headers ce_…)",
         )
+    if any(0xD800 <= ord(char) <= 0xDFFF for text in (*attributes, *attributes.values()) for char in text):
+        raise errors.InvalidEvent("an attribute holds half a surrogate pair, which no header can carry")
     if attributes["specversion"] != "1.0":
         raise errors.UnknownVersion(f"CloudEvents {attributes['specversion']!r} is not supported; 1.0 is")
+    if records.is_too_deep(data):
+        raise errors.BadJson(f"the event's data is nested more than {records.DEPTH_MAX} deep")
     known = {*_REQUIRED, "time"}
     return Event(
         id=attributes["id"],
@@ -137,4 +141,4 @@ def check_type(event: Event, wanted: str) -> None:
     stem = wanted.rpartition(".v")[0]
     if event.type.rpartition(".v")[0] == stem:
         raise errors.UnknownVersion(f"{event.type} is not a version that this Runlore reads ({wanted})")
-    raise errors.UnknownType(f"no stage of this topic reads events of type {event.type!r} (it reads {wanted})")
+    raise errors.UnknownType(f"no stage of this topic reads events of type {event.type!r}, only {wanted}")

@@ -30,7 +30,7 @@ _RESERVED_STEMS = {"con", "prn", "aux", "nul"} | {f"{d}{n}" for d in ("com", "lp
 
 
 class Rollout(NamedTuple):
-    """The rollout of a run: how it was found (`conversation`, `session`, `group`, `run`), and its id as given."""
+    """The rollout of a run: how it was found (`conversation`, `session`, `group`, `run`), and its id."""
 
     kind: str
     original: str
@@ -61,7 +61,7 @@ def is_file_safe(value: str) -> bool:
 
 
 def alias(original: str) -> str:
-    """The file-safe name of an id: itself, or `rl-<readable part>-<hash>`. Deterministic, at most 128 characters."""
+    """The file-safe name of an id: itself, or `rl-<readable part>-<hash>`; at most 128 characters."""
     if is_file_safe(original):
         return original
     readable = re.sub(r"[^a-z0-9]+", "-", original.lower().encode("ascii", "ignore").decode())[:40].strip("-")
@@ -99,6 +99,9 @@ def check_id(value: str, what: str) -> str:
         raise errors.InvalidId(f"{what} has {len(value)} characters; at most {ID_CHARS_MAX} are accepted")
     if any(ord(char) < 32 or ord(char) == 127 for char in value):
         raise errors.InvalidId(f"{what} holds a control character")
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in value):
+        # JSON can spell half a character; UTF-8, and so a header or a database, can not hold it.
+        raise errors.InvalidId(f"{what} holds half a surrogate pair")
     if ".." in re.split(r"[/\\]", value):
         raise errors.InvalidId(f"{what} {value!r} holds a path that climbs ('..')")
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from runlore import errors
 from runlore.events import ids
@@ -47,7 +47,7 @@ def _record_line(value: Any) -> Any:
     return value
 
 
-RelativeDir = Annotated[str, BeforeValidator(_relative_dir)]
+RelativeDir = Annotated[str, AfterValidator(_relative_dir)]
 
 
 class Layout(_Data):
@@ -159,6 +159,7 @@ def parse_data(model: type[T], data: Any) -> T:
     try:
         return model.model_validate(data)
     except ValidationError as exc:
-        found = [f"{'.'.join(map(str, e['loc'])) or 'event'}: {e['msg']}" for e in exc.errors(include_input=False)]
+        wrong = exc.errors(include_input=False)
+        found = [f"{'.'.join(map(str, e['loc'])) or 'event'}: {e['msg']}" for e in wrong]
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise errors.InvalidEvent("; ".join(found[:3]) + more) from None

@@ -17,6 +17,9 @@ from typing import Any
 
 from runlore import errors
 
+DEPTH_MAX = 100
+"""Deepest nesting of lists and objects in an event or a record: what parses might not encode again."""
+
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
@@ -24,9 +27,10 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 def received_hash(line: str) -> str:
     """The hash by which a run's sameness is judged: of the bytes as received, before any redaction.
 
-    32 hex digits of SHA-256. The line's trailing newline does not count: producers differ in it.
+    32 hex digits of SHA-256. The trailing newline and the spelling of non-ASCII characters (raw or escaped)
+    do not count: one run may come once through a producer that escapes and once through one that does not.
     """
-    return hashlib.sha256(line.rstrip("\r\n").encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(to_ascii(line.rstrip("\r\n")).encode("ascii")).hexdigest()[:32]
 
 
 def to_ascii(line: str) -> str:
@@ -52,12 +56,29 @@ def check(line: str) -> dict[str, Any]:
         raise errors.InvalidRecord(f"the record is not valid JSON: {type(exc).__name__}") from None
     if not isinstance(payload, dict):
         raise errors.InvalidRecord("the record is not a JSON object")
+    if is_too_deep(payload):
+        raise errors.InvalidRecord(f"the record is nested more than {DEPTH_MAX} deep")
     for name in ("input", "generated_items"):
         if not isinstance(payload.get(name, []), list):
             raise errors.InvalidRecord(f"the record's {name!r} is not a list")
     if not isinstance(payload.get("terminal_metadata", {}), dict):
         raise errors.InvalidRecord("the record's 'terminal_metadata' is not an object")
     return payload
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether `value` is nested more than `DEPTH_MAX` deep; level by level, so that no bomb goes off here."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEPTH_MAX):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def map_strings(line: str, change: Callable[[str], str]) -> str:

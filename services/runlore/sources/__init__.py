@@ -1,0 +1,149 @@
+"""Anything foreign becomes run-completed events: the importers behind `runlore import FORMAT PATH…`.
+
+An importer reads files and yields, for each run, the data of a `run.completed` event, or the problem that
+kept it from becoming one. What it yields is a function of the bytes and the names it was given: no clock,
+no file times, no random ids. So importing twice is one import, and a changed line is a new run.
+
+A broken file or line costs itself and no other. Memory is bounded by the largest record accepted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROBLEMS_PER_FILE_MAX = 100
+"""After this many problems a file is given up: it is not of this format, and a report needs an end."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """One run, as the data of a run-completed event that `events.models` accepts, and where it stood."""
+
+    data: dict[str, Any]
+    file: str
+    line: int
+    """Counted from 1; 0 where the run is the whole file."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a file or a line is no run: `kind` is a code of `errors` or one of `sources.files`."""
+
+    file: str
+    line: int
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.message} ({self.kind})"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One foreign format: what it is, which files of a folder are taken for it, and who reads it."""
+
+    name: str
+    description: str
+    globs: tuple[str, ...]
+    module: str
+    by_line: bool
+    """Whether a file holds one run a line, or is one run."""
+
+
+FORMATS: dict[str, Format] = {
+    form.name: form
+    for form in (
+        Format(
+            "agents-sdk",
+            "OpenAI Agents SDK session files, sessions/<rollout>.jsonl (Python or JavaScript): a run a line",
+            ("*.jsonl",),
+            "runlore.sources.agents_sdk",
+            by_line=True,
+        ),
+        Format(
+            "chat",
+            "OpenAI chat messages (also tau-bench): one conversation a JSONL line",
+            ("*.jsonl",),
+            "runlore.sources.chat",
+            by_line=True,
+        ),
+        Format(
+            "swe-agent",
+            "SWE-agent trajectories (.traj): one run a file",
+            ("*.traj",),
+            "runlore.sources.swe_agent",
+            by_line=False,
+        ),
+    )
+}
+
+
+def read(format: str, path: str | Path, *, project: str, memory: str) -> Iterator[Imported | Problem]:
+    """Every run in `path` (a file, or a folder read recursively in name order), or why it is none.
+
+    Raises `errors.InvalidInput` for an unknown format and `errors.InvalidId` for a project or memory that is
+    not a name: both before the first file is opened. Nothing that a file holds makes it raise.
+    """
+    # Imported here, so that `FORMATS` costs the command line's start nothing.
+    from runlore import errors
+    from runlore.events import ids
+
+    if format not in FORMATS:
+        raise errors.InvalidInput(f"there is no format {format!r}", hint=f"formats: {', '.join(FORMATS)}")
+    ids.check_name(project, "project")
+    ids.check_name(memory, "memory")
+    return _read(FORMATS[format], Path(path), project, memory)
+
+
+def _read(form: Format, path: Path, project: str, memory: str) -> Iterator[Imported | Problem]:
+    from runlore.sources import files
+
+    importer = importlib.import_module(form.module)
+    for file in files.under(path, form.globs):
+        if isinstance(file, Problem):
+            yield file
+        else:
+            yield from _read_file(form, importer, file, project, memory)
+
+
+def _read_file(
+    form: Format, importer: Any, file: Path, project: str, memory: str
+) -> Iterator[Imported | Problem]:
+    from runlore.sources import files
+
+    problems = found = 0
+    for raw in files.lines(file) if form.by_line else files.whole(file):
+        if isinstance(raw, Problem):
+            one: Imported | Problem = raw
+        else:
+            one = _one(importer, file, raw.text, raw.line, project, memory)
+        yield one
+        found += 1
+        problems += isinstance(one, Problem)
+        if problems >= PROBLEMS_PER_FILE_MAX:
+            yield Problem(str(file), 0, files.GIVEN_UP, f"given up after {problems} problems in this file")
+            return
+    if not found:
+        yield Problem(str(file), 0, files.EMPTY, "the file is empty")
+
+
+def _one(importer: Any, file: Path, text: str, line: int, project: str, memory: str) -> Imported | Problem:
+    from runlore import errors
+    from runlore.events import models
+
+    try:
+        found = importer.run(text, stem=file.stem)
+        data = {"project": project, "memory": memory, "layout": models.Layout().model_dump(), **found}
+        if len(data["record"].encode("utf-8", "surrogatepass")) > models.RECORD_BYTES_MAX:
+            raise errors.RecordTooLarge()
+        models.run_completed(data)
+    except errors.Poison as exc:
+        return Problem(str(file), line, exc.kind, exc.message)
+    except RecursionError:
+        return Problem(str(file), line, errors.BadJson.kind, "it is nested too deeply")
+    return Imported(data, str(file), line)

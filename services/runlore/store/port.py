@@ -9,14 +9,52 @@ the caller does something else on each (docs/DESIGN.md, "Write order"):
 - `OutcomeUnknown`: the reply was lost. It may have landed, or may yet. Start from the head.
 
 `StoreUnavailable` is a passing fault of a read or of a write that did not reach the store; `Blocked` is a
-missing permission. A missing key is `None` for `get`, and nothing for `delete`.
+missing permission. A missing key is `None` for `get`, and nothing for `delete`. A write with an etag to a
+missing key is a 412: whoever wrote that etag is gone.
+
+No key is a folder of another (`a` and `a/b`): a directory can not hold both, so no adapter has to.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from runlore import errors
+
+KEY_BYTES_MAX = 512
+PART_BYTES_MAX = 255
+"""Longest part of a key between two '/', in bytes: what every common file system takes as a name."""
+
+# A leading dot is refused in every part: it hides a file, and `.` and `..` climb.
+_PART = re.compile(rf"[a-z0-9_-][a-z0-9._-]{{0,{PART_BYTES_MAX - 1}}}", re.ASCII)
+_PREFIX = re.compile(r"[a-z0-9._/-]*", re.ASCII)
+
+
+def check_key(key: str) -> str:
+    """`key`, if every adapter can hold it. Raises `errors.InvalidId`."""
+    if len(key) > KEY_BYTES_MAX:
+        raise errors.InvalidId(f"a key of {len(key)} bytes is too long; at most {KEY_BYTES_MAX} are accepted")
+    if not all(_PART.fullmatch(part) for part in key.split("/")):
+        raise errors.InvalidId(
+            f"{key!r} is not a key",
+            hint="parts of 1 to 255 of a-z, 0-9, '.', '_' and '-', not beginning with '.', joined by '/'",
+        )
+    return key
+
+
+def check_prefix(prefix: str, *, folder: bool = False) -> str:
+    """`prefix`, if some key could begin with it (with `folder`: if it ends at a '/').
+
+    Raises `errors.InvalidId`.
+    """
+    *parents, last = prefix.split("/")
+    whole = _PREFIX.fullmatch(prefix) and all(_PART.fullmatch(part) for part in parents)
+    if not whole or last.startswith(".") or len(prefix) > KEY_BYTES_MAX or (folder and last):
+        raise errors.InvalidId(f"no key begins with {prefix!r}")
+    return prefix
 
 
 @dataclass(frozen=True)
@@ -49,7 +87,7 @@ class ObjectStore(Protocol):
         ...
 
     async def put(self, key: str, body: bytes) -> str:
-        """Write `key` whatever was there; its etag. Only for content-named objects, where it is idempotent."""
+        """Write `key` whatever was there; its etag. For content-named objects, where it is idempotent."""
         ...
 
     async def put_if_absent(self, key: str, body: bytes) -> str:

@@ -1,0 +1,1 @@
+"""Upkeep: what is checked and cleaned beside the pipeline."""

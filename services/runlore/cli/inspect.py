@@ -1,0 +1,476 @@
+"""Commands that look: log, show, diff, why, search, explain, status, verify, doctor."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runlore.cli import ui
+
+if TYPE_CHECKING:
+    from runlore.lookup.index import Index
+    from runlore.wiring import Home
+
+AtOption = Annotated[int | None, typer.Option("--at", help="A revision other than the newest.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (log, show, diff, why, search, explain, status, verify, doctor):
+        app.command()(command)
+
+
+@asynccontextmanager
+async def _open(home: Any) -> AsyncIterator[tuple[Home, Index]]:
+    """The home and its index, which was compared with the heads."""
+    from runlore import wiring
+    from runlore.lookup import index as lookup_index
+
+    async with wiring.open_home(ui.settings_of(home)) as opened:
+        index = lookup_index.Index(opened.index_path)
+        try:
+            await lookup_index.reconcile(index, opened.store)
+            yield opened, index
+        finally:
+            index.close()
+
+
+def _list_memories(out: ui.Out, index: Index, project: str | None, usage: str) -> None:
+    """What there is, where the memory that is meant is not clear."""
+    rows = index.memories(project)
+    out.answer({"memories": rows})
+    if not rows:
+        out.say("there is no memory yet")
+        out.note("`runlore import` or `runlore emit` brings runs, `runlore up --once` makes memory of them")
+        return
+    columns = ("project", "memory", "revision", "rollouts", "runs", "held")
+    out.table(columns, [[row[name] for name in columns] for row in rows])
+    out.note(f"name one: {usage} --project {rows[0]['project']} --memory {rows[0]['memory']}")
+
+
+async def list_rollouts(out: ui.Out, opened: Home, project: str | None, memory: str | None) -> None:
+    """The rollouts of the memory that is meant."""
+    from runlore.lookup import index as lookup_index
+
+    index = lookup_index.Index(opened.index_path)
+    try:
+        await lookup_index.reconcile(index, opened.store)
+        meant = ui.pick(out, index.memories(), project, memory)
+        if meant is None:
+            _list_memories(out, index, project, "runlore seed ID")
+            return
+        rows = index.rollouts(*meant)
+        out.answer({"project": meant[0], "memory": meant[1], "rollouts": rows})
+        columns = ("original", "kind", "runs", "updated_at")
+        out.table(("id", *columns[1:]), [[row[name] for name in columns] for row in rows])
+    finally:
+        index.close()
+
+
+def log(
+    name: ui.MemoryArgument = "",
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Revisions to show.")] = 20,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """List a memory's revisions, newest first: what each took in, from which engine, at what cost.
+
+    Example: runlore log support --project acme
+    """
+
+    async def work(out: ui.Out) -> None:
+        async with _open(home) as (opened, index):
+            meant = ui.pick(out, index.memories(), project, memory or name or None)
+            if meant is None:
+                _list_memories(out, index, project, "runlore log")
+                return
+            rows = []
+            async for body in opened.reader.line(*meant):
+                rows.append(_log_row(body))
+                if len(rows) == limit:
+                    break
+            if not rows:
+                await opened.reader.at(*meant)
+            out.answer({"project": meant[0], "memory": meant[1], "revisions": rows})
+            columns = ("revision", "created_at", "reason", "engine", "rollouts", "runs", "notes", "files")
+            out.table(columns, [[row[name] for name in columns] for row in rows])
+
+    ui.run(work, as_json=as_json)
+
+
+def _log_row(body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "revision": body["revision"],
+        "created_at": body["created_at"],
+        "reason": body["reason"] + (f" to {body['reverted_to']}: {body['note']}" if body["reason"] == "revert" else ""),
+        "engine": body["engine"]["name"],
+        "rollouts": len(body["covers"]),
+        "runs": sum(len(covers["runs"]) for covers in body["covers"]),
+        "notes": body["totals"]["notes"],
+        "files": body["totals"]["files"],
+        "bytes": body["totals"]["bytes"],
+        "tokens": body["tokens"],
+        "cost_usd": body["cost_usd"],
+        "parent": (body.get("parent") or {}).get("revision"),
+        "manifest": body["sha256"],
+    }
+
+
+async def _tree(opened: Home, project: str, memory: str, at: int | None, subject: str | None) -> tuple[int, dict[str, Any]]:
+    """(the revision's number, its files as a seed for `subject` would hold them, without the memory's folder)."""
+    from runlore.events import ids, models
+    from runlore.lookup import seeds
+    from runlore.memory import render
+
+    revision = await opened.reader.at(project, memory, at)
+    whom = ids.subject_alias(subject.strip()) if subject and subject.strip() else None
+    parts = seeds.visible_parts(revision, subject=whom, rollout=None)
+    files = render.compose(parts, subject=whom, rollout=None, layout=models.Layout(**revision.body["layout"]))
+    return revision.number, dict(files)
+
+
+def show(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file of the memory; without it, all are listed.")] = "",
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    at: AtOption = None,
+    subject: ui.SubjectOption = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Show a file of a memory's revision, or list its files.
+
+    Example: runlore show memory_summary.md --project acme --memory support
+    """
+
+    async def work(out: ui.Out) -> None:
+        async with _open(home) as (opened, index):
+            meant = ui.pick(out, index.memories(), project, memory)
+            if meant is None:
+                _list_memories(out, index, project, "runlore show")
+                return
+            number, files = await _tree(opened, *meant, at, subject)
+            if path:
+                name, one = _file(files, path)
+                out.answer({"revision": number, "path": name, "text": one.text})
+                out.say(one.text.rstrip("\n"))
+                return
+            rows = [{"path": name, "bytes": len(one.text.encode())} for name, one in sorted(files.items())]
+            out.answer({"project": meant[0], "memory": meant[1], "revision": number, "files": rows})
+            out.table(("path", "bytes"), [[row["path"], row["bytes"]] for row in rows])
+
+    ui.run(work, as_json=as_json)
+
+
+def _file(files: dict[str, Any], path: str) -> tuple[str, Any]:
+    """The file that `path` means, with or without the memory's folder before it. Raises `errors.NotFound`."""
+    from runlore import errors
+
+    for name in (path, path.partition("/")[2]):
+        if name in files:
+            return name, files[name]
+    raise errors.NotFound(f"the revision has no file {path!r}", hint="`runlore show` lists its files")
+
+
+def diff(
+    a: Annotated[int | None, typer.Argument(metavar="A", help="Older revision (default: B's parent).", show_default=False)] = None,
+    b: Annotated[int | None, typer.Argument(metavar="B", help="Newer revision (default: the newest).", show_default=False)] = None,
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    subject: ui.SubjectOption = None,
+    stat: Annotated[bool, typer.Option("--stat", help="Only which files changed, and by how many lines.")] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Show what changed between two revisions, as a unified diff.
+
+    Example: runlore diff 41 42 --project acme --memory support
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors
+
+        async with _open(home) as (opened, index):
+            meant = ui.pick(out, index.memories(), project, memory)
+            if meant is None:
+                _list_memories(out, index, project, "runlore diff")
+                return
+            newer, after = await _tree(opened, *meant, b, subject)
+            older = a if a is not None else newer - 1
+            if older < 0:
+                raise errors.InvalidInput("revisions are numbered from 1")
+            before = (await _tree(opened, *meant, older, subject))[1] if older else {}
+            changes = _changes(before, after)
+            out.answer({"project": meant[0], "memory": meant[1], "from": older, "to": newer, "files": changes})
+            for change in changes:
+                if stat:
+                    out.say(f"{change['change']:8} +{change['added']:<5} -{change['removed']:<5} {change['path']}")
+                else:
+                    out.say(change["diff"].rstrip("\n"))
+            if not changes:
+                out.note(f"revisions {older} and {newer} hold the same files")
+
+    ui.run(work, as_json=as_json)
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    import difflib
+
+    changes = []
+    for path in sorted({*before, *after}):
+        old, new = (files[path].text if path in files else "" for files in (before, after))
+        if old == new and (path in before) == (path in after):
+            continue
+        lines = list(
+            difflib.unified_diff(
+                old.splitlines(keepends=True), new.splitlines(keepends=True), f"a/{path}", f"b/{path}", n=2
+            )
+        )
+        body = [line for line in lines if not line.startswith(("+++", "---"))]
+        changes.append(
+            {
+                "path": path,
+                "change": "added" if path not in before else "removed" if path not in after else "changed",
+                "added": sum(line.startswith("+") for line in body),
+                "removed": sum(line.startswith("-") for line in body),
+                "diff": "".join(line if line.endswith("\n") else line + "\n" for line in lines),
+            }
+        )
+    return changes
+
+
+def why(
+    where: Annotated[str, typer.Argument(metavar="PATH:LINE", help="A line of a memory's file.", show_default=False)] = "",
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    at: AtOption = None,
+    subject: ui.SubjectOption = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Say why a line of memory is there: the note it comes from, and the runs and items that support it.
+
+    Example: runlore why memory_summary.md:12 --project acme --memory support
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors
+
+        async with _open(home) as (opened, index):
+            meant = ui.pick(out, index.memories(), project, memory)
+            if meant is None:
+                _list_memories(out, index, project, "runlore why PATH:LINE")
+                return
+            number, files = await _tree(opened, *meant, at, subject)
+            if not where:
+                lines = [{"path": name, "lines": one.text.count("\n"), "spans": len(one.why)} for name, one in sorted(files.items())]
+                out.answer({"revision": number, "files": lines})
+                out.table(("path", "lines", "explained spans"), [list(row.values()) for row in lines])
+                out.note("name a line: runlore why memory_summary.md:1")
+                return
+            path, _, line = where.rpartition(":")
+            if not path or not line.isdigit() or int(line) < 1:
+                raise errors.InvalidInput(f"{where!r} is not PATH:LINE", hint="like memory_summary.md:12")
+            name, one = _file(files, path)
+            await _answer_why(out, opened, meant, number, name, one, int(line))
+
+    ui.run(work, as_json=as_json)
+
+
+async def _answer_why(
+    out: ui.Out, opened: Home, meant: tuple[str, str], number: int, path: str, one: Any, line: int
+) -> None:
+    from runlore import errors
+    from runlore.lookup import why as lookup_why
+
+    texts = one.text.splitlines()
+    if line > len(texts):
+        raise errors.NotFound(f"{path} has {len(texts)} lines, not {line}")
+    revision = await opened.reader.at(*meant, number)
+    notes = await lookup_why.of_line(opened.store, revision, one, line)
+    out.answer({"revision": number, "path": path, "line": line, "text": texts[line - 1], "notes": notes})
+    out.say(f"{path}:{line}  (revision {number})")
+    out.say(f"  {texts[line - 1]}")
+    if not notes:
+        out.say("  this line is a heading or a frame of the file: no run is behind it")
+    for note in notes:
+        out.say(f"because of note {note['note']} ({note['kind']}), supported by {len(note['evidence'])} items:")
+        for one_evidence in note["evidence"][:20]:
+            out.say(
+                f"  rollout {one_evidence['rollout']} · run {one_evidence['run']} attempt {one_evidence['attempt']}"
+                f" · item {one_evidence['item']}"
+            )
+            if one_evidence.get("text"):
+                out.say(f"      {one_evidence['text']}")
+        if len(note["evidence"]) > 20:
+            out.say(f"  … and {len(note['evidence']) - 20} more (--json lists all)")
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="Words that must all occur.", show_default=False)] = "",
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    subject: ui.SubjectOption = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="Results to show.")] = 10,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Search the summaries of a memory's rollouts, also those that seeds no longer hold.
+
+    Example: runlore search "timeout retry" --project acme --memory support
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore.events import ids
+
+        async with _open(home) as (_, index):
+            meant = ui.pick(out, index.memories(), project, memory)
+            if meant is None or not query.strip():
+                _list_memories(out, index, project, "runlore search WORDS")
+                return
+            whom = ids.subject_alias(subject.strip()) if subject and subject.strip() else None
+            rows = index.search(query, *meant, subject=whom, limit=limit)
+            out.answer({"project": meant[0], "memory": meant[1], "results": rows})
+            for row in rows:
+                out.say(f"{row['rollout']}")
+                out.say(f"    {' '.join(row['snippet'].split())}")
+            if not rows:
+                out.note("no summary has all of these words")
+
+    ui.run(work, as_json=as_json)
+
+
+def explain(
+    event_id: Annotated[str, typer.Argument(metavar="EVENT_ID", help="An event, run or rollout id.", show_default=False)] = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Tell every step of a run: its state, the objects it left, what it waits for, what happens next.
+
+    Example: runlore explain 7d2e91c0
+    """
+
+    async def work(out: ui.Out) -> None:
+        from dataclasses import asdict
+
+        from runlore.lookup import explain as lookup_explain
+
+        async with _open(home) as (opened, index):
+            if not event_id:
+                rows = index.recent_runs()
+                out.answer({"runs": rows})
+                columns = ("event", "run", "attempt", "rollout", "ended_at")
+                out.table(columns, [[row[name] for name in columns] for row in rows])
+                if not rows:
+                    out.note("no run is recorded yet; `runlore status` shows what waits")
+                return
+            stories = await lookup_explain.explain(opened.store, opened.bus, opened.reader, index, event_id)
+            out.answer({"runs": [asdict(story) for story in stories]})
+            for story in stories:
+                _tell_story(out, story)
+
+    ui.run(work, as_json=as_json)
+
+
+def _tell_story(out: ui.Out, story: Any) -> None:
+    where = f"{story.project}/{story.memory} rollout {story.rollout} run {story.run} attempt {story.attempt}"
+    out.say(f"{story.state}  {where if story.run else 'event ' + str(story.event)}")
+    for step in story.steps:
+        details = {key: value for key, value in step.items() if key not in ("stage", "what")}
+        out.say(f"  {step['stage']:<12} {step['what']}")
+        for key, value in details.items():
+            out.say(f"  {'':<12}   {key}: {value}")
+    out.say(f"  next         {story.next}")
+
+
+def status(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
+    """Show how the pipeline is: lag, what waits and since when, what is held or dead, with causes.
+
+    Example: runlore status
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.lookup import explain as lookup_explain
+
+        async with _open(home) as (opened, index):
+            up = wiring.up_is_running(opened.root)
+            found = await lookup_explain.status(opened.store, opened.bus, index, opened.status_path, up)
+            out.answer({"home": str(opened.root), **found})
+            out.say(f"home         {opened.root}" + (f" · up as process {up}" if up else " · not up"))
+            out.say(f"record       lag {found['record']['lag']}")
+            marks = found["consolidate"]
+            oldest = f" · oldest since {marks['oldest']}" if marks["oldest"] else ""
+            out.say(f"consolidate  {marks['rollouts']} rollouts wait in {marks['marks']} marks{oldest}")
+            out.say(f"dead         {found['dead']['open']} open")
+            for row in found["memories"]:
+                held = f" · {row['held']} held" if row["held"] else ""
+                out.say(
+                    f"memory       {row['project']}/{row['memory']} revision {row['revision']}"
+                    f" · {row['rollouts']} rollouts · {row['runs']} runs{held}"
+                )
+            for cause in found["causes"]:
+                out.say(f"!            {cause}")
+
+    ui.run(work, as_json=as_json)
+
+
+def verify(
+    project: ui.MaybeProject = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Check every invariant on what is stored: reads and hashes every head, manifest, pack and record.
+
+    Example: runlore verify
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors, wiring
+        from runlore.upkeep import verify as upkeep_verify
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            with out.progress() as bar:
+                task = bar.add_task("verify", total=None, detail="")
+                found = await upkeep_verify.verify(
+                    opened.store, opened.bus, project=project, on_progress=lambda n, what: bar.update(task, completed=n, detail=what)
+                )
+        problems = [{"invariant": one.invariant, "object": one.object, "message": one.message} for one in found.problems]
+        for one in problems:
+            out.say(f"invariant {one['invariant']}: {one['object']}: {one['message']}")
+        checked = ", ".join(f"{count} {what}" for what, count in found.checked.items())
+        if problems:
+            out.answer({"ok": False, "checked": found.checked, "problems": problems})
+            raise errors.ProblemsFound(f"{len(problems)} problems in {checked}", hint="docs/DESIGN.md says what each invariant means")
+        out.answer({"ok": True, "checked": found.checked, "problems": []})
+        out.say(f"all invariants hold: {checked}" if checked else "there is nothing yet, and nothing wrong with it")
+
+    ui.run(work, as_json=as_json)
+
+
+def doctor(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
+    """Say in words what is wrong with this machine or home, trying what the pipeline relies on for real.
+
+    Example: runlore doctor
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors
+        from runlore.upkeep import doctor as upkeep_doctor
+
+        checks = await upkeep_doctor.examine(ui.settings_of(home))
+        bad = [check for check in checks if not check.ok]
+        for check in checks:
+            out.say(f"{'✓' if check.ok else '✗'} {check.what}: {check.message}")
+            if check.hint and not check.ok:
+                out.say(f"    {check.hint}")
+        rows = [{"what": c.what, "ok": c.ok, "message": c.message, "hint": c.hint} for c in checks]
+        out.answer({"ok": not bad, "checks": rows})
+        if bad:
+            raise errors.ProblemsFound(f"{len(bad)} of {len(checks)} checks failed")
+
+    ui.run(work, as_json=as_json)

@@ -1,0 +1,53 @@
+"""`runlore`: the command line. Nothing heavy is imported before a command runs (`--help` stays fast)."""
+
+from __future__ import annotations
+
+import typer
+
+from runlore.cli import inspect, operate, pipeline
+
+EPILOG = (
+    "Exit codes: 0 done · 1 internal error · 2 bad input or usage · 3 no such thing · 4 refused by the present "
+    "state · 5 a fault that may pass, or a missing permission · 6 problems found · 130 interrupted (run it again)."
+)
+
+app = typer.Typer(
+    name="runlore",
+    help="Memory and snapshots for AI agents: every finished run becomes memory, and seeds the next run.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from runlore import __version__
+
+        typer.echo(f"runlore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Set by the app's own help."""
+
+
+pipeline.register(app)
+inspect.register(app)
+operate.register(app)
+
+
+def main() -> None:
+    """The entry point of the `runlore` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Commands that change what others see: revert, dead, review. Each asks for a reason, and keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runlore.cli import ui
+
+dead_app = typer.Typer(help="Dead letters: events that could not take effect, kept with their reason.")
+review_app = typer.Typer(help="Rollouts held for review: what a guard refused, or a revert took out.")
+
+IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Dead letters.", show_default=False)]
+CodeOption = Annotated[
+    str | None, typer.Option("--reason", help="Only letters with this reason code.", metavar="CODE", show_default=False)
+]
+NoteOption = Annotated[str, typer.Option("--note", help="Why; kept with the letter.", show_default=False)]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="At most this many.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Every open letter.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(revert)
+    app.add_typer(dead_app, name="dead")
+    app.add_typer(review_app, name="review")
+
+
+def revert(
+    name: ui.MemoryArgument = "",
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    to: Annotated[int | None, typer.Option("--to", help="The revision whose notes to go back to.", show_default=False)] = None,
+    reason: ui.ReasonOption = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Go back to an earlier revision's notes, as a new revision; what came since is held for review.
+
+    Nothing is deleted: the reverted revisions stay in the log, their rollouts wait in `runlore review`.
+
+    Example: runlore revert support --to 41 --reason "bad merge"
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors, wiring
+        from runlore.cli import inspect
+        from runlore.consumers import consolidate
+
+        async with inspect._open(home) as (_, index):
+            meant = ui.pick(out, index.memories(), project, memory or name or None)
+            if to is None:
+                inspect._list_memories(out, index, project, "runlore revert --to N --reason …")
+                return
+        if meant is None:
+            raise errors.InvalidInput("say which memory: --project and --memory", hint="`runlore log` lists them")
+        why = ui.needs_reason(reason)
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            number, held = await consolidate.revert(
+                opened.store, opened.bus, opened.reader, *meant, to=to, reason=why
+            )
+        out.answer({"project": meant[0], "memory": meant[1], "revision": number, "reverted_to": to, "held": held})
+        out.say(f"revision {number} has the notes of revision {to}; {len(held)} rollouts are held (`runlore review`)")
+
+    ui.run(work, as_json=as_json)
+
+
+# --- dead letters ---------------------------------------------------------------------------------------
+
+
+@dead_app.callback(invoke_without_command=True)
+def _dead(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
+    """Dead letters: events that could not take effect, kept with their reason. Without a command: list them."""
+    if ctx.invoked_subcommand is None:
+        dead_list(home=home, as_json=as_json)
+
+
+@dead_app.command(name="list")
+def dead_list(
+    kind: CodeOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Also redriven and dropped ones.")] = False,
+    limit: LimitOption = 100,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """List dead letters, oldest first.
+
+    Example: runlore dead list --reason claim_missing
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.consumers import dead
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            found = await dead.read_all(opened.bus)
+        rows = [_row(one) for one in found if (every or not one.resolution) and kind in (None, one.reason)]
+        out.answer({"dead": rows[:limit], "total": len(rows)})
+        columns = ("id", "reason", "at", "event", "bytes", "message")
+        if not rows:
+            out.say("no dead letters")
+            return
+        out.table(columns, [[row[name] for name in columns] for row in rows[:limit]])
+        if len(rows) > limit:
+            out.note(f"{len(rows) - limit} more; --limit shows them")
+
+    ui.run(work, as_json=as_json)
+
+
+def _row(one: Any) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "reason": one.reason,
+        "message": one.message,
+        "at": one.at,
+        "event": one.event_id,
+        "topic": one.topic,
+        "partition": one.partition,
+        "offset": one.offset,
+        "bytes": one.size,
+        "resolution": one.resolution,
+        "resolved_at": one.resolved_at,
+        "resolved_why": one.resolved_why,
+    }
+
+
+@dead_app.command(name="show")
+def dead_show(
+    letter: Annotated[str, typer.Argument(metavar="ID", help="A dead letter.", show_default=False)] = "",
+    to: Annotated[Path | None, typer.Option("--out", help="Write the event's bytes to this file.", show_default=False)] = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Show one dead letter: its reason, where it came from, and its event (redacted; --out writes it as it came).
+
+    Example: runlore dead show 1f2e3d4c5b6a7980
+    """
+
+    async def work(out: ui.Out) -> None:
+        import asyncio
+
+        from runlore import wiring
+        from runlore.consumers import dead
+
+        if not letter:
+            await _list_for_show(out, home)
+            return
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            (one,) = choose(await dead.read_all(opened.bus), [letter], None, False, 1)
+            value = await dead.value_of(opened.store, one) if to or one.size <= 65_536 else None
+        if to:
+            await asyncio.to_thread(to.write_bytes, value or b"")
+        preview = _preview(value, one.size)
+        out.answer({**_row(one), "event_preview": preview, "out": str(to) if to else None})
+        for name, text in _row(one).items():
+            if text is not None:
+                out.say(f"{name:<12} {text}")
+        out.say(f"{'event':<12} {preview}")
+
+    ui.run(work, as_json=as_json)
+
+
+async def _list_for_show(out: ui.Out, home: Path | None) -> None:
+    from runlore import wiring
+    from runlore.consumers import dead
+
+    async with wiring.open_home(ui.settings_of(home)) as opened:
+        rows = [_row(one) for one in await dead.read_all(opened.bus) if not one.resolution]
+    out.answer({"dead": rows, "total": len(rows)})
+    out.table(("id", "reason"), [[row["id"], row["reason"]] for row in rows])
+
+
+def _preview(value: bytes | None, size: int) -> str:
+    """The first of an event, redacted: it was refused before the record stage could redact it."""
+    from runlore.memory import redact
+
+    if value is None:
+        return f"({size:,} bytes; --out FILE writes them)"
+    text = redact.text(value[:65_536].decode("utf-8", "replace"))
+    return text[:2000] + (" …" if len(text) > 2000 else "")
+
+
+def choose(letters: list[Any], names: list[str] | None, kind: str | None, every: bool, limit: int) -> list[Any]:
+    """The open letters that are meant. Raises `errors.NotFound` or `errors.InvalidInput`."""
+    from runlore import errors
+
+    if names:
+        found = []
+        for name in names:
+            matches = [one for one in letters if one.id == name] or [one for one in letters if one.id.startswith(name)]
+            if len(matches) != 1:
+                problem = "more than one dead letter begins" if matches else "no dead letter begins"
+                raise errors.NotFound(f"{problem} with {name!r}", hint="`runlore dead` lists them")
+            found += matches
+        return found
+    if not every and kind is None:
+        raise errors.InvalidInput("say which: ids, --reason CODE or --all", hint="`runlore dead` lists them")
+    return [one for one in letters if not one.resolution and kind in (None, one.reason)][:limit]
+
+
+@dead_app.command(name="redrive")
+def dead_redrive(
+    letters: IdsArgument = None,
+    kind: CodeOption = None,
+    every: AllOption = False,
+    limit: LimitOption = 1000,
+    dry_run: DryRunOption = False,
+    note: NoteOption = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Publish dead events again as they came, once their cause is gone.
+
+    Example: runlore dead redrive --reason claim_missing --limit 10 --dry-run
+    """
+    _resolve("redrive", letters, kind, every, limit, dry_run, note, home, as_json)
+
+
+@dead_app.command(name="drop")
+def dead_drop(
+    letters: IdsArgument = None,
+    kind: CodeOption = None,
+    every: AllOption = False,
+    limit: LimitOption = 1000,
+    dry_run: DryRunOption = False,
+    note: NoteOption = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Note that nobody wants these events any more; they leave the list.
+
+    Example: runlore dead drop 1f2e3d4c --note "test data"
+    """
+    _resolve("drop", letters, kind, every, limit, dry_run, note, home, as_json)
+
+
+def _resolve(
+    verb: str,
+    names: list[str] | None,
+    kind: str | None,
+    every: bool,
+    limit: int,
+    dry_run: bool,
+    note: str,
+    home: Path | None,
+    as_json: bool,
+) -> None:
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.consumers import dead
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            chosen = choose(await dead.read_all(opened.bus), names, kind, every, limit)
+            if not dry_run and verb == "redrive":
+                await dead.redrive(opened.bus, opened.store, chosen, why=note)
+            elif not dry_run:
+                await dead.drop(opened.bus, chosen, why=note)
+        out.answer({"verb": verb, "dry_run": dry_run, "dead": [_row(one) for one in chosen]})
+        would = "would " if dry_run else ""
+        out.say(f"{would}{verb} {len(chosen)} dead letters")
+        if chosen and verb == "redrive" and not dry_run:
+            out.note("next: `runlore up` takes them up again")
+
+    ui.run(work, as_json=as_json)
+
+
+# --- review ---------------------------------------------------------------------------------------------
+
+
+@review_app.callback(invoke_without_command=True)
+def _review(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
+    """Rollouts held for review: what a guard refused, or a revert took out. Without a command: list them."""
+    if ctx.invoked_subcommand is None:
+        review_list(home=home, as_json=as_json)
+
+
+@review_app.command(name="list")
+def review_list(
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """List held rollouts with their reasons.
+
+    Example: runlore review list --project acme
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore.cli import inspect
+
+        async with inspect._open(home) as (opened, index):
+            rows = []
+            for one in index.memories(project):
+                if not one["held"] or memory not in (None, one["memory"]):
+                    continue
+                head = await opened.reader.head(one["project"], one["memory"])
+                for rollout, why in sorted(head.body.get("held", {}).items()):
+                    rows.append({"project": one["project"], "memory": one["memory"], "rollout": rollout, **why})
+        out.answer({"held": rows})
+        if not rows:
+            out.say("nothing is held for review")
+            return
+        columns = ("project", "memory", "rollout", "kind", "at", "reason")
+        out.table(columns, [[row[name] for name in columns] for row in rows])
+
+    ui.run(work, as_json=as_json)
+
+
+@review_app.command(name="release")
+def review_release(
+    rollouts: Annotated[list[str] | None, typer.Argument(metavar="ROLLOUT…", help="Held rollouts.", show_default=False)] = None,
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    every: Annotated[bool, typer.Option("--all", help="Every rollout that the memory holds.")] = False,
+    reason: ui.ReasonOption = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Let held rollouts be taken into memory again, with whatever runs they have now.
+
+    Example: runlore review release conv-7 --project acme --memory support --reason "looked at it: harmless"
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors, wiring
+        from runlore.consumers import consolidate
+        from runlore.events import ids
+
+        if not project or not memory or not (rollouts or every):
+            raise errors.InvalidInput("say which: ROLLOUT… or --all, --project and --memory", hint="`runlore review` lists them")
+        why = ui.needs_reason(reason)
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            head = await opened.reader.head(project, memory)
+            names = sorted(head.body.get("held", {})) if every else [ids.alias(name) for name in rollouts or []]
+            if every and not names:
+                raise errors.NotFound(f"{project}/{memory} holds nothing")
+            await consolidate.release(
+                opened.store, opened.bus, opened.reader, project, memory, names, reason=why
+            )
+        out.answer({"project": project, "memory": memory, "released": names})
+        out.say(f"released {len(names)} rollouts; the next `runlore up` takes them in")
+
+    ui.run(work, as_json=as_json)

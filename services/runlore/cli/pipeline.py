@@ -1,0 +1,374 @@
+"""Commands that move runs: up, emit, import, seed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runlore.cli import ui
+
+if TYPE_CHECKING:
+    from runlore.worker.loop import Progress, Worker
+
+BATCH = 100
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(emit)
+    app.command(name="import")(import_)
+    app.command()(seed)
+
+
+def up(
+    once: Annotated[bool, typer.Option("--once", help="Work off what is there, then exit.")] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Run the whole pipeline in one process, until SIGTERM or Ctrl-C (then it drains).
+
+    Bus and store are a SQLite log and a folder below --home. It can be killed at any moment: what it had not
+    finished comes again, and nothing is doubled.
+
+    Example: runlore up --once
+    """
+
+    async def work(out: ui.Out) -> None:
+        import asyncio
+        import signal
+
+        from runlore import wiring
+        from runlore.lookup.index import Index
+        from runlore.worker.loop import Worker
+
+        settings = ui.settings_of(home)
+        ui.configure_logs(settings)
+        async with wiring.open_home(settings, create=True) as opened:
+            with wiring.only_one(opened.root):
+                index = Index(opened.index_path)
+                try:
+                    worker = Worker(opened.store, opened.bus, index, settings)
+                    loop = asyncio.get_running_loop()
+                    for number in (signal.SIGTERM, signal.SIGINT):
+                        loop.add_signal_handler(number, worker.stopping.set)
+                    if once:
+                        await _drain(out, worker, opened)
+                    else:
+                        out.note(f"runlore is up on {opened.root}; Ctrl-C or SIGTERM drains and ends it")
+                        await _run(worker, opened)
+                finally:
+                    index.close()
+                _report(out, worker.progress)
+
+    ui.run(work, as_json=as_json)
+
+
+async def _drain(out: ui.Out, worker: Worker, opened: Any) -> None:
+    """`up --once`, with a bar over what is on the bus."""
+    total = sum((await opened.bus.lag(group="record", topic="runs")).values())
+    with out.progress() as bar:
+        task = bar.add_task("record", total=total, detail="")
+
+        def show(progress: Progress) -> None:
+            done = progress.recorded + progress.already + progress.superseded + progress.dead
+            detail = f"{progress.covered} rollouts in {progress.revisions} revisions" if progress.revisions else ""
+            bar.update(task, completed=done, total=max(total, done), detail=detail)
+
+        worker._on_progress = show
+        await worker.drain()
+
+
+async def _run(worker: Worker, opened: Any) -> None:
+    """`up`, writing its status twice a second for `runlore status`."""
+    import asyncio
+    import contextlib
+
+    beat = asyncio.create_task(_beat(worker, opened))
+    try:
+        await worker.run()
+    finally:
+        beat.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beat
+
+
+async def _beat(worker: Worker, opened: Any) -> None:
+    import asyncio
+    import json
+    from dataclasses import asdict
+
+    from runlore import wiring
+
+    last = b""
+    while True:
+        body = json.dumps({"stages": {name: asdict(stage) for name, stage in worker.progress.stages.items()}}).encode()
+        if body != last:
+            await asyncio.to_thread(wiring.write_file, opened.status_path, body)
+            last = body
+        await asyncio.sleep(0.5)
+
+
+def _report(out: ui.Out, progress: Progress) -> None:
+    counts = {
+        name: getattr(progress, name)
+        for name in ("recorded", "already", "superseded", "dead", "revisions", "covered", "held")
+    }
+    out.answer(counts)
+    parts = [f"recorded {progress.recorded} runs"]
+    parts += [f"{progress.already} were recorded already"] if progress.already else []
+    parts += [f"{progress.superseded} superseded"] if progress.superseded else []
+    parts += [f"{progress.dead} dead letters (`runlore dead`)"] if progress.dead else []
+    parts += [f"{progress.revisions} revisions over {progress.covered} rollouts"] if progress.revisions else []
+    parts += [f"{progress.held} rollouts held (`runlore review`)"] if progress.held else []
+    out.say(" · ".join(parts))
+
+
+def emit(
+    file: Annotated[str, typer.Argument(help="JSON lines: run.completed events, or their data. '-' reads stdin.")] = "-",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Publish events, one a line: a CloudEvent (structured mode), or a run's data alone.
+
+    Each line ends on the bus or in a dead letter, never nowhere; a line that no stage can take is named here
+    and can be seen with `runlore dead` after the next `up`. Sending a file twice changes nothing.
+
+    Example: runlore emit runs.jsonl
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors, wiring
+        from runlore.producer import Producer
+
+        if file == "-" and sys.stdin.isatty():
+            out.note("reading events from the terminal; end with Ctrl-D")
+        settings = ui.settings_of(home)
+        try:
+            stream = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115, ASYNC230
+        except OSError as exc:
+            raise errors.NotFound(f"{file} can not be read: {exc.strerror}") from None
+        with stream:
+            async with wiring.open_home(settings, create=True) as opened:
+                await _emit(out, Producer(opened.store, opened.bus), stream, file)
+
+    ui.run(work, as_json=as_json)
+
+
+async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:
+    from runlore import errors
+
+    sent = 0
+    problems = []
+    with out.progress() as bar:
+        task = bar.add_task("emit", total=None, detail="")
+        try:
+            async for batch in producer.emit(stream, source="/runlore/emit"):
+                sent += len(batch)
+                for one in batch:
+                    if one.problem:
+                        problems.append({"line": one.line, "event": one.event_id, **one.problem.as_dict()})
+                        bar.console.print(f"{name}:{one.line}: {one.problem.kind}: {one.problem.message}", markup=False)
+                bar.update(task, completed=sent, detail=f"{len(problems)} problems" if problems else "")
+        except OSError as exc:
+            raise errors.InvalidInput(f"{name} can not be read: {exc.strerror}") from None
+    out.answer({"sent": sent, "problems": problems})
+    said = f"sent {sent} events"
+    if problems:
+        said += f"; {len(problems)} of them will be dead letters (`runlore dead` after the next `up`)"
+    out.say(said)
+    if sent == 0:
+        out.note(f"{name} holds no event")
+
+
+def import_(
+    fmt: Annotated[str, typer.Argument(metavar="FORMAT", help="agents-sdk, chat or swe-agent.", show_default=False)] = "",
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH…", help="Files or folders.", show_default=False)] = None,
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, publish nothing.")] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Read transcripts that are there already and publish a run-completed event for each run.
+
+    A broken file or line is named and does not stop the others. Importing twice changes nothing, and an
+    interrupted import can simply be run again. Without a FORMAT it lists the formats.
+
+    Example: runlore import chat conversations.jsonl --project acme --memory support
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors, sources, wiring
+        from runlore.events import ids
+        from runlore.producer import Producer
+
+        if not fmt:
+            _list_formats(out)
+            return
+        if fmt not in sources.FORMATS:
+            raise errors.InvalidInput(f"there is no format {fmt!r}", hint=f"formats: {', '.join(sources.FORMATS)}")
+        if not paths:
+            raise errors.InvalidInput("no PATH was given", hint=f"`runlore import {fmt} PATH… --project P --memory M`")
+        if not project or not memory:
+            raise errors.InvalidInput("--project and --memory are needed", hint="they say where the runs belong")
+        ids.check_name(project, "project")
+        ids.check_name(memory, "memory")
+        settings = ui.settings_of(home)
+        if dry_run:
+            await _import(out, None, fmt, paths, project, memory)
+            return
+        async with wiring.open_home(settings, create=True) as opened:
+            await _import(out, Producer(opened.store, opened.bus), fmt, paths, project, memory)
+
+    ui.run(work, as_json=as_json)
+
+
+def _list_formats(out: ui.Out) -> None:
+    from runlore import sources
+
+    rows = [{"format": name, "reads": one.description} for name, one in sources.FORMATS.items()]
+    out.answer({"formats": rows})
+    out.table(["format", "reads"], [list(row.values()) for row in rows])
+
+
+async def _import(out: ui.Out, producer: Any, fmt: str, paths: list[Path], project: str, memory: str) -> None:
+    from runlore import errors, producer as producers, sources
+
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise errors.NotFound(f"{missing[0]} does not exist")
+    runs, rollouts, problems = 0, set(), []
+    batch: list[dict[str, Any]] = []
+
+    async def flush() -> None:
+        if producer is not None and batch:
+            await producer.publish(batch, source=producers.source_of(project))
+        batch.clear()
+
+    with out.progress() as bar:
+        task = bar.add_task(f"import {fmt}", total=None, detail="")
+        for path in paths:
+            for found in sources.read(fmt, path, project=project, memory=memory):
+                if isinstance(found, sources.Problem):
+                    problems.append({"file": str(found.file), "line": found.line, "kind": found.kind, "message": found.message})
+                    where = f"{found.file}:{found.line}" if found.line else str(found.file)
+                    bar.console.print(f"{where}: {found.kind}: {found.message}", markup=False)
+                    continue
+                runs += 1
+                rollouts.add(found.data.get("conversation_id") or found.data.get("session_id") or found.data["run_id"])
+                batch.append(found.data)
+                bar.update(task, completed=runs, detail=str(path.name))
+                if len(batch) >= BATCH:
+                    await flush()
+        await flush()
+    out.answer({"runs": runs, "rollouts": len(rollouts), "problems": problems, "dry_run": producer is None})
+    verb = "would publish" if producer is None else "published"
+    out.say(f"{verb} {runs} runs of {len(rollouts)} rollouts" + (f"; {len(problems)} problems" if problems else ""))
+    if producer is not None and runs:
+        out.note("next: `runlore up --once` makes memory of them")
+    if problems and not runs:
+        raise errors.InvalidInput(f"nothing in {', '.join(map(str, paths))} could be read as {fmt}")
+
+
+def seed(
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="The next run's conversation, session or group id; or a seed id.", show_default=False)
+    ] = "",
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    into: Annotated[Path | None, typer.Option("--into", help="The workspace to write into.", show_default=False)] = None,
+    subject: ui.SubjectOption = None,
+    at: Annotated[int | None, typer.Option("--at", help="A revision other than the newest.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace memory files that were edited in the workspace.")] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Write the memory for the next run of ID into a workspace.
+
+    It holds what every run may know, what only --subject may know, and where rollout ID stopped. Without
+    --into it shows what would be written; without an ID it lists the rollouts that there are.
+
+    Example: runlore seed conv-7 --project acme --memory support --into ./workspace
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.cli import inspect
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id:
+                await inspect.list_rollouts(out, opened, project, memory)
+                return
+            await _seed(out, opened, id, project, memory, into, subject, at, force)
+
+    ui.run(work, as_json=as_json)
+
+
+async def _seed(
+    out: ui.Out,
+    opened: Any,
+    name: str,
+    project: str | None,
+    memory: str | None,
+    into: Path | None,
+    subject: str | None,
+    at: int | None,
+    force: bool,
+) -> None:
+    import asyncio
+
+    from runlore import errors
+    from runlore.lookup import seeds
+
+    if name.startswith(seeds.PREFIX):
+        pinned: seeds.Seed | None = seeds.parse(name)
+    else:
+        if not project or not memory:
+            raise errors.InvalidInput("--project and --memory are needed", hint="`runlore seed` lists what there is")
+        pinned = await seeds.resolve(opened.reader, project, memory, name, subject=subject, at=at)
+    if pinned is None:
+        out.answer({"seed": None, "revision": 0, "files": [], "into": None, "written": 0})
+        out.say(f"{project}/{memory} has no revision yet: the run starts without memory")
+        return
+    found = await seeds.open_seed(opened.reader, pinned)
+    written = await asyncio.to_thread(seeds.write_into, found, into, force=force) if into else None
+    files = [{"path": path, "bytes": len(one.text.encode())} for path, one in sorted(found.files.items())]
+    out.answer(
+        {
+            "seed": pinned.id,
+            "project": pinned.project,
+            "memory": pinned.memory,
+            "rollout": pinned.rollout,
+            "subject": pinned.subject,
+            "revision": pinned.revision,
+            "expires": pinned.expires,
+            "notes": found.notes,
+            "files": files,
+            "into": str(into) if into else None,
+            "written": written.written if written else 0,
+            "unchanged": written.unchanged if written else 0,
+            "removed": written.removed if written else 0,
+        }
+    )
+    out.say(f"seed of {pinned.project}/{pinned.memory} revision {pinned.revision} ({found.notes} notes, {len(files)} files)")
+    _tree(out, into, files)
+    if into is None:
+        out.note("nothing was written: name a workspace with --into DIR")
+
+
+def _tree(out: ui.Out, into: Path | None, files: list[dict[str, Any]]) -> None:
+    """The files as a tree; long folders cut in the middle."""
+    out.say(f"{into or '.'}/")
+    folders: dict[str, list[dict[str, Any]]] = {}
+    for one in files:
+        folders.setdefault(str(Path(one["path"]).parent), []).append(one)
+    for folder, members in sorted(folders.items()):
+        out.say(f"  {folder}/")
+        shown = members if len(members) <= 8 else members[:6]
+        for one in shown:
+            out.say(f"    {Path(one['path']).name}  ({one['bytes']:,} bytes)")
+        if len(shown) < len(members):
+            out.say(f"    … and {len(members) - len(shown)} more")

@@ -1,0 +1,77 @@
+"""Heads: the one mutable object of a line, moved by compare-and-set. The only code that writes one.
+
+Invariant 3: a head moves only from the version that its writer read, and its counter only grows. Fields that
+this version of Runlore does not know survive every move, because the next body starts from the body read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from runlore import clock, errors
+from runlore.events import envelope
+from runlore.store import port
+
+CONFLICT_RETRIES_MAX = 8
+"""How often one move is sent again after a 409 (nothing landed) before the caller starts over."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One version of a head as read: `etag` is None where there is none yet."""
+
+    key: str
+    body: dict[str, Any]
+    etag: str | None
+
+    @property
+    def counter(self) -> int:
+        return int(self.body.get("counter", 0))
+
+
+async def read(store: port.ObjectStore, key: str, *, fmt: str) -> Head:
+    """The head at `key`, or one with counter 0 where there is none.
+
+    `fmt` is its format, like `runlore.rollout/1`. Raises `errors.Fatal` on a format that this version does
+    not know: writing over it could destroy what a newer version keeps there.
+    """
+    return parse(key, await store.get(key), fmt=fmt)
+
+
+def parse(key: str, stored: port.Stored | None, *, fmt: str) -> Head:
+    """The head in `stored`, checked as `read` does."""
+    if stored is None:
+        return Head(key, {}, None)
+    try:
+        body = json.loads(stored.body)
+        found = body["format"]
+    except (ValueError, KeyError, TypeError):
+        raise errors.Corrupt(f"the head {key} is not a head", key=key) from None
+    if found != fmt:
+        raise errors.Fatal(
+            f"the head {key} has the format {found!r}; this Runlore reads {fmt!r}",
+            hint="run the newer version of Runlore that wrote it",
+        )
+    return Head(key, body, stored.etag)
+
+
+async def move(store: port.ObjectStore, head: Head, changes: dict[str, Any], *, fmt: str) -> Head:
+    """Move `head` by one: its body with `changes` over it and its counter raised.
+
+    Raises `errors.HeadMoved` when another writer was first, or when the reply was lost: either way the
+    caller starts again from the head, and finds there whether its own write landed.
+    """
+    now = clock.now_iso()
+    body = {**head.body, **changes, "format": fmt, "counter": head.counter + 1, "moved_at": now}
+    raw = envelope.dump(body)
+    for attempt in range(CONFLICT_RETRIES_MAX):
+        try:
+            etag = await store.compare_and_set(head.key, raw, head.etag)
+            return Head(head.key, body, etag)
+        except errors.WriteConflict:
+            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
+        except (errors.PreconditionFailed, errors.OutcomeUnknown) as exc:
+            raise errors.HeadMoved(f"the head {head.key} moved past {head.counter}", key=head.key) from exc
+    raise errors.HeadMoved(f"the head {head.key} is contended", key=head.key)

@@ -1,0 +1,75 @@
+"""Where each kind of object lies: `<project>/<kind>/<2 hex>/…`.
+
+Project first, so that one IAM prefix and one LIST hold a tenant; two hex digits of a hash second, so that
+requests spread over a bucket's partitions. Every part is lower-case and file-safe (`events/ids.py`), so a
+directory on a case-insensitive file system can hold them too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+ROLLOUTS, RECORDS, MARKS, MEMORIES = "rollouts", "records", "marks", "memories"
+MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
+DEAD_LETTERS = "_dead"
+"""Not a project: no project's name begins with '_'."""
+
+
+def spread(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:2]
+
+
+def rollout_head(project: str, memory: str, rollout: str) -> str:
+    return f"{project}/{ROLLOUTS}/{spread(f'{memory}/{rollout}')}/{memory}/{rollout}.json"
+
+
+def records(project: str, memory: str, rollout: str) -> str:
+    """The prefix of a rollout's records."""
+    return f"{project}/{RECORDS}/{spread(f'{memory}/{rollout}')}/{memory}/{rollout}/"
+
+
+def record(project: str, memory: str, rollout: str, run: str, attempt: int) -> str:
+    return f"{records(project, memory, rollout)}{run}.{attempt:06d}"
+
+
+def record_name(key: str) -> tuple[str, int]:
+    """Run alias and attempt of a record's key."""
+    run, _, attempt = key.rpartition("/")[2].rpartition(".")
+    return run, int(attempt)
+
+
+def memory_head(project: str, memory: str) -> str:
+    return f"{project}/{MEMORIES}/{spread(memory)}/{memory}.json"
+
+
+def marks(project: str, memory: str) -> str:
+    """The prefix of a memory's marks."""
+    return f"{project}/{MARKS}/{spread(memory)}/{memory}/"
+
+
+def mark(project: str, memory: str, name: str) -> str:
+    return f"{marks(project, memory)}{name}.json"
+
+
+def manifest(project: str, memory: str, revision: int, sha256: str) -> str:
+    """A manifest is named by its revision and its content, so that a LIST finds a revision by its number."""
+    return f"{manifests(project, memory)}{revision:012d}-{sha256}"
+
+
+def manifests(project: str, memory: str, revision: int | None = None) -> str:
+    """The prefix of a memory's manifests, or of those written for one revision."""
+    prefix = f"{project}/{MANIFESTS}/{spread(memory)}/{memory}/"
+    return prefix if revision is None else f"{prefix}{revision:012d}-"
+
+
+def pack(project: str, sha256: str) -> str:
+    return f"{project}/{PACKS}/{sha256[:2]}/{sha256}"
+
+
+def claim(project: str, sha256: str) -> str:
+    return f"{project}/{CLAIMS}/{sha256[:2]}/{sha256}"
+
+
+def dead_letter(letter: str) -> str:
+    """Where the bytes of a dead letter lie that is too large for its topic."""
+    return f"{DEAD_LETTERS}/{spread(letter)}/{letter}"

@@ -1,0 +1,97 @@
+"""Marks: small durable objects that say what is left to do, and for which rollouts.
+
+A stage puts its mark after its effect and before its offset, on every delivery, also where the effect was
+there already (invariant 4). A mark is its own object under a name never used twice, and is deleted by that
+name, exactly when nothing it names is uncovered. Each of these words closes a hole (docs/DESIGN.md, "Marks").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from runlore import clock, errors
+from runlore.commit import keys
+from runlore.events import envelope
+from runlore.store import port
+
+FORMAT = "runlore.mark/1"
+PUT_ATTEMPTS_MAX = 8
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One mark as read."""
+
+    key: str
+    rollouts: tuple[str, ...]
+    put_at: str
+
+
+async def put(store: port.ObjectStore, project: str, memory: str, rollouts: Iterable[str]) -> str:
+    """Put one mark for `rollouts` of a memory; its key."""
+    body = {
+        "format": FORMAT,
+        "project": project,
+        "memory": memory,
+        "rollouts": sorted(set(rollouts)),
+        "put_at": clock.now_iso(),
+    }
+    for attempt in range(PUT_ATTEMPTS_MAX):
+        # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
+        key = keys.mark(project, memory, clock.new_id())
+        try:
+            await store.put_if_absent(key, envelope.dump(body))
+            return key
+        except (errors.WriteConflict, errors.OutcomeUnknown, errors.PreconditionFailed):
+            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
+    raise errors.StoreUnavailable(f"no mark could be put for {project}/{memory}")
+
+
+async def read_all(store: port.ObjectStore, project: str, memory: str, *, marks_max: int) -> list[Mark]:
+    """The oldest `marks_max` marks of a memory, oldest first (their names sort by time)."""
+    found: list[str] = []
+    async for row in store.list(keys.marks(project, memory)):
+        found.append(row.key)
+        if len(found) == marks_max:
+            break
+    stored = await store.get_many(found)
+    # One that is gone meanwhile was worked by somebody else.
+    return [parse(key, one.body) for key, one in zip(found, stored, strict=True) if one is not None]
+
+
+def parse(key: str, raw: bytes) -> Mark:
+    try:
+        body = json.loads(raw)
+        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")))
+    except (ValueError, KeyError, TypeError):
+        raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None
+
+
+async def delete(store: port.ObjectStore, marks: Sequence[Mark]) -> None:
+    """Delete these marks by name. What is lost of this is deleted by whoever looks next."""
+    for mark in marks:
+        await store.delete(mark.key)
+
+
+async def projects(store: port.ObjectStore) -> list[str]:
+    """The projects of a store: every top-level part that can be a project's name."""
+    return [name for name in await store.children("") if not name.startswith("_")]
+
+
+async def marked(store: port.ObjectStore) -> set[tuple[str, str]]:
+    """Every (project, memory) that has a mark."""
+    found = set()
+    for project in await projects(store):
+        async for row in store.list(f"{project}/{keys.MARKS}/"):
+            found.add((project, row.key.split("/")[3]))
+    return found
+
+
+async def waiting(store: port.ObjectStore, *, marks_max: int = 10_000) -> list[Mark]:
+    """Every mark there is, up to `marks_max` per memory: what consolidation still has to do."""
+    found = []
+    for project, memory in sorted(await marked(store)):
+        found += await read_all(store, project, memory, marks_max=marks_max)
+    return found

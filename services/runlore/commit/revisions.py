@@ -1,0 +1,201 @@
+"""Revisions: a memory's immutable, numbered versions, each named by one manifest.
+
+A manifest holds three paged maps (coverage: rollout → what of it is covered; notes; files: part → content),
+the packs that hold their pages and contents, its parent, and what it newly covers. Written in the order
+pack → manifest → head (invariant 1); found by number through a LIST of one prefix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runlore import clock, errors
+from runlore.commit import heads, keys, packs, pages
+from runlore.events import envelope
+from runlore.store import port
+
+HEAD_FORMAT = "runlore.memory/1"
+MANIFEST_FORMAT = "runlore.manifest/1"
+CACHE_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes of packs that one process keeps in memory."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One revision in memory: its manifest's body and the frames of its packs."""
+
+    project: str
+    memory: str
+    sha256: str
+    body: Mapping[str, Any]
+    frames: packs.Frames
+
+    @property
+    def number(self) -> int:
+        return int(self.body["revision"])
+
+    @property
+    def parent(self) -> tuple[int, str] | None:
+        parent = self.body.get("parent")
+        return (int(parent["revision"]), str(parent["manifest"])) if parent else None
+
+    def map(self, name: str) -> pages.PagedMap:
+        """A paged map of this revision: `coverage`, `notes` or `files`. A change to it changes nothing here."""
+        return pages.PagedMap(self.body["maps"][name], self.frames.content)
+
+    def text(self, sha256: str) -> str:
+        """The content of one part, verified."""
+        return self.frames.content(sha256).decode("utf-8")
+
+
+class Reader:
+    """Reads revisions; keeps the packs it read, which never change, up to `CACHE_BYTES_MAX`."""
+
+    def __init__(self, store: port.ObjectStore) -> None:
+        self._store = store
+        self._packs: OrderedDict[str, packs.Pack] = OrderedDict()
+        self._bytes = 0
+
+    async def head(self, project: str, memory: str) -> heads.Head:
+        """The memory's head; counter 0 where it has no revision yet."""
+        return await heads.read(self._store, keys.memory_head(project, memory), fmt=HEAD_FORMAT)
+
+    async def manifest(self, project: str, memory: str, number: int, sha256: str) -> dict[str, Any]:
+        """A manifest's body, verified. Raises `errors.Corrupt`."""
+        key = keys.manifest(project, memory, number, sha256)
+        stored = await self._store.get(key)
+        if stored is None:
+            raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest is missing", key=key)
+        if packs.name(stored.body) != sha256:
+            raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest has other bytes", key=key)
+        body = json.loads(stored.body)
+        if body.get("format") != MANIFEST_FORMAT:
+            raise errors.Fatal(f"revision {number} of {project}/{memory} has the format {body.get('format')!r}")
+        return body
+
+    async def load(self, project: str, memory: str, number: int, sha256: str) -> Revision:
+        """A revision with its packs. Raises `errors.Corrupt` where anything is missing or changed."""
+        body = await self.manifest(project, memory, number, sha256)
+        names = [str(pack["sha256"]) for pack in body["packs"]]
+        missing = [name for name in names if name not in self._packs]
+        found = await self._store.get_many([keys.pack(project, name) for name in missing])
+        fresh: dict[str, packs.Pack] = {}
+        for name, stored in zip(missing, found, strict=True):
+            if stored is None:
+                raise errors.Corrupt(f"revision {number} of {project}/{memory}: pack {name[:12]} is missing")
+            fresh[name] = packs.decode(name, stored.body)
+        held = [fresh.get(name) or self._packs[name] for name in names]
+        for pack in held:
+            self.keep(pack)
+        return Revision(project, memory, sha256, body, packs.Frames(held))
+
+    def keep(self, pack: packs.Pack) -> None:
+        """Remember a pack that was just read or written."""
+        if pack.sha256 not in self._packs:
+            self._packs[pack.sha256] = pack
+            self._bytes += len(pack.raw)
+        self._packs.move_to_end(pack.sha256)
+        while self._bytes > CACHE_BYTES_MAX and len(self._packs) > 1:
+            _, dropped = self._packs.popitem(last=False)
+            self._bytes -= len(dropped.raw)
+
+    async def current(self, head: heads.Head, project: str, memory: str) -> Revision | None:
+        """The revision that `head` names; None before the first."""
+        if not head.body.get("manifest"):
+            return None
+        return await self.load(project, memory, int(head.body["revision"]), str(head.body["manifest"]))
+
+    async def at(self, project: str, memory: str, number: int | None = None) -> Revision:
+        """Revision `number` (None: the head's). Raises `errors.NotFound` with what there is."""
+        head = await self.head(project, memory)
+        newest = int(head.body.get("revision", 0))
+        if newest == 0:
+            raise errors.NotFound(
+                f"memory {project}/{memory} has no revision yet",
+                hint="`runlore status` shows what is still on its way",
+            )
+        if number is None or number == newest:
+            revision = await self.current(head, project, memory)
+            assert revision is not None
+            return revision
+        if not 1 <= number < newest:
+            raise errors.NotFound(f"memory {project}/{memory} has revisions 1 to {newest}, not {number}")
+        return await self.load(project, memory, number, await self._find(head, project, memory, number))
+
+    async def _find(self, head: heads.Head, project: str, memory: str, number: int) -> str:
+        """The manifest of revision `number` in the head's line.
+
+        A LIST by number finds it at once; where writers raced, several were written for that number, and
+        only one is the parent of the next: then the line is walked from the head.
+        """
+        prefix = keys.manifests(project, memory, number)
+        named = [row.key.removeprefix(prefix) async for row in self._store.list(prefix)]
+        if len(named) == 1:
+            return named[0]
+        at, sha256 = int(head.body["revision"]), str(head.body["manifest"])
+        while at > number:
+            parent = (await self.manifest(project, memory, at, sha256)).get("parent")
+            if not parent:
+                break
+            at, sha256 = int(parent["revision"]), str(parent["manifest"])
+        if at != number:
+            raise errors.NotFound(f"revision {number} of {project}/{memory} is not kept any more")
+        return sha256
+
+    async def line(self, project: str, memory: str) -> AsyncIterator[dict[str, Any]]:
+        """The manifests of a memory from the newest back, each with its own `sha256` added."""
+        head = await self.head(project, memory)
+        at, sha256 = int(head.body.get("revision", 0)), head.body.get("manifest")
+        while sha256:
+            body = await self.manifest(project, memory, at, sha256)
+            yield {**body, "sha256": sha256}
+            parent = body.get("parent")
+            at, sha256 = (int(parent["revision"]), str(parent["manifest"])) if parent else (0, None)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the next revision will hold."""
+
+    coverage: pages.PagedMap
+    notes: pages.PagedMap
+    files: pages.PagedMap
+    contents: Mapping[str, bytes]
+    """The contents that `files` names, as far as they are new (name → content)."""
+    live: frozenset[str]
+    """Every frame that `files` names."""
+    facts: Mapping[str, Any]
+    """The manifest's own fields: covers, engine, layout, reason, selected, totals, …"""
+
+
+async def write(
+    store: port.ObjectStore, reader: Reader, project: str, memory: str, *, parent: Revision | None, draft: Draft
+) -> Revision:
+    """Write a draft's pack, then its manifest; the revision, which no head names yet."""
+    new = dict(draft.contents)
+    maps = {"coverage": draft.coverage, "notes": draft.notes, "files": draft.files}
+    roots = {name: paged.flush(new) for name, paged in maps.items()}
+    live = set(draft.live).union(*(paged.names() for paged in maps.values()))
+    held, written = packs.repack(parent.frames if parent else packs.Frames(), live, new)
+    if written is not None:
+        await store.put(keys.pack(project, written.sha256), written.raw)
+        reader.keep(written)
+    body = {
+        "format": MANIFEST_FORMAT,
+        "project": project,
+        "memory": memory,
+        "revision": parent.number + 1 if parent else 1,
+        "parent": {"revision": parent.number, "manifest": parent.sha256} if parent else None,
+        "created_at": clock.now_iso(),
+        **draft.facts,
+        "maps": roots,
+        "packs": [{"sha256": pack.sha256, "size": len(pack.raw)} for pack in held],
+    }
+    raw = envelope.dump(body)
+    sha256 = packs.name(raw)
+    await store.put(keys.manifest(project, memory, body["revision"], sha256), raw)
+    return Revision(project, memory, sha256, body, packs.Frames(held))

@@ -1,0 +1,102 @@
+"""A rollout's head and records: which runs it has, and its summary.
+
+The head of a rollout holds the membership of its runs (invariant 2: a run is recognised by run and attempt,
+never by its body) and the summary itself, so that a run costs two writes: its record and the head.
+
+A record is one object: a line of metadata, then the run's own line, exactly as it is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runlore import clock, errors
+from runlore.commit import keys
+from runlore.events import envelope
+from runlore.store import port
+
+HEAD_FORMAT = "runlore.rollout/1"
+RECORD_FORMAT = "runlore.record/1"
+PUT_ATTEMPTS_MAX = 8
+
+
+@dataclass(frozen=True)
+class Record:
+    """One recorded run: its metadata (see `consumers/record.py`) and its line without the newline."""
+
+    meta: Mapping[str, Any]
+    line: str
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was computed from it once (its digest), so that it is not computed twice."""
+
+    @property
+    def run(self) -> str:
+        return str(self.meta["run"])
+
+    @property
+    def attempt(self) -> int:
+        return int(self.meta["attempt"])
+
+    @property
+    def received(self) -> str:
+        return str(self.meta["received"])
+
+    def encode(self) -> bytes:
+        return envelope.dump({"format": RECORD_FORMAT, **self.meta}) + b"\n" + self.line.encode("ascii") + b"\n"
+
+
+def decode(key: str, raw: bytes) -> Record:
+    """The record in `raw`. Raises `errors.Corrupt`."""
+    try:
+        head, line = raw.decode("ascii").split("\n", 1)
+        meta = json.loads(head)
+        if meta.pop("format") != RECORD_FORMAT:
+            raise ValueError
+        return Record(meta, line.removesuffix("\n"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise errors.Corrupt(f"the record {key} is not a record", key=key) from None
+
+
+async def put_record(store: port.ObjectStore, key: str, record: Record) -> tuple[Record, bool]:
+    """Put `record` if nothing is at `key`; (the record that is there, whether this call put it).
+
+    Its body is a function of the event, so after a lost reply the same put is simply sent again. Raises
+    `errors.RunConflict` when the record that is there was received with other bytes.
+    """
+    raw = record.encode()
+    for attempt in range(PUT_ATTEMPTS_MAX):
+        try:
+            await store.put_if_absent(key, raw)
+            return record, True
+        except (errors.WriteConflict, errors.OutcomeUnknown):
+            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
+        except errors.PreconditionFailed:
+            there = await store.get(key)
+            if there is None:
+                continue
+            known = decode(key, there.body)
+            if known.received != record.received:
+                raise conflict(record.run, record.attempt) from None
+            return known, False
+    raise errors.StoreUnavailable(f"the record {key} could not be put", key=key)
+
+
+def conflict(run: str, attempt: int) -> errors.RunConflict:
+    return errors.RunConflict(
+        f"run {run} attempt {attempt} was recorded before with other bytes",
+        hint="a corrected run needs a higher `attempt`; drop this one if it was sent by mistake",
+        run=run,
+        attempt=attempt,
+    )
+
+
+async def recorded(store: port.ObjectStore, project: str, memory: str, rollout: str) -> dict[str, dict[int, str]]:
+    """What a LIST shows of a rollout: run alias → attempt → key of the record."""
+    found: dict[str, dict[int, str]] = {}
+    async for row in store.list(keys.records(project, memory, rollout)):
+        run, attempt = keys.record_name(row.key)
+        found.setdefault(run, {})[attempt] = row.key
+    return found

@@ -1,0 +1,411 @@
+"""Consolidate: the rollouts that marks name become the memory's next revision.
+
+    marks → head → inputs (summaries not covered) → pack → manifest → CAS head → ring → delete marks
+
+Read in this order, a mark that lands while the revision is made is simply left for the next pass. What is
+covered is each rollout's counter (`coverage`), apart from what is selected: the newest `ROLLOUTS_SELECTED_MAX`
+rollouts have notes, older ones stay covered and searchable. A batch that fails the guards is split until the
+guilty rollouts stand alone; those are held in the head for review, the rest proceed (invariant 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runlore import clock, errors
+from runlore.bus import port as bus_port
+from runlore.commit import heads, marks, packs, pages, revisions
+from runlore.consumers import record, summarize
+from runlore.consumers.runtime import SEQUENTIAL, Runtime
+from runlore.events import envelope, models
+from runlore.memory import guards, notes, operations, render, rules
+from runlore.store import port as store_port
+
+ROLLOUTS_SELECTED_MAX = 256
+"""Rollouts that a revision holds notes of: the SDK's `max_raw_memories_for_consolidation`."""
+ROLLOUTS_PER_REVISION_MAX = 256
+"""Rollouts that one revision takes in."""
+MARKS_PER_PASS_MAX = 512
+HELD_MAX = 2000
+"""Rollouts that one memory holds for review at most; past it consolidation of that memory stops and says so."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over a memory's marks did."""
+
+    revision: int | None = None
+    """The revision it made, if any."""
+    covered: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    marks_deleted: int = 0
+    more: bool = False
+    """Whether marks are left that this pass could not finish."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The notes of a memory and which rollouts they are of: the pure state that a revision is made from."""
+
+    notes: notes.Notes
+    selected: Mapping[str, str]
+    """Rollout → when it was last updated."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The state after a batch, rendered."""
+
+    state: Memory
+    parts: Mapping[str, render.Part]
+    refused: list[Any] = field(default_factory=list)
+
+
+class ConsolidateStage:
+    """Works the marks of one memory at a time."""
+
+    def __init__(
+        self,
+        store: store_port.ObjectStore,
+        bus: bus_port.Bus,
+        *,
+        reader: revisions.Reader | None = None,
+        runtime: Runtime = SEQUENTIAL,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._reader = reader or revisions.Reader(store)
+        self._runtime = runtime
+
+    async def work(self, project: str, memory: str) -> Pass:
+        """One pass over the memory's marks. Raises `errors.Retryable` or `errors.Blocked` as the store does."""
+        for restart in range(summarize.RESTARTS_MAX):
+            try:
+                return await self._pass(project, memory)
+            except errors.HeadMoved:
+                await clock.sleep(0.005 * restart * clock.jitter())
+        raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")
+
+    async def _pass(self, project: str, memory: str) -> Pass:
+        found = await marks.read_all(self._store, project, memory, marks_max=MARKS_PER_PASS_MAX)
+        if not found:
+            return Pass()
+        head = await self._reader.head(project, memory)
+        held_now = head.body.get("held", {})
+        # A release whose writer died before its mark is worked with whatever mark comes next.
+        released = {name for name, why in held_now.items() if why.get("released")}
+        named = sorted({rollout for mark in found for rollout in mark.rollouts} | released)
+        inputs = await self._inputs(project, memory, named)
+        before = await self._reader.current(head, project, memory)
+        held: dict[str, Any] = dict(head.body.get("held", {}))
+        pending = uncovered(before, held, inputs)
+        batch, later = pending[:ROLLOUTS_PER_REVISION_MAX], pending[ROLLOUTS_PER_REVISION_MAX:]
+        made = Pass()
+        if batch:
+            made, head = await self._move(project, memory, head, before, {name: inputs[name] for name in batch})
+        # A mark is deleted exactly when nothing it names is uncovered: also where there was nothing to do.
+        left = set(later)
+        done = [mark for mark in found if left.isdisjoint(mark.rollouts)]
+        await marks.delete(self._store, done)
+        more = bool(left) or len(found) == MARKS_PER_PASS_MAX
+        return Pass(made.revision, made.covered, made.held, len(done), more)
+
+    async def _inputs(self, project: str, memory: str, named: Sequence[str]) -> dict[str, heads.Head]:
+        """The head of each named rollout that has one, after its summary covers its records."""
+        jobs = [lambda name=name: summarize.bring_up(self._store, project, memory, name, self._runtime) for name in named]
+        found = await self._runtime.gather(jobs)
+        return {name: head for name, head in zip(named, found, strict=True) if head.counter}
+
+    async def _move(
+        self,
+        project: str,
+        memory: str,
+        head: heads.Head,
+        before: revisions.Revision | None,
+        batch: Mapping[str, heads.Head],
+    ) -> tuple[Pass, heads.Head]:
+        """Make the revision that takes `batch` in, and move the head to it."""
+        layout = head.body.get("layout") or next(iter(batch.values())).body["layout"]
+        state = await self._runtime.offload(load_state, before)
+        accepted, guilty, made = await self._runtime.offload(accept, state, batch, layout)
+        held: dict[str, Any] = {name: why for name, why in head.body.get("held", {}).items() if name not in accepted}
+        held |= {name: _held(batch[name], why) for name, why in guilty.items()}
+        if len(held) > HELD_MAX:
+            raise errors.Blocked(
+                f"memory {project}/{memory} holds {len(held)} rollouts for review; at most {HELD_MAX} can be",
+                hint="`runlore review` lists them with reasons",
+            )
+        changes: dict[str, Any] = {"project": project, "memory": memory, "layout": layout, "held": held}
+        number = None
+        if accepted:
+            draft = await self._runtime.offload(draft_of, before, made, batch, accepted, layout)
+            revision = await revisions.write(self._store, self._reader, project, memory, parent=before, draft=draft)
+            changes |= {"revision": revision.number, "manifest": revision.sha256}
+            number = revision.number
+        head = await heads.move(self._store, head, changes, fmt=revisions.HEAD_FORMAT)
+        bell = models.Changed(kind="memory", project=project, memory=memory, counter=head.counter)
+        await record.ring(self._bus, [bell])
+        return Pass(number, tuple(sorted(accepted)), tuple(sorted(guilty))), head
+
+
+def uncovered(
+    before: revisions.Revision | None, held: Mapping[str, Any], inputs: Mapping[str, heads.Head]
+) -> list[str]:
+    """The rollouts whose summary's counter is above the one covered, oldest first; held ones wait for a person."""
+    coverage = before.map("coverage") if before else None
+    pending = []
+    for name, head in inputs.items():
+        if name in held and not held[name].get("released"):
+            continue
+        known = coverage.get(name) if coverage else None
+        if known is None or int(known["counter"]) < head.counter or name in held:
+            pending.append(name)
+    return sorted(pending, key=lambda name: (recency(inputs[name].body["updated_at"]), name))
+
+
+def recency(updated_at: str) -> tuple[int, str]:
+    """Sorts as the SDK does: an unknown time counts as oldest."""
+    return (0, "") if updated_at == summarize.UNKNOWN else (1, updated_at)
+
+
+def load_state(revision: revisions.Revision | None) -> Memory:
+    """The pure state of a revision."""
+    if revision is None:
+        return Memory(notes.Notes.load({}), {})
+    return Memory(notes.Notes.load(dict(revision.map("notes").items())), dict(revision.body["selected"]))
+
+
+def accept(
+    state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]
+) -> tuple[list[str], dict[str, list[guards.Violation]], Made]:
+    """Take in as much of `batch` as passes the guards: (accepted, guilty with reasons, the state after).
+
+    Halving finds each guilty rollout in the logarithm of the batch; since notes are a function of the set of
+    rollouts, the order of trying changes nothing in the result.
+    """
+    accepted: list[str] = []
+    guilty: dict[str, list[guards.Violation]] = {}
+    best = Made(state, {})
+
+    def attempt(names: list[str]) -> None:
+        nonlocal best
+        made = take_in(state, {name: batch[name] for name in [*accepted, *names]}, layout)
+        violations = guards.check(state.notes, made.state.notes, made.parts)
+        if not violations:
+            accepted.extend(names)
+            best = made
+        elif len(names) == 1:
+            guilty[names[0]] = violations
+        else:
+            middle = len(names) // 2
+            attempt(names[:middle])
+            attempt(names[middle:])
+
+    attempt(list(batch))
+    return accepted, guilty, best
+
+
+def take_in(state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]) -> Made:
+    """The state after `batch`: selection first, then the operations of what is selected."""
+    candidates = {**state.selected, **{name: head.body["updated_at"] for name, head in batch.items()}}
+    chosen = select(candidates)
+    now = state.notes
+    for name in state.selected:
+        if name not in chosen:
+            now = now.drop(name)
+    refused: list[Any] = []
+    for name, head in batch.items():
+        if name in chosen:
+            proposed = operations.propose(now, name, head.body["summary"])
+            now, rejected = operations.apply(now, proposed, shown=None)
+            refused += [{"note": op.note, "rollout": op.rollout, "reason": why} for op, why in rejected]
+    selected = {name: candidates[name] for name in chosen}
+    return Made(Memory(now, selected), render.parts(now, models.Layout(**layout)), refused)
+
+
+def select(candidates: Mapping[str, str]) -> set[str]:
+    """The newest rollouts, as many as a revision holds."""
+    order = sorted(candidates, key=lambda name: (recency(candidates[name]), name), reverse=True)
+    return set(order[:ROLLOUTS_SELECTED_MAX])
+
+
+def draft_of(
+    before: revisions.Revision | None,
+    made: Made,
+    batch: Mapping[str, heads.Head],
+    accepted: Sequence[str],
+    layout: Mapping[str, Any],
+) -> revisions.Draft:
+    """What the next revision writes: only pages and contents that are not in its parent."""
+    coverage, noted, files = (before.map(name) if before else _empty() for name in ("coverage", "notes", "files"))
+    covers = []
+    for name in sorted(accepted):
+        body = batch[name].body
+        covers.append(
+            {
+                "rollout": name,
+                "counter": batch[name].counter,
+                "runs": sorted([run, entry["attempt"]] for run, entry in body["runs"].items()),
+            }
+        )
+        coverage.set(name, {"counter": batch[name].counter, "updated_at": body["updated_at"]})
+    noted.replace(made.state.notes.entries())
+    contents, live = lay_out(made.parts, files)
+    facts = {
+        "reason": "runs",
+        "engine": rules.ENGINE,
+        "tokens": 0,
+        "cost_usd": 0,
+        "layout": dict(layout),
+        "covers": covers,
+        "refused": made.refused[:100],
+        "selected": dict(sorted(made.state.selected.items())),
+        "totals": totals(made.parts, made.state, len(coverage)),
+    }
+    return revisions.Draft(coverage, noted, files, contents, frozenset(live), facts)
+
+
+def lay_out(
+    parts: Mapping[str, render.Part], files: pages.PagedMap
+) -> tuple[dict[str, bytes], set[str]]:
+    """Make `files` name exactly `parts`; (the contents by name, all names)."""
+    contents: dict[str, bytes] = {}
+    entries: dict[str, Any] = {}
+    for key, part in parts.items():
+        raw = part.text.encode("utf-8")
+        why = envelope.dump([list(span) for span in part.why])
+        entries[key] = {"sha256": packs.name(raw), "size": len(raw), "why": packs.name(why)}
+        entries[key] |= {"rollout": part.rollout} if part.rollout else {}
+        entries[key] |= {"subject": part.subject} if part.subject else {}
+        contents[entries[key]["sha256"]], contents[entries[key]["why"]] = raw, why
+    files.replace(entries)
+    return contents, set(contents)
+
+
+def totals(parts: Mapping[str, render.Part], state: Memory, covered: int) -> dict[str, int]:
+    return {
+        "files": len(parts),
+        "bytes": sum(len(part.text.encode("utf-8")) for part in parts.values()),
+        "notes": len(state.notes.entries()),
+        "selected": len(state.selected),
+        "rollouts": covered,
+    }
+
+
+def _empty() -> pages.PagedMap:
+    return pages.PagedMap(None, _nothing)
+
+
+def _nothing(name: str) -> bytes:
+    raise errors.Corrupt(f"an empty map has no page {name[:12]}")
+
+
+def _held(head: heads.Head, violations: Iterable[guards.Violation]) -> dict[str, Any]:
+    first = [f"{one.kind}: {one.message}" for one in violations][:5]
+    return {"counter": head.counter, "kind": "guard", "reason": "; ".join(first), "at": clock.now_iso()}
+
+
+async def revert(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    reader: revisions.Reader,
+    project: str,
+    memory: str,
+    *,
+    to: int,
+    reason: str,
+) -> tuple[int, list[str]]:
+    """Make a revision with the notes of revision `to`; (its number, the rollouts now held).
+
+    It is a new manifest whose parent is the present one, with the old notes and the *present* coverage; what
+    was taken in since is held until somebody releases it. With the old coverage instead, the next run of a
+    bad rollout would bring it straight back.
+    """
+    for _ in range(summarize.RESTARTS_MAX):
+        head = await reader.head(project, memory)
+        before = await reader.at(project, memory)
+        if to == before.number:
+            raise errors.Refused(f"revision {to} is what {project}/{memory} has already")
+        old = await reader.at(project, memory, to)
+        reverted = changed_since(old, before)
+        if len({*head.body.get("held", {}), *reverted}) > HELD_MAX:
+            raise errors.Refused(
+                f"reverting to {to} would hold {len(reverted)} rollouts for review; at most {HELD_MAX} can be",
+                hint="revert to a newer revision",
+            )
+        state = load_state(old)
+        made = Made(state, render.parts(state.notes, models.Layout(**old.body["layout"])))
+        files = before.map("files")
+        contents, live = lay_out(made.parts, files)
+        noted = before.map("notes")
+        noted.replace(state.notes.entries())
+        coverage = before.map("coverage")
+        facts = {
+            "reason": "revert",
+            "note": reason,
+            "reverted_to": to,
+            "engine": old.body["engine"],
+            "tokens": 0,
+            "cost_usd": 0,
+            "layout": old.body["layout"],
+            "covers": [],
+            "selected": dict(old.body["selected"]),
+            "totals": totals(made.parts, state, len(coverage)),
+        }
+        draft = revisions.Draft(coverage, noted, files, contents, frozenset(live), facts)
+        revision = await revisions.write(store, reader, project, memory, parent=before, draft=draft)
+        why = {"kind": "revert", "reason": reason, "at": clock.now_iso()}
+        held = {name: {"counter": counter, **why} for name, counter in reverted.items()}
+        changes = {
+            "revision": revision.number,
+            "manifest": revision.sha256,
+            "held": {**head.body.get("held", {}), **held},
+        }
+        if int(head.body["revision"]) != before.number:
+            continue
+        try:
+            head = await heads.move(store, head, changes, fmt=revisions.HEAD_FORMAT)
+        except errors.HeadMoved:
+            continue
+        await record.ring(bus, [models.Changed(kind="memory", project=project, memory=memory, counter=head.counter)])
+        return revision.number, sorted(reverted)
+    raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")
+
+
+def changed_since(old: revisions.Revision, now: revisions.Revision) -> dict[str, int]:
+    """The rollouts that `now` covers further than `old` did, with the counter covered."""
+    then = {name: int(entry["counter"]) for name, entry in old.map("coverage").items()}
+    present = {name: int(entry["counter"]) for name, entry in now.map("coverage").items()}
+    return {name: counter for name, counter in present.items() if counter > then.get(name, 0)}
+
+
+async def release(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    reader: revisions.Reader,
+    project: str,
+    memory: str,
+    rollouts: Sequence[str],
+    *,
+    reason: str,
+) -> None:
+    """Let held rollouts be taken in again. Raises `errors.NotFound` for one that is not held."""
+    for _ in range(summarize.RESTARTS_MAX):
+        head = await reader.head(project, memory)
+        held = dict(head.body.get("held", {}))
+        unknown = [name for name in rollouts if name not in held]
+        if unknown:
+            raise errors.NotFound(f"{project}/{memory} does not hold {', '.join(unknown)}")
+        for name in rollouts:
+            held[name] = {**held[name], "released": True, "released_why": reason, "released_at": clock.now_iso()}
+        try:
+            await heads.move(store, head, {"held": held}, fmt=revisions.HEAD_FORMAT)
+        except errors.HeadMoved:
+            continue
+        # The mark after the head: whoever works it finds the release.
+        await marks.put(store, project, memory, rollouts)
+        await record.ring(bus, [models.Changed(kind="mark", project=project, memory=memory)])
+        return
+    raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")

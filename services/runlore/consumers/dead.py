@@ -1,0 +1,177 @@
+"""Dead letters: events that could not take effect, kept with their reason until redriven or dropped.
+
+A letter keeps the message's key, value and headers as they came, and adds headers that begin with `rl_`.
+Its id is a function of where the message stood (topic, partition, offset), so burying it twice is one
+letter. A value too large for the topic lies in the store, and the letter points to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from runlore import clock, errors
+from runlore.bus import port as bus_port
+from runlore.commit import keys
+from runlore.events import envelope
+from runlore.store import port as store_port
+
+VALUE_BYTES_MAX = envelope.EVENT_BYTES_MAX - 64 * 1024
+"""Largest value that a letter carries itself, in bytes; its headers need room below the message limit."""
+PART_BYTES = 16 * 1024 * 1024
+"""Size of one object of a value that lies in the store, in bytes."""
+MESSAGE_CHARS_MAX = 500
+PREFIX = "rl_"
+REDRIVEN, DROPPED = "redriven", "dropped"
+
+
+@dataclass
+class Letter:
+    """One dead letter, and what became of it."""
+
+    id: str
+    reason: str
+    message: str
+    topic: str
+    partition: int
+    offset: int
+    at: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    pointers: tuple[str, ...] = ()
+    """Keys of the objects that hold the value, in order, where the bus could not."""
+    size: int = 0
+    resolution: str | None = None
+    resolved_at: str | None = None
+    resolved_why: str | None = None
+
+    @property
+    def event_id(self) -> str | None:
+        """The CloudEvents id, where the event has one."""
+        for name, raw in self.headers:
+            if name.lower() == "ce_id":
+                return raw.decode("utf-8", "replace")
+        return None
+
+
+def letter_id(topic: str, partition: int, offset: int) -> str:
+    return hashlib.sha256(f"{topic}/{partition}/{offset}".encode()).hexdigest()[:16]
+
+
+async def letter(
+    store: store_port.ObjectStore, message: bus_port.Message, error: errors.Poison
+) -> bus_port.Outgoing:
+    """The dead letter for a message; a value that is too large is put in the store first."""
+    name = letter_id(message.topic, message.partition, message.offset)
+    if message.value is None or len(message.value) <= VALUE_BYTES_MAX:
+        return compose(name, message, error)
+    stored = await put_parts(store, [message.value])
+    return compose(name, message, error, stored=stored)
+
+
+async def put_parts(store: store_port.ObjectStore, parts: Iterable[bytes]) -> tuple[list[str], int]:
+    """Put the bytes of a value that the bus can not take, part by part: (their keys, their size in bytes)."""
+    pointers, size = [], 0
+    for part in parts:
+        size += len(part)
+        for at in range(0, len(part), PART_BYTES):
+            piece = part[at : at + PART_BYTES]
+            pointers.append(keys.dead_letter(hashlib.sha256(piece).hexdigest()))
+            await store.put(pointers[-1], piece)
+    return pointers, size
+
+
+def compose(
+    name: str, message: bus_port.Message, error: errors.Poison, *, stored: tuple[list[str], int] | None = None
+) -> bus_port.Outgoing:
+    """The letter `name` for a message, whose value is in the store where `stored` says so."""
+    value = message.value if stored is None else None
+    extra = [] if stored is None else [("rl_pointers", ",".join(stored[0])), ("rl_size", str(stored[1]))]
+    fields = [
+        ("rl_dead", name),
+        ("rl_reason", error.kind),
+        ("rl_message", error.message[:MESSAGE_CHARS_MAX]),
+        ("rl_topic", message.topic),
+        ("rl_partition", str(message.partition)),
+        ("rl_offset", str(message.offset)),
+        ("rl_at", clock.now_iso()),
+        *extra,
+    ]
+    original = [(name, raw) for name, raw in message.headers if not name.startswith(PREFIX)]
+    encoded = [(name, text.encode("utf-8", "replace")) for name, text in fields]
+    return bus_port.Outgoing("dead", message.key, value, [*original, *encoded])
+
+
+async def read_all(bus: bus_port.Bus) -> list[Letter]:
+    """Every letter still on the bus, oldest first, with what became of it."""
+    letters: dict[str, Letter] = {}
+    async for message in bus.read("dead"):
+        fields = {name: (raw or b"").decode("utf-8", "replace") for name, raw in message.headers}
+        name = fields.get("rl_dead", "")
+        if "rl_resolution" in fields:
+            if name in letters:
+                letters[name].resolution = fields["rl_resolution"]
+                letters[name].resolved_at = fields.get("rl_at")
+                letters[name].resolved_why = fields.get("rl_why")
+            continue
+        if name and name not in letters:
+            letters[name] = _letter(name, fields, message)
+    return list(letters.values())
+
+
+async def value_of(store: store_port.ObjectStore, letter: Letter) -> bytes | None:
+    """The event's value as it came. Raises `errors.NotFound` where the store lost it."""
+    if not letter.pointers:
+        return letter.value
+    found = await store.get_many(letter.pointers)
+    if None in found:
+        raise errors.NotFound(f"the bytes of dead letter {letter.id} are not in the store")
+    return b"".join(one.body for one in found if one)
+
+
+async def redrive(bus: bus_port.Bus, store: store_port.ObjectStore, letters: Sequence[Letter], *, why: str) -> None:
+    """Publish the events again as they came, then note it.
+
+    A crash between the two redrives twice, which is harmless: a run is recognised.
+    """
+    for one in letters:
+        if one.size > envelope.EVENT_BYTES_MAX:
+            raise errors.EventTooLarge(
+                f"dead letter {one.id} has {one.size} bytes; the bus takes {envelope.EVENT_BYTES_MAX}",
+                hint="`runlore dead show ID --out FILE` writes it to a file; mend and `runlore emit` it, or drop it",
+            )
+        value = await value_of(store, one)
+        headers = [*one.headers, ("rl_redriven", one.id.encode())]
+        await bus.produce([bus_port.Outgoing(one.topic, one.key, value, headers)])
+        await resolve(bus, one, REDRIVEN, why)
+
+
+async def drop(bus: bus_port.Bus, letters: Sequence[Letter], *, why: str) -> None:
+    """Note that nobody wants these events any more."""
+    for one in letters:
+        await resolve(bus, one, DROPPED, why)
+
+
+async def resolve(bus: bus_port.Bus, letter: Letter, resolution: str, why: str) -> None:
+    fields = [("rl_dead", letter.id), ("rl_resolution", resolution), ("rl_at", clock.now_iso()), ("rl_why", why)]
+    headers = [(name, text.encode("utf-8", "replace")) for name, text in fields]
+    await bus.produce([bus_port.Outgoing("dead", letter.key, None, headers)])
+
+
+def _letter(name: str, fields: dict[str, str], message: bus_port.Message) -> Letter:
+    return Letter(
+        id=name,
+        reason=fields.get("rl_reason", "unknown"),
+        message=fields.get("rl_message", ""),
+        topic=fields.get("rl_topic", "runs"),
+        partition=int(fields.get("rl_partition", 0)),
+        offset=int(fields.get("rl_offset", 0)),
+        at=fields.get("rl_at", ""),
+        key=message.key,
+        value=message.value,
+        headers=[(key, raw) for key, raw in message.headers if not key.startswith(PREFIX)],
+        pointers=tuple(fields["rl_pointers"].split(",")) if "rl_pointers" in fields else (),
+        size=int(fields.get("rl_size", len(message.value or b""))),
+    )

@@ -1,0 +1,54 @@
+"""Index: doorbells make the index read the heads that they name. A lost doorbell costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runlore import errors
+from runlore.bus import port as bus_port
+from runlore.commit import keys
+from runlore.events import envelope, ids, models
+from runlore.lookup import index as lookup_index
+from runlore.store import port as store_port
+
+
+class IndexStage:
+    """Takes batches of messages of the topic `changed`."""
+
+    def __init__(self, store: store_port.ObjectStore, index: lookup_index.Index) -> None:
+        self._store = store
+        self._index = index
+
+    async def process(self, messages: Sequence[bus_port.Message]) -> int:
+        """Apply the heads that these doorbells name; how many were newer than their rows."""
+        named = {key for message in messages if (key := head_key(message))}
+        return await lookup_index.take_in(self._index, self._store, sorted(named))
+
+    async def reconcile(self) -> int:
+        """Compare a LIST with the rows: at start and on a schedule."""
+        return await lookup_index.reconcile(self._index, self._store)
+
+
+def bell(message: bus_port.Message) -> models.Changed | None:
+    """The doorbell in a message; None for one that is not: it is a hint, so a broken one is no loss."""
+    try:
+        event = envelope.parse(message.headers, message.value)
+        envelope.check_type(event, models.CHANGED)
+        found = models.parse_data(models.Changed, event.data)
+        ids.check_name(found.project, "project")
+        ids.check_name(found.memory, "memory")
+        return found
+    except errors.Poison:
+        return None
+
+
+def head_key(message: bus_port.Message) -> str | None:
+    """The key of the head that a doorbell names."""
+    found = bell(message)
+    if found is None or found.kind == "mark":
+        return None
+    if found.kind == "rollout" and found.rollout:
+        if ids.alias(found.rollout) != found.rollout and not found.rollout.startswith(ids.ALIAS_PREFIX):
+            return None
+        return keys.rollout_head(found.project, found.memory, found.rollout)
+    return keys.memory_head(found.project, found.memory)

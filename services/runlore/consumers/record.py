@@ -1,0 +1,296 @@
+"""Record: a run's event becomes a record, its rollout's summary, and a mark.
+
+    head → put record if absent → CAS the rollout's head → put mark if absent → ring → offset
+
+A poll's events are taken together: one move of a rollout's head for all its runs in the poll, one mark per
+memory. A redelivered run costs one read of its head. Whatever can never take effect becomes a dead letter
+with its reason, and its offset is committed only after that is on the bus.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runlore import clock, errors
+from runlore.bus import port as bus_port
+from runlore.commit import heads, keys, marks, rollouts
+from runlore.consumers import dead, summarize
+from runlore.consumers.runtime import SEQUENTIAL, Runtime
+from runlore.events import envelope, ids, models, records
+from runlore.memory import redact
+from runlore.store import port as store_port
+
+RECORDED, ALREADY, SUPERSEDED, DEAD = "recorded", "already", "superseded", "dead"
+
+
+class Unprocessable(errors.Poison):
+    """The rules failed on this record; it is kept until a version that can read it redrives it."""
+
+    kind = "unprocessable"
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One run-completed event in hand."""
+
+    message: bus_port.Message
+    event: envelope.Event
+    data: models.RunCompleted
+
+    @property
+    def line_of(self) -> tuple[str, str, str]:
+        """Project, memory and rollout alias: whose head it moves."""
+        return self.data.project, self.data.memory, self.data.rollout.alias
+
+    @property
+    def run(self) -> str:
+        return ids.alias(self.data.run_id)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one message: `recorded`, `already`, `superseded` or `dead` (with its kind)."""
+
+    message: bus_port.Message
+    state: str
+    error: errors.Poison | None = None
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What one batch came to: an outcome per message, and the offsets that may be committed now."""
+
+    outcomes: list[Outcome]
+    offsets: dict[bus_port.TopicPartition, int] = field(default_factory=dict)
+
+    def count(self, state: str) -> int:
+        return sum(outcome.state == state for outcome in self.outcomes)
+
+
+class RecordStage:
+    """Takes batches of messages of the topic `runs`."""
+
+    def __init__(self, store: store_port.ObjectStore, bus: bus_port.Bus, *, runtime: Runtime = SEQUENTIAL) -> None:
+        self._store = store
+        self._bus = bus
+        self._runtime = runtime
+
+    async def process(self, messages: Sequence[bus_port.Message]) -> Processed:
+        """Put the effect of every message in the store; only then are there offsets to commit.
+
+        Raises `errors.Retryable` or `errors.Blocked` where the store or the bus fails: nothing is lost then,
+        and the same messages may be processed again.
+        """
+        outcomes: dict[int, Outcome] = {}
+        groups: dict[tuple[str, str, str], list[tuple[int, Incoming]]] = {}
+        for number, message in enumerate(messages):
+            try:
+                incoming = parse(message)
+            except errors.Poison as exc:
+                outcomes[number] = Outcome(message, DEAD, exc)
+            else:
+                groups.setdefault(incoming.line_of, []).append((number, incoming))
+        jobs = [lambda line=line, members=members: self._rollout(line, members) for line, members in groups.items()]
+        moved: list[heads.Head] = []
+        for found, head in await self._runtime.gather(jobs):
+            outcomes |= found
+            moved += [head] if head else []
+        await self._mark(groups)
+        ordered = [outcomes[number] for number in range(len(messages))]
+        await self._bury([outcome for outcome in ordered if outcome.error])
+        await self._ring(groups, moved)
+        offsets: dict[bus_port.TopicPartition, int] = {}
+        for message in messages:
+            offsets[message.at] = max(offsets.get(message.at, 0), message.offset + 1)
+        return Processed(ordered, offsets)
+
+    async def _rollout(
+        self, line: tuple[str, str, str], members: Sequence[tuple[int, Incoming]]
+    ) -> tuple[dict[int, Outcome], heads.Head | None]:
+        """The effect of a rollout's messages; their outcomes, and the head if this moved it."""
+        for restart in range(summarize.RESTARTS_MAX):
+            head = await summarize.read(self._store, *line)
+            outcomes, recorded = await self._put(head, members)
+            try:
+                after = head if not recorded else await summarize.advance(self._store, head, recorded, self._runtime)
+            except errors.HeadMoved:
+                await clock.sleep(0.005 * restart * clock.jitter())
+                continue
+            return outcomes, after if after is not head else None
+        raise errors.StoreUnavailable(f"the head of rollout {line[2]} in {line[0]}/{line[1]} is contended")
+
+    async def _put(
+        self, head: heads.Head, members: Sequence[tuple[int, Incoming]]
+    ) -> tuple[dict[int, Outcome], list[rollouts.Record]]:
+        """Put the records that `head` does not cover; the outcome of each message, and the records."""
+        runs: dict[str, Any] = dict(head.body.get("runs", {}))
+        outcomes: dict[int, Outcome] = {}
+        put: list[rollouts.Record] = []
+        for number, incoming in members:
+            try:
+                record = await self._make(incoming)
+                where = summarize.place(runs.get(record.run), record.attempt, record.received, record.run)
+                if where == summarize.COVERED:
+                    state = ALREADY
+                else:
+                    key = keys.record(*incoming.line_of, record.run, record.attempt)
+                    record, _ = await rollouts.put_record(self._store, key, record)
+                    put.append(record)
+                    runs[record.run] = summarize.note(runs.get(record.run), record)
+                    state = SUPERSEDED if where == summarize.OLDER else RECORDED
+                outcomes[number] = Outcome(incoming.message, state)
+            except errors.Poison as exc:
+                outcomes[number] = Outcome(incoming.message, DEAD, exc)
+        return outcomes, put
+
+    async def _make(self, incoming: Incoming) -> rollouts.Record:
+        """The record of an event: a function of the event alone. Raises a `Poison`."""
+        line = await self._line(incoming.data)
+        kept, meta = await self._runtime.offload(prepare, incoming, line)
+        record = rollouts.Record(meta, kept)
+        try:
+            await self._runtime.offload(summarize.digest, record)
+        except Exception as exc:
+            # A bug in the rules must not stop a partition, and the run must not be lost to it.
+            raise Unprocessable(f"the rules failed on this record: {type(exc).__name__}") from exc
+        return record
+
+    async def _line(self, data: models.RunCompleted) -> str:
+        """The record as received: inline, or the bytes that the claim names, checked."""
+        if data.record is not None:
+            return data.record
+        claim = data.record_claim
+        assert claim is not None
+        if claim.size > models.RECORD_BYTES_MAX:
+            raise errors.RecordTooLarge(
+                f"the record has {claim.size} bytes; at most {models.RECORD_BYTES_MAX} are accepted"
+            )
+        stored = await self._store.get(keys.claim(data.project, claim.sha256))
+        if stored is None:
+            raise errors.ClaimMissing(
+                f"the claim {claim.sha256[:12]} is not in project {data.project}",
+                hint="upload the record, then `runlore dead redrive`",
+            )
+        return await self._runtime.offload(open_claim, claim, stored.body)
+
+    async def _mark(self, groups: Mapping[tuple[str, str, str], Any]) -> None:
+        """One mark per memory for the whole batch, after its effects: also where they were there before."""
+        by_memory: dict[tuple[str, str], list[str]] = {}
+        for project, memory, rollout in groups:
+            by_memory.setdefault((project, memory), []).append(rollout)
+        for (project, memory), names in by_memory.items():
+            await marks.put(self._store, project, memory, names)
+
+    async def _bury(self, outcomes: Sequence[Outcome]) -> None:
+        letters = [
+            await dead.letter(self._store, outcome.message, outcome.error)
+            for outcome in outcomes
+            if outcome.error is not None
+        ]
+        if letters:
+            await self._bus.produce(letters)
+
+    async def _ring(self, groups: Mapping[tuple[str, str, str], Any], moved: Sequence[heads.Head]) -> None:
+        bells = [
+            models.Changed(
+                kind="rollout",
+                project=head.body["project"],
+                memory=head.body["memory"],
+                rollout=head.body["rollout"],
+                counter=head.counter,
+            )
+            for head in moved
+        ]
+        memories = dict.fromkeys((project, memory) for project, memory, _ in groups)
+        bells += [models.Changed(kind="mark", project=project, memory=memory) for project, memory in memories]
+        await ring(self._bus, bells)
+
+
+async def ring(bus: bus_port.Bus, bells: Sequence[models.Changed]) -> None:
+    """Publish doorbells. Losing one costs nothing, so a bus that is away is not waited for."""
+    if not bells:
+        return
+    try:
+        await bus.produce([message_of(envelope.changed(bell), f"{bell.project}/{bell.memory}", "changed") for bell in bells])
+    except errors.BusUnavailable:
+        return
+
+
+def message_of(event: envelope.Event, key: str, topic: str) -> bus_port.Outgoing:
+    """An event as a message in binary mode."""
+    return bus_port.Outgoing(topic, key.encode(), event.value(), event.headers())
+
+
+def parse(message: bus_port.Message) -> Incoming:
+    """The run-completed event of a message. Raises a `Poison`."""
+    event = envelope.parse(message.headers, message.value)
+    envelope.check_type(event, models.RUN_COMPLETED)
+    return Incoming(message, event, models.run_completed(event.data))
+
+
+def open_claim(claim: models.Claim, body: bytes) -> str:
+    """The record in a claim's bytes. Raises `errors.ClaimMismatch`."""
+    import hashlib
+
+    if len(body) != claim.size or hashlib.sha256(body).hexdigest() != claim.sha256:
+        raise errors.ClaimMismatch(f"the object {claim.sha256[:12]} has other bytes than its claim says")
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise errors.InvalidRecord("the record is not UTF-8") from None
+
+
+def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
+    """(the line as it is kept, the record's metadata). Pure. Raises `errors.InvalidRecord`."""
+    payload = records.check(line)
+    kept, redacted = redact.line(records.to_ascii(line.rstrip("\r\n")))
+    data = incoming.data
+    given = {
+        name: value
+        for name in ("conversation_id", "session_id", "group_id", "parent_run_id", "resumed_from", "subject", "seed")
+        if (value := getattr(data, name)) is not None
+    }
+    meta = {
+        "project": data.project,
+        "memory": data.memory,
+        "rollout": data.rollout.alias,
+        "run": incoming.run,
+        "attempt": data.attempt,
+        "received": records.received_hash(line),
+        "ended_at": moment(payload.get("updated_at")),
+        "event": {"id": incoming.event.id, "source": incoming.event.source, "time": incoming.event.time},
+        "ids": {"kind": data.rollout.kind, "original": data.rollout.original, "run_id": data.run_id, **given},
+        "subject_alias": summarize.subject_of(data.subject),
+        "agents": list(data.agents),
+        "layout": data.layout.model_dump(),
+        "usage": data.usage.model_dump() if data.usage else None,
+        "redacted": redacted,
+        # What a newer producer sent survives here.
+        "extra": redact_extra(data.model_extra or {}),
+    }
+    return kept, {name: value for name, value in meta.items() if value not in (None, {}, [])}
+
+
+def redact_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Unknown fields, with the same redaction as the record."""
+    return json.loads(redact.line(json.dumps(dict(extra)))[0]) if extra else {}
+
+
+def moment(value: Any) -> str:
+    """A record's time as UTC with microseconds, so that text order is time order; `unknown` where it has none."""
+    if not isinstance(value, str):
+        return summarize.UNKNOWN
+    try:
+        parsed = dt.datetime.fromisoformat(value)
+    except ValueError:
+        return summarize.UNKNOWN
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=dt.UTC)
+    try:
+        return parsed.astimezone(dt.UTC).isoformat(timespec="microseconds")
+    except OverflowError:
+        return summarize.UNKNOWN

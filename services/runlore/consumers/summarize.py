@@ -1,0 +1,196 @@
+"""Summarize: bring a rollout's summary up to its records.
+
+    head → LIST of records → GET those not covered → CAS the head
+
+The record stage does it for the runs in its hand; whoever works a mark does it again from a LIST, so a
+record whose writer died between its record and its head is found. The summary is a function of the set of
+runs, so whoever comes later, with whatever batch, writes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from runlore import errors
+from runlore.commit import heads, keys, rollouts
+from runlore.consumers.runtime import Runtime
+from runlore.events import ids
+from runlore.memory import rules, values
+from runlore.store import port
+
+RESTARTS_MAX = 32
+"""How often one effect starts again from its head before it gives up for now (the worker then retries it)."""
+UNKNOWN = "unknown"
+
+NEW, NEWER, OLDER, COVERED = "new", "newer", "older", "covered"
+
+
+def place(entry: Mapping[str, Any] | None, attempt: int, received: str, run: str) -> str:
+    """Where a run's attempt stands against what its rollout's head has of it.
+
+    `new`: the run is not there. `newer`: this attempt replaces the one that is. `older`: a later attempt is
+    there, and this one is only to be noted. `covered`: it is there already. Raises `errors.RunConflict` where
+    the same attempt is there with other bytes.
+    """
+    if entry is None:
+        return NEW
+    known = {int(entry["attempt"]): entry["received"]} | {int(at): got for at, got, _ in entry.get("earlier", ())}
+    if attempt in known:
+        if known[attempt] != received:
+            raise rollouts.conflict(run, attempt)
+        return COVERED
+    return NEWER if attempt > int(entry["attempt"]) else OLDER
+
+
+def note(entry: Mapping[str, Any] | None, record: rollouts.Record) -> dict[str, Any]:
+    """The head's entry of a run, with `record` taken in: its highest attempt, and the earlier ones."""
+    attempts = [(record.attempt, record.received, str(record.meta["event"]["id"]))]
+    ended = {record.attempt: str(record.meta["ended_at"])}
+    if entry is not None:
+        attempts.append((int(entry["attempt"]), entry["received"], entry["event"]))
+        attempts += [(int(at), got, event) for at, got, event in entry.get("earlier", ())]
+        ended.setdefault(int(entry["attempt"]), str(entry["ended_at"]))
+    (top, received, event), *earlier = sorted(attempts, reverse=True)
+    out = {"attempt": top, "received": received, "event": event, "ended_at": ended[top]}
+    return out | ({"earlier": sorted(map(list, earlier))} if earlier else {})
+
+
+async def read(store: port.ObjectStore, project: str, memory: str, rollout: str) -> heads.Head:
+    return await heads.read(store, keys.rollout_head(project, memory, rollout), fmt=rollouts.HEAD_FORMAT)
+
+
+async def advance(
+    store: port.ObjectStore, head: heads.Head, records: Sequence[rollouts.Record], runtime: Runtime
+) -> heads.Head:
+    """Move a rollout's head so that it covers `records`; the head itself where it does already.
+
+    Raises `errors.HeadMoved` (start again from the head).
+    """
+    runs: dict[str, Any] = dict(head.body.get("runs", {}))
+    fresh: list[rollouts.Record] = []
+    rebuild = False
+    changed = False
+    for record in records:
+        where = place(runs.get(record.run), record.attempt, record.received, record.run)
+        if where == COVERED:
+            continue
+        runs[record.run] = note(runs.get(record.run), record)
+        changed = True
+        if where in (NEW, NEWER):
+            fresh = [one for one in fresh if one.run != record.run] + [record]
+            rebuild = rebuild or where == NEWER
+    if not changed:
+        return head
+    first = records[0].meta
+    summary = head.body.get("summary")
+    if fresh:
+        digests = [await runtime.offload(digest, record) for record in fresh]
+        summary = None if rebuild or not _same_rules(summary) else await runtime.offload(rules.extend, summary, digests)
+        if summary is None:
+            summary = await _rebuild(store, first, runs, digests, runtime)
+    changes = {
+        "project": first["project"],
+        "memory": first["memory"],
+        "rollout": first["rollout"],
+        "kind": head.body.get("kind", first["ids"]["kind"]),
+        "original": head.body.get("original", first["ids"]["original"]),
+        "subject": head.body.get("subject") or first.get("subject_alias"),
+        "layout": head.body.get("layout", first["layout"]),
+        "updated_at": latest(entry["ended_at"] for entry in runs.values()),
+        "runs": runs,
+        "summary": summary,
+    }
+    return await heads.move(store, head, changes, fmt=rollouts.HEAD_FORMAT)
+
+
+async def bring_up(
+    store: port.ObjectStore, project: str, memory: str, rollout: str, runtime: Runtime
+) -> heads.Head:
+    """The rollout's head, after it covers every record that a LIST shows."""
+    for _ in range(RESTARTS_MAX):
+        head = await read(store, project, memory, rollout)
+        listed = await rollouts.recorded(store, project, memory, rollout)
+        missing = [
+            key
+            for run, attempts in sorted(listed.items())
+            for attempt, key in sorted(attempts.items())
+            if not _has(head.body.get("runs", {}).get(run), attempt)
+        ]
+        if not missing:
+            return head
+        records = await load(store, missing)
+        try:
+            return await advance(store, head, records, runtime)
+        except errors.HeadMoved:
+            continue
+    raise errors.StoreUnavailable(f"the head of rollout {rollout} in {project}/{memory} is contended")
+
+
+async def load(store: port.ObjectStore, record_keys: Sequence[str]) -> list[rollouts.Record]:
+    """The records at these keys; one that is gone meanwhile is left out."""
+    found = await store.get_many(record_keys)
+    return [rollouts.decode(key, one.body) for key, one in zip(record_keys, found, strict=True) if one is not None]
+
+
+def digest(record: rollouts.Record) -> dict[str, Any]:
+    """The rules' digest of one record. Pure; kept with the record."""
+    if "digest" not in record.memo:
+        record.memo["digest"] = rules.digest(record.line, meta_of(record))
+    return record.memo["digest"]
+
+
+def meta_of(record: rollouts.Record) -> values.RunMeta:
+    meta = record.meta
+    return values.RunMeta(
+        project=meta["project"],
+        memory=meta["memory"],
+        rollout=meta["rollout"],
+        run=meta["run"],
+        attempt=int(meta["attempt"]),
+        subject=meta.get("subject_alias"),
+        ended_at=meta["ended_at"],
+        agents=list(meta.get("agents", [])),
+    )
+
+
+def latest(times: Iterable[str]) -> str:
+    """The latest of some times (normalised to UTC, so text order is time order); `unknown` counts least."""
+    return max((time for time in times if time != UNKNOWN), default=UNKNOWN)
+
+
+def subject_of(data_subject: str | None) -> str | None:
+    return ids.subject_alias(data_subject.strip()) if data_subject and data_subject.strip() else None
+
+
+async def _rebuild(
+    store: port.ObjectStore,
+    first: Mapping[str, Any],
+    runs: Mapping[str, Any],
+    known: Sequence[dict[str, Any]],
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """The summary from every record: for a late or replaced run that the summary no longer holds in detail."""
+    have = {(one["run"], one["attempt"]) for one in known}
+    project, memory, rollout = first["project"], first["memory"], first["rollout"]
+    wanted = [
+        keys.record(project, memory, rollout, run, int(entry["attempt"]))
+        for run, entry in sorted(runs.items())
+        if (run, int(entry["attempt"])) not in have
+    ]
+    digests = list(known)
+    # One record at a time: a rollout's records together may not fit in memory.
+    for key in wanted:
+        for record in await load(store, [key]):
+            digests.append(await runtime.offload(digest, record))
+    return await runtime.offload(rules.build, digests)
+
+
+def _same_rules(summary: Mapping[str, Any] | None) -> bool:
+    return summary is not None and summary.get("engine") == rules.ENGINE
+
+
+def _has(entry: Mapping[str, Any] | None, attempt: int) -> bool:
+    return entry is not None and (
+        int(entry["attempt"]) == attempt or any(int(at) == attempt for at, _, _ in entry.get("earlier", ()))
+    )

@@ -1,0 +1,243 @@
+"""Explain and status: where every run is, what it waits for, and why.
+
+A run's state is one of the named ends (invariant 12), or one of the ways there:
+
+    waiting       on the bus, not yet recorded            recorded      summarised; a mark stands
+    consolidated  a revision covers it (selected or not)  superseded    a higher attempt took its place
+    held          waits for review                        dead          could not take effect; kept with its reason
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runlore import errors, pipeline
+from runlore.bus import port as bus_port
+from runlore.commit import keys, marks, revisions, rollouts
+from runlore.consumers import dead, record, summarize
+from runlore.events import ids
+from runlore.lookup import index as lookup_index
+from runlore.store import port as store_port
+
+WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, DEAD = (
+    "waiting",
+    "recorded",
+    "consolidated",
+    "superseded",
+    "held",
+    "dead",
+)
+ENDS = (CONSOLIDATED, SUPERSEDED, HELD, DEAD)
+"""The states in which nothing is left to do for a run without a person."""
+
+
+@dataclass
+class Story:
+    """Everything that is known of one run: its state, and each step with the objects it left."""
+
+    state: str
+    project: str | None = None
+    memory: str | None = None
+    rollout: str | None = None
+    run: str | None = None
+    attempt: int | None = None
+    event: str | None = None
+    next: str = ""
+    """What happens next, or what a person can do."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def step(self, stage: str, what: str, **details: Any) -> None:
+        self.steps.append({"stage": stage, "what": what, **{k: v for k, v in details.items() if v is not None}})
+
+
+async def explain(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    reader: revisions.Reader,
+    index: lookup_index.Index,
+    name: str,
+) -> list[Story]:
+    """The stories of every run that `name` can mean: an event id, a run id, or a rollout.
+
+    Raises `errors.NotFound` where nothing has that name.
+    """
+    await lookup_index.reconcile(index, store)
+    wanted = {name, ids.alias(name.strip())} if name.strip() else {name}
+    rows = [row for one in sorted(wanted) for row in index.runs(one)]
+    stories = [await _recorded(store, reader, row) for row in rows]
+    stories += await _waiting(bus, wanted, {story.event for story in stories})
+    stories += await _dead(bus, wanted)
+    if not stories:
+        raise errors.NotFound(
+            f"no event, run or rollout is called {name!r}",
+            hint="`runlore explain` without a name lists the newest runs",
+        )
+    for letter_story in [story for story in stories if story.state == DEAD]:
+        # An event that was redriven and took effect is not dead any more.
+        if any(one.state != DEAD and one.event == letter_story.event for one in stories):
+            letter_story.next = "another delivery of this event took effect"
+    return stories
+
+
+async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row: dict[str, Any]) -> Story:
+    """The story of a run that has a record."""
+    project, memory, rollout = row["project"], row["memory"], row["rollout"]
+    story = Story(RECORDED, project, memory, rollout, row["run"], row["attempt"], row["event"])
+    key = keys.record(project, memory, rollout, row["run"], row["attempt"])
+    for one in await summarize.load(store, [key]):
+        meta = one.meta
+        story.step("runs", "event received", source=meta["event"]["source"], time=meta["event"]["time"] or None)
+        story.step("record", "recorded", object=key, bytes=len(one.line), redacted=meta.get("redacted"))
+    head_key = keys.rollout_head(project, memory, rollout)
+    head = await summarize.read(store, project, memory, rollout)
+    story.step("summarize", f"in the rollout's summary {head.counter}", object=head_key, at=head.body.get("moved_at"))
+    memory_head = await reader.head(project, memory)
+    held = memory_head.body.get("held", {}).get(rollout)
+    if row["superseded"]:
+        story.state = SUPERSEDED
+        story.next = f"attempt {head.body['runs'][row['run']]['attempt']} of this run took its place"
+        return story
+    if held and not held.get("released"):
+        story.state = HELD
+        story.step("consolidate", f"held: {held['reason']}", at=held["at"], kind=held["kind"])
+        story.next = f"`runlore review release {rollout} --project {project} --memory {memory} --reason …`"
+        return story
+    revision = await reader.current(memory_head, project, memory)
+    covered = revision.map("coverage").get(rollout) if revision else None
+    if revision and covered and int(covered["counter"]) >= head.counter:
+        story.state = CONSOLIDATED
+        number, manifest = await _first_revision(reader, project, memory, rollout, row["run"], row["attempt"])
+        story.step("consolidate", f"in revision {number}" if number else "covered", object=manifest)
+        selected = rollout in revision.body["selected"]
+        story.next = (
+            f"its notes are in revision {revision.number}, which seeds serve"
+            if selected
+            else f"not among the newest {len(revision.body['selected'])} rollouts: searchable, not in seeds"
+        )
+        return story
+    standing = await marks.read_all(store, project, memory, marks_max=1000)
+    for mark in [mark for mark in standing if rollout in mark.rollouts]:
+        story.step("consolidate", "marked as left to do", object=mark.key, at=mark.put_at)
+    story.next = "the next `runlore up` consolidates it"
+    return story
+
+
+async def _first_revision(
+    reader: revisions.Reader, project: str, memory: str, rollout: str, run: str, attempt: int
+) -> tuple[int | None, str | None]:
+    """The revision that first covered a run, and its manifest's key."""
+    found: tuple[int | None, str | None] = (None, None)
+    async for body in reader.line(project, memory):
+        for covers in body["covers"]:
+            if covers["rollout"] == rollout and [run, attempt] in covers["runs"]:
+                found = body["revision"], keys.manifest(project, memory, body["revision"], body["sha256"])
+    return found
+
+
+async def _waiting(bus: bus_port.Bus, wanted: set[str], known: set[str | None]) -> list[Story]:
+    """Events on the bus that the record stage has not committed."""
+    start = await bus.committed(group="record", topic=pipeline.RUNS.name)
+    stories = []
+    async for message in bus.read(pipeline.RUNS.name, start=start):
+        try:
+            incoming = record.parse(message)
+        except errors.Poison:
+            continue
+        names = {incoming.event.id, incoming.run, incoming.data.rollout.alias}
+        if not names & wanted or incoming.event.id in known:
+            continue
+        project, memory, rollout = incoming.line_of
+        story = Story(WAITING, project, memory, rollout, incoming.run, incoming.data.attempt, incoming.event.id)
+        story.step("runs", "on the bus", topic=message.topic, partition=message.partition, offset=message.offset)
+        story.next = "the next `runlore up` records it"
+        stories.append(story)
+    return stories
+
+
+async def _dead(bus: bus_port.Bus, wanted: set[str]) -> list[Story]:
+    stories = []
+    for letter in await dead.read_all(bus):
+        if letter.id not in wanted and letter.event_id not in wanted:
+            continue
+        story = Story(DEAD, event=letter.event_id)
+        story.step("runs", "event received", topic=letter.topic, partition=letter.partition, offset=letter.offset)
+        story.step("record", f"dead letter {letter.id}: {letter.reason}: {letter.message}", at=letter.at)
+        if letter.resolution:
+            story.step("record", letter.resolution, at=letter.resolved_at, reason=letter.resolved_why)
+            story.next = f"it was {letter.resolution}"
+        else:
+            story.next = f"`runlore dead redrive {letter.id}` once the cause is gone, or `runlore dead drop`"
+        stories.append(story)
+    return stories
+
+
+async def status(
+    store: store_port.ObjectStore, bus: bus_port.Bus, index: lookup_index.Index, status_path: Path, up: int | None
+) -> dict[str, Any]:
+    """How the pipeline is: lag, what waits and since when, what is held or dead, and the causes in words."""
+    await lookup_index.reconcile(index, store)
+    lag = sum((await bus.lag(group="record", topic=pipeline.RUNS.name)).values())
+    standing = await marks.waiting(store)
+    letters = [letter for letter in await dead.read_all(bus) if letter.resolution is None]
+    memories = index.memories()
+    stages = _stages(status_path) if up else {}
+    waiting_rollouts = {rollout for mark in standing for rollout in mark.rollouts}
+    out = {
+        "up": up,
+        "record": {"lag": lag, **stages.get("record", {})},
+        "consolidate": {
+            "marks": len(standing),
+            "rollouts": len(waiting_rollouts),
+            "oldest": min((mark.put_at for mark in standing), default=None),
+            **stages.get("consolidate", {}),
+        },
+        "index": stages.get("index", {}),
+        "dead": {"open": len(letters), "reasons": _count(letter.reason for letter in letters)},
+        "memories": memories,
+    }
+    out["causes"] = _causes(out)
+    return out
+
+
+def _stages(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())["stages"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _count(names: Any) -> dict[str, int]:
+    counted: dict[str, int] = {}
+    for name in names:
+        counted[name] = counted.get(name, 0) + 1
+    return dict(sorted(counted.items()))
+
+
+def _causes(out: dict[str, Any]) -> list[str]:
+    """What is wrong or waiting, in words; empty where all is well."""
+    causes = []
+    work = out["record"]["lag"] or out["consolidate"]["marks"]
+    if work and not out["up"]:
+        causes.append("nothing runs the stages: `runlore up` (or `runlore up --once`) works off what waits")
+    for stage in ("record", "consolidate", "index"):
+        if out[stage].get("state", "running") != "running":
+            causes.append(f"{stage} {out[stage]['state']} since {out[stage]['since']}: {out[stage]['cause']}")
+    if out["dead"]["open"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in out["dead"]["reasons"].items())
+        causes.append(f"{out['dead']['open']} dead letters ({reasons}): `runlore dead` lists them")
+    held = sum(row["held"] for row in out["memories"])
+    if held:
+        causes.append(f"{held} rollouts held for review: `runlore review` lists them")
+    return causes
+
+
+async def head_of(store: store_port.ObjectStore, project: str, memory: str, rollout: str) -> dict[str, Any]:
+    """A rollout's head. Raises `errors.NotFound`."""
+    head = await summarize.read(store, project, memory, ids.alias(rollout))
+    if not head.counter:
+        raise errors.NotFound(f"{project}/{memory} has no rollout {rollout!r}", hint="`runlore log` lists them")
+    assert head.body["format"] == rollouts.HEAD_FORMAT
+    return head.body

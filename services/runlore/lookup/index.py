@@ -1,0 +1,259 @@
+"""The index: rows of a SQLite file, for search and lists. A cache: deleting the file loses nothing.
+
+It applies a head only when its counter is higher than the row's (a late doorbell changes nothing), and
+compares a LIST of all heads with its rows at start and on a schedule (a lost doorbell costs nothing). Rows go
+by tombstone, never by absence from a LIST. Writing is sqlite-utils inside `atomic()`; searching is FTS5.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from runlore import errors
+from runlore.commit import heads, keys, marks, revisions, rollouts
+from runlore.store import port
+
+SCHEMA_VERSION = 1
+RESULTS_MAX = 100
+TEXT_CHARS_MAX = 200_000
+"""Characters of one rollout's summary that are searchable."""
+APPLY_BATCH = 256
+
+_SCHEMA = """
+CREATE TABLE heads (key TEXT PRIMARY KEY, counter INTEGER NOT NULL, etag TEXT NOT NULL) STRICT;
+CREATE TABLE memories (
+  project TEXT NOT NULL, memory TEXT NOT NULL, counter INTEGER NOT NULL, revision INTEGER NOT NULL,
+  manifest TEXT, held INTEGER NOT NULL, moved_at TEXT NOT NULL, PRIMARY KEY (project, memory)
+) STRICT;
+CREATE TABLE rollouts (
+  project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, kind TEXT NOT NULL, original TEXT NOT NULL,
+  subject TEXT, counter INTEGER NOT NULL, runs INTEGER NOT NULL, updated_at TEXT NOT NULL, moved_at TEXT NOT NULL,
+  PRIMARY KEY (project, memory, rollout)
+) STRICT;
+CREATE TABLE runs (
+  project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, run TEXT NOT NULL, attempt INTEGER NOT NULL,
+  event TEXT NOT NULL, ended_at TEXT NOT NULL, superseded INTEGER NOT NULL,
+  PRIMARY KEY (project, memory, rollout, run, attempt)
+) STRICT;
+CREATE INDEX runs_by_event ON runs (event);
+CREATE INDEX runs_by_run ON runs (run);
+CREATE VIRTUAL TABLE summaries USING fts5(
+  project UNINDEXED, memory UNINDEXED, rollout UNINDEXED, subject UNINDEXED, text, tokenize = 'unicode61'
+);
+"""
+
+
+class Index:
+    """The index file at `path`. Not safe for two threads; each process may open its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = self._open()
+
+    def _open(self) -> Database:
+        try:
+            return self._prepare()
+        except sqlite3.DatabaseError:
+            # A cache that does not open is made again.
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+            return self._prepare()
+
+    def _prepare(self) -> Database:
+        connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            db = Database(connection)
+            with db.atomic():
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version != SCHEMA_VERSION:
+                    _clear(connection)
+                    for statement in _SCHEMA.split(";\n"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            return db
+        except BaseException:
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def apply(self, found: Iterable[heads.Head]) -> int:
+        """Take these heads in, where their counters are higher than the rows'; how many were."""
+        applied = 0
+        with self._db.atomic():
+            for head in found:
+                row = self._one("SELECT counter FROM heads WHERE key = ?", [head.key])
+                if head.counter == 0 or (row and row["counter"] >= head.counter):
+                    continue
+                self._db["heads"].upsert({"key": head.key, "counter": head.counter, "etag": head.etag or ""}, pk="key")
+                if head.body["format"] == rollouts.HEAD_FORMAT:
+                    self._rollout(head)
+                else:
+                    self._memory(head)
+                applied += 1
+        return applied
+
+    def _memory(self, head: heads.Head) -> None:
+        body = head.body
+        row = {
+            "project": body["project"],
+            "memory": body["memory"],
+            "counter": head.counter,
+            "revision": int(body.get("revision", 0)),
+            "manifest": body.get("manifest"),
+            "held": len(body.get("held", {})),
+            "moved_at": body["moved_at"],
+        }
+        self._db["memories"].upsert(row, pk=("project", "memory"))
+
+    def _rollout(self, head: heads.Head) -> None:
+        body = head.body
+        where = {name: body[name] for name in ("project", "memory", "rollout")}
+        row = {
+            **where,
+            "kind": body["kind"],
+            "original": body["original"],
+            "subject": body.get("subject"),
+            "counter": head.counter,
+            "runs": len(body["runs"]),
+            "updated_at": body["updated_at"],
+            "moved_at": body["moved_at"],
+        }
+        self._db["rollouts"].upsert(row, pk=("project", "memory", "rollout"))
+        runs = []
+        for run, entry in body["runs"].items():
+            common = {**where, "run": run, "ended_at": entry["ended_at"]}
+            runs.append({**common, "attempt": entry["attempt"], "event": entry["event"], "superseded": 0})
+            for attempt, _, event in entry.get("earlier", ()):
+                runs.append({**common, "attempt": attempt, "event": event, "superseded": 1})
+        self._db["runs"].upsert_all(runs, pk=("project", "memory", "rollout", "run", "attempt"))
+        match = [where["project"], where["memory"], where["rollout"]]
+        self._db.execute("DELETE FROM summaries WHERE project = ? AND memory = ? AND rollout = ?", match)
+        self._db.execute(
+            "INSERT INTO summaries (project, memory, rollout, subject, text) VALUES (?, ?, ?, ?, ?)",
+            [*match, body.get("subject"), text_of(body["summary"])],
+        )
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def etags(self) -> dict[str, str]:
+        return {row["key"]: row["etag"] for row in self._all("SELECT key, etag FROM heads")}
+
+    def memories(self, project: str | None = None) -> list[dict[str, Any]]:
+        """Memories with their revision and how many rollouts and runs they have."""
+        return self._all(
+            """SELECT m.project, m.memory, COALESCE(h.revision, 0) AS revision, COALESCE(h.held, 0) AS held,
+                      h.moved_at, COUNT(r.rollout) AS rollouts, COALESCE(SUM(r.runs), 0) AS runs
+               FROM (SELECT project, memory FROM memories UNION SELECT project, memory FROM rollouts) m
+               LEFT JOIN memories h USING (project, memory) LEFT JOIN rollouts r USING (project, memory)
+               WHERE :project IS NULL OR m.project = :project
+               GROUP BY m.project, m.memory ORDER BY m.project, m.memory""",
+            {"project": project},
+        )
+
+    def rollouts(self, project: str, memory: str, *, limit: int = RESULTS_MAX) -> list[dict[str, Any]]:
+        """The rollouts of a memory, newest first."""
+        return self._all(
+            """SELECT * FROM rollouts WHERE project = ? AND memory = ?
+               ORDER BY updated_at = 'unknown', updated_at DESC, rollout LIMIT ?""",
+            [project, memory, limit],
+        )
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """The runs with this event id, run id alias or rollout alias."""
+        return self._all(
+            "SELECT * FROM runs WHERE event = ?1 OR run = ?1 OR rollout = ?1 ORDER BY ended_at DESC, run, attempt LIMIT 100",
+            [name],
+        )
+
+    def recent_runs(self, *, limit: int = 20) -> list[dict[str, Any]]:
+        return self._all("SELECT * FROM runs ORDER BY ended_at = 'unknown', ended_at DESC, rowid DESC LIMIT ?", [limit])
+
+    def search(
+        self, query: str, project: str, memory: str, *, subject: str | None = None, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """Summaries that match every word of `query`, best first. Only those without a subject, or of `subject`."""
+        words = " ".join('"' + word.replace('"', '""') + '"' for word in query.split())
+        if not words:
+            raise errors.InvalidInput("the query has no word")
+        return self._all(
+            """SELECT rollout, snippet(summaries, 4, '[', ']', ' … ', 16) AS snippet, bm25(summaries) AS rank
+               FROM summaries WHERE summaries MATCH ? AND project = ? AND memory = ? AND (subject IS NULL OR subject = ?)
+               ORDER BY rank LIMIT ?""",
+            [words, project, memory, subject, min(limit, RESULTS_MAX)],
+        )
+
+    def _all(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        return list(self._db.query(sql, parameters))
+
+    def _one(self, sql: str, parameters: Sequence[Any]) -> dict[str, Any] | None:
+        rows = self._all(sql, parameters)
+        return rows[0] if rows else None
+
+
+def text_of(summary: Any) -> str:
+    """Every text in a summary, one a line: what search looks through."""
+    found: list[str] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict):
+            for one in value.values():
+                walk(one)
+        elif isinstance(value, list):
+            for one in value:
+                walk(one)
+
+    walk(summary)
+    return "\n".join(found)[:TEXT_CHARS_MAX]
+
+
+async def reconcile(index: Index, store: port.ObjectStore) -> int:
+    """Compare a LIST of all heads with the rows, and take in what differs; how many heads were applied."""
+    known = index.etags()
+    applied = 0
+    batch: list[str] = []
+    for project in await marks.projects(store):
+        for kind in (keys.ROLLOUTS, keys.MEMORIES):
+            async for row in store.list(f"{project}/{kind}/"):
+                if known.get(row.key) != row.etag:
+                    batch.append(row.key)
+                if len(batch) == APPLY_BATCH:
+                    applied += await take_in(index, store, batch)
+                    batch = []
+    return applied + await take_in(index, store, batch)
+
+
+async def take_in(index: Index, store: port.ObjectStore, head_keys: Sequence[str]) -> int:
+    """Read these heads and apply them; how many were newer."""
+    found = await store.get_many(head_keys)
+    return index.apply(
+        heads.parse(key, one, fmt=fmt_of(key)) for key, one in zip(head_keys, found, strict=True) if one is not None
+    )
+
+
+def fmt_of(key: str) -> str:
+    """The format of the head at `key`."""
+    return rollouts.HEAD_FORMAT if key.split("/")[1] == keys.ROLLOUTS else revisions.HEAD_FORMAT
+
+
+def _clear(connection: sqlite3.Connection) -> None:
+    rows = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE 'summaries_%'"
+    ).fetchall()
+    for (name,) in rows:
+        connection.execute(f'DROP TABLE "{name}"')
+
+

@@ -1,0 +1,259 @@
+"""Seeds: a revision pinned for one next run, and its files written into a workspace.
+
+A seed is a function of the head at the time of asking: the revision, whom the run is for, and which rollout
+it continues. Its id says all of that and when its term ends, so a seed needs no object of its own, and the
+same id gives the same bytes until then (invariant 11).
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runlore import clock, errors
+from runlore.commit import packs, revisions
+from runlore.events import envelope, ids, models
+from runlore.memory import render
+
+TERM_HOURS = 72
+"""T: how long a seed stays good after its head was read."""
+PREFIX = "s1."
+RECEIPT = ".runlore/seed.json"
+"""What Runlore wrote into a workspace, with hashes: how it knows its own files from edited ones."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What a seed id says."""
+
+    project: str
+    memory: str
+    revision: int
+    manifest: str
+    rollout: str
+    """Alias of the rollout that the next run belongs to."""
+    subject: str | None
+    """Alias of whom the run is for."""
+    expires: str
+
+    @property
+    def id(self) -> str:
+        return PREFIX + base64.urlsafe_b64encode(envelope.dump(list(asdict(self).values()))).decode().rstrip("=")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A seed with its files: path inside the workspace → content, with `why` spans per file."""
+
+    seed: Seed
+    files: Mapping[str, render.Composed]
+    notes: int
+    layout: Mapping[str, Any]
+
+
+def parse(seed_id: str) -> Seed:
+    """The seed that an id names. Raises `errors.InvalidInput` or `errors.SeedExpired`."""
+    try:
+        text = seed_id.removeprefix(PREFIX)
+        seed = Seed(*json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+        ids.check_name(seed.project, "project")
+        ids.check_name(seed.memory, "memory")
+        expires = dt.datetime.fromisoformat(seed.expires)
+        if not isinstance(seed.revision, int) or not _is_hash(seed.manifest):
+            raise ValueError
+    except (ValueError, TypeError, errors.InvalidId):
+        raise errors.InvalidInput(f"{seed_id[:24]!r} is not a seed id") from None
+    if clock.now() >= expires:
+        raise errors.SeedExpired(f"the seed of revision {seed.revision} ended at {seed.expires}", hint="ask for a new one")
+    return seed
+
+
+def _is_hash(value: Any) -> bool:
+    return (isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"))
+
+
+async def resolve(
+    reader: revisions.Reader,
+    project: str,
+    memory: str,
+    rollout: str,
+    *,
+    subject: str | None = None,
+    at: int | None = None,
+) -> Seed | None:
+    """The seed for the next run of `rollout` (id as given); None where the memory has no revision yet."""
+    term = clock.now() + dt.timedelta(hours=TERM_HOURS)
+    ids.check_name(project, "project")
+    ids.check_name(memory, "memory")
+    ids.check_id(rollout, "the rollout's id")
+    if at is None and not (await reader.head(project, memory)).body.get("manifest"):
+        return None
+    revision = await reader.at(project, memory, at)
+    return Seed(
+        project=project,
+        memory=memory,
+        revision=revision.number,
+        manifest=revision.sha256,
+        rollout=ids.alias(rollout.strip()),
+        subject=ids.subject_alias(subject.strip()) if subject and subject.strip() else None,
+        expires=term.isoformat(timespec="seconds"),
+    )
+
+
+async def open_seed(reader: revisions.Reader, seed: Seed) -> Opened:
+    """The seed's files, composed from the parts that it may see. Reads and verifies every one."""
+    revision = await reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
+    return open_revision(revision, seed)
+
+
+def open_revision(revision: revisions.Revision, seed: Seed) -> Opened:
+    layout = revision.body["layout"]
+    parts = visible_parts(revision, subject=seed.subject, rollout=seed.rollout)
+    composed = render.compose(parts, subject=seed.subject, rollout=seed.rollout, layout=models.Layout(**layout))
+    root = layout["memories_dir"]
+    files = {f"{root}/{path}": one for path, one in composed.items()}
+    shown = {note for one in composed.values() for _, _, note in one.why}
+    return Opened(seed, files, len(shown), layout)
+
+
+def visible_parts(
+    revision: revisions.Revision, *, subject: str | None, rollout: str | None
+) -> dict[str, render.Part]:
+    """The parts of a revision that a seed for this subject and rollout may hold (invariant 9)."""
+    parts = {}
+    for key, entry in revision.map("files").items():
+        owner, whom = entry.get("rollout"), entry.get("subject")
+        if render.is_visible(owner, whom, for_subject=subject, for_rollout=rollout):
+            why = [tuple(span) for span in json.loads(revision.frames.content(entry["why"]))]
+            parts[key] = render.Part(text=revision.text(entry["sha256"]), rollout=owner, subject=whom, why=why)
+    return parts
+
+
+# --- into a workspace ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """What writing a seed did: counts of files."""
+
+    written: int
+    unchanged: int
+    removed: int
+
+
+def write_into(opened: Opened, target: Path, *, force: bool = False) -> Written:
+    """Write a seed's files into the workspace `target`, and remove those of an earlier seed.
+
+    Nothing outside `target` is written, also where it holds symlinks (`errors.UnsafeTarget`). A file that
+    Runlore did not write, or that was edited since, is not overwritten (`errors.TargetModified`) unless
+    `force`. Every file is replaced atomically; interrupted, the same call finishes the work.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    receipt = _receipt(target)
+    wanted = {path: one.text.encode("utf-8") for path, one in opened.files.items()}
+    stale = sorted(set(receipt) - set(wanted))
+    for path in [*wanted, *stale, RECEIPT]:
+        _check_inside(target, path)
+    if not force:
+        _check_unedited(target, wanted, stale, receipt)
+    # The receipt first, naming both what was and what will be: after a crash either hash is known as ours.
+    merged = {path: sorted({*receipt.get(path, []), *([packs.name(wanted[path])] if path in wanted else [])})
+              for path in {*receipt, *wanted}}
+    _write(target, RECEIPT, _receipt_bytes(opened.seed, merged))
+    unchanged = 0
+    for path, content in wanted.items():
+        if _read(target / path) == content:
+            unchanged += 1
+        else:
+            _write(target, path, content)
+    for path in stale:
+        (target / path).unlink(missing_ok=True)
+        _prune(target, (target / path).parent)
+    final = {path: [packs.name(content)] for path, content in wanted.items()}
+    _write(target, RECEIPT, _receipt_bytes(opened.seed, final))
+    return Written(len(wanted) - unchanged, unchanged, len(stale))
+
+
+def _receipt(target: Path) -> dict[str, list[str]]:
+    raw = _read(target / RECEIPT)
+    if raw is None:
+        return {}
+    try:
+        files = json.loads(raw)["files"]
+        return {str(path): [str(one) for one in hashes] for path, hashes in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _receipt_bytes(seed: Seed, files: Mapping[str, list[str]]) -> bytes:
+    body = {"seed": seed.id, **asdict(seed), "files": dict(sorted(files.items()))}
+    return (json.dumps(body, indent=2) + "\n").encode()
+
+
+def _check_inside(target: Path, path: str) -> None:
+    """No part of `path` below `target` may be a symlink, or a file where a directory is needed."""
+    at = target
+    parts = Path(path).parts
+    if Path(path).is_absolute() or ".." in parts:
+        raise errors.UnsafeTarget(f"{path!r} would be written outside of {target}")
+    for part in parts:
+        at = at / part
+        if at.is_symlink():
+            raise errors.UnsafeTarget(
+                f"{at} is a symlink; a seed is not written through one", hint="remove it, or choose another --into"
+            )
+    for parent in Path(path).parents:
+        if (target / parent).exists() and not (target / parent).is_dir():
+            raise errors.UnsafeTarget(f"{target / parent} is a file where a directory is needed")
+    if (target / path).is_dir():
+        raise errors.UnsafeTarget(f"{target / path} is a directory where a file is needed")
+
+
+def _check_unedited(
+    target: Path, wanted: Mapping[str, bytes], stale: list[str], receipt: Mapping[str, list[str]]
+) -> None:
+    edited = []
+    for path in [*wanted, *stale]:
+        there = _read(target / path)
+        if there is None or there == wanted.get(path):
+            continue
+        # The SDK makes the two files empty where they are missing; an empty file holds nothing to lose.
+        if there and packs.name(there) not in receipt.get(path, []):
+            edited.append(path)
+    if edited:
+        raise errors.TargetModified(
+            f"{len(edited)} files in {target} are not as Runlore wrote them: {', '.join(sorted(edited)[:5])}",
+            hint="--force replaces them; or choose another --into",
+        )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _write(target: Path, path: str, content: bytes) -> None:
+    final = target / path
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name[:100]}.{clock.new_id()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _prune(target: Path, folder: Path) -> None:
+    """Remove the folders that a stale file left empty, up to `target`."""
+    while folder != target and folder.is_dir() and not any(folder.iterdir()):
+        shutil.rmtree(folder)
+        folder = folder.parent

@@ -1,0 +1,57 @@
+"""Words to search by, in any script: what is frequent in one rollout and rare in the others.
+
+There is no list of stop words. Names (identifiers, paths, error and tool names) weigh more by their form;
+scripts without blanks are cut into pairs of characters, which `grep` finds as they stand.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+WORD_CHARS_MAX = 48
+TEXT_CHARS_MAX = 4_000
+"""Characters of one text that are searched for words."""
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0e7f"
+_PIECE = re.compile(rf"[{_CJK}]+|[^\W{_CJK}]+(?:[._/@:-]+[^\W{_CJK}]+)*", re.UNICODE)
+_NAME = re.compile(r"[A-Za-z_].*[_./:]|[a-z][A-Z]|[A-Z]{2,}|^[A-Z][a-z]+[A-Z]")
+_ONLY_NUMBER = re.compile(r"[\d.,:/_-]+")
+
+
+def count(texts: Iterable[str]) -> Counter[str]:
+    """Candidate words of `texts` with their weights."""
+    found: Counter[str] = Counter()
+    for body in texts:
+        for piece in _PIECE.findall(body[:TEXT_CHARS_MAX]):
+            if "\u3040" <= piece[0] <= "\ud7af" or "\u0e00" <= piece[0] <= "\u0e7f" or "\uf900" <= piece[0] <= "\ufaff":
+                found.update(piece[start : start + 2] for start in range(len(piece) - 1))
+            else:
+                _add(found, piece)
+    return found
+
+
+def _add(found: Counter[str], piece: str) -> None:
+    if len(piece) < 3 or len(piece) > WORD_CHARS_MAX or _ONLY_NUMBER.fullmatch(piece):
+        return
+    if _NAME.search(piece):
+        found[piece] += 3
+    elif len(piece) >= 4:
+        found[piece.lower()] += 1
+
+
+def best(own: Mapping[str, int], spread: Mapping[str, int], rollouts: int, limit: int) -> list[str]:
+    """The `limit` words of `own` (word -> weight) that tell this rollout from `rollouts` others.
+
+    `spread` is in how many rollouts each word occurs.
+    """
+    scored = []
+    for word, weight in own.items():
+        share = spread.get(word, 1) / max(1, rollouts)
+        if rollouts >= 4 and share > 0.5:
+            continue
+        rarity = 1.0 + math.log((1 + rollouts) / (1 + spread.get(word, 1)))
+        scored.append((-(1 + math.log(max(1, weight))) * rarity, word))
+    return [word for _, word in sorted(scored)[:limit]]

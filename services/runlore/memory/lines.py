@@ -1,0 +1,309 @@
+"""What notes say, as lines: every sentence that stands in a memory file is made here.
+
+Invariant: a value (of an argument, a command, a message) is shown to a subject's seed only if it is that
+subject's own, or if rollouts of two subjects, or one of nobody in particular, show it too. Other values are
+replaced by a placeholder that says what kind of thing stood there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runlore.memory import notes as _notes
+from runlore.memory import summary, text, values
+
+COMMAND_CHARS_MAX = 160
+FIXES_MAX = 2
+SHARE_SUBJECTS_MIN = 2
+"""A value counts as common knowledge once this many subjects' rollouts show it."""
+
+_PIECE = re.compile(r"[A-Za-z]+|[0-9]+|[^\W\d_A-Za-z]+", re.UNICODE)
+_EMAIL = re.compile(r"\S+@\S+\.\S+")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}.*")
+_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
+
+
+class Shared:
+    """Which words may be shown to everybody: those that enough different subjects' rollouts show."""
+
+    def __init__(self) -> None:
+        self._by: dict[str, set[str]] = defaultdict(set)
+
+    def saw(self, body: str, subject: str | None) -> None:
+        for piece in _PIECE.findall(body):
+            self._by[piece].add(subject or "")
+
+    def is_public(self, piece: str) -> bool:
+        by = self._by.get(piece, ())
+        return "" in by or len(by) >= SHARE_SUBJECTS_MIN
+
+    def mask(self, body: str) -> str:
+        """`body` with every word that is not public as a placeholder; one placeholder if nothing is left."""
+        if all(self.is_public(piece) for piece in _PIECE.findall(body)):
+            return body
+        masked = _PIECE.sub(lambda match: self._piece(match.group()), body)
+        rest = re.sub(r"<\w+>", "", masked)
+        if not _PIECE.search(rest):
+            return placeholder(body)
+        return re.sub(r"(<\w+>)(?:[\W_]?<\w+>)+", r"\1", masked)
+
+    def _piece(self, piece: str) -> str:
+        if self.is_public(piece):
+            return piece
+        return "<number>" if piece.isdigit() else "<text>"
+
+
+def placeholder(value: str) -> str:
+    """What kind of thing `value` is."""
+    for pattern, name in ((_EMAIL, "<address>"), (_DATE, "<date>"), (_NUMBER, "<number>")):
+        if pattern.fullmatch(value.strip()):
+            return name
+    return "<id>" if re.search(r"\d", value) else "<text>"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A failure as the notes tell it, ready to be ranked and written."""
+
+    note: str
+    head: str
+    agent: str
+    count: int
+    rollouts: int
+    fixed: int
+    at: str
+    text: str
+    """The full sentence."""
+    brief: str
+    """The same without numbers, for the summary."""
+
+
+def lessons(all_notes: _notes.Notes) -> list[Lesson]:
+    """Every failure that is told surely enough, the most useful first."""
+    tools = _tool_profiles(all_notes)
+    out = [lesson for identity, entry in all_notes.of_kind("failure") if (lesson := _lesson(identity, entry, tools))]
+    return sorted(out, key=lambda one: (one.fixed == 0, -min(one.fixed, 3), -one.rollouts, _newest(one.at), one.note))
+
+
+def _newest(at: str) -> tuple[int, tuple[int, ...]]:
+    known, told = values.time_key(at)
+    return -known, tuple(-ord(char) for char in told)
+
+
+@dataclass
+class _Profile:
+    calls: int = 0
+    data: int = 0
+    shapes: dict[str, list[int]] | None = None
+
+
+def _tool_profiles(all_notes: _notes.Notes) -> dict[str, _Profile]:
+    out: dict[str, _Profile] = {}
+    for _, entry in all_notes.of_kind("tool"):
+        profile = _Profile(shapes={})
+        for one in entry["support"].values():
+            profile.calls += one["calls"]
+            profile.data += one["data"]
+            for shape, (count, retried) in one["shapes"].items():
+                tally = profile.shapes.setdefault(shape, [0, 0, 0])
+                tally[0] += count
+                tally[1] += retried
+                tally[2] += 1
+        out[entry["key"]["head"]] = profile
+    return out
+
+
+def _is_told(one: Mapping[str, Any], profile: _Profile | None) -> bool:
+    """Whether a call counts as failed, given how this tool answered in all rollouts."""
+    if one.get("sure"):
+        return True
+    if profile is None:
+        return False
+    if profile.data >= 2:
+        # Elsewhere this tool answers data; here it answered a short sentence.
+        return True
+    count, retried, rollouts = (profile.shapes or {}).get(one.get("shape", ""), [0, 0, 0])
+    return count >= 2 and rollouts >= 2 and retried >= 0.8 * count
+
+
+def _is_cured(fix: Mapping[str, Any], one: Mapping[str, Any], profile: _Profile | None) -> bool:
+    if one.get("sure"):
+        return True
+    count, retried, _ = ((profile.shapes if profile else None) or {}).get(fix.get("shape", ""), [0, 0, 0])
+    return bool(profile and profile.data >= 2) or (count >= 2 and retried <= 0.2 * count)
+
+
+def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) -> Lesson | None:
+    profile = tools.get(entry["key"]["head"])
+    told = {rollout: one for rollout, one in entry["support"].items() if _is_told(one, profile)}
+    if not told or any(one.get("flaky") for one in told.values()):
+        return None
+    shared = _shared(told.values())
+    head = entry["key"]["head"]
+    shown = _shown(told.values(), shared)
+    groups = _fix_groups(told.values(), profile)
+    cures = [(phrase, n) for phrase, n in _phrases(groups, shared) if phrase]
+    count, at = sum(one["count"] for one in told.values()), max(values.time_key(one["at"]) for one in told.values())[1]
+    fixed = sum(n for _, n in cures)
+    head = text.inline(head, 80)
+    said = f'`{head}` answered "{shown}"'
+    times = _times(count, len(told), at)
+    if cures:
+        worked = "; or ".join(f"{phrase}{f' ({n}×)' if n > 1 else ''}" for phrase, n in cures[:FIXES_MAX])
+        full = f"{said} ({times}). What worked: {worked}."
+        brief = f"{said} → {'; or '.join(phrase for phrase, _ in cures[:FIXES_MAX])}"
+    else:
+        full = f"{said} ({times}). No retry with other arguments has worked yet."
+        brief = f"{said} → no retry has worked"
+    agent = _most_common(one.get("agent", "") for one in told.values())
+    return Lesson(identity, entry["key"]["head"], agent, count, len(told), fixed, at or values.UNKNOWN, full, brief)
+
+
+def _times(count: int, rollouts: int, at: str) -> str:
+    seen = f"{count}× in {rollouts} rollouts" if rollouts > 1 else (f"{count}×" if count > 1 else "once")
+    return f"{seen}, last {at[:10]}" if at and at != values.UNKNOWN else seen
+
+
+
+
+def _shared(told: Iterable[Mapping[str, Any]]) -> Shared:
+    shared = Shared()
+    for one in told:
+        subject = one.get("subject")
+        shared.saw(one.get("shown", ""), subject)
+        for fix in one["fixes"]:
+            for change in fix.get("changes", ()):
+                shared.saw(f"{change.get('was', '')} {change.get('is', '')}", subject)
+            shared.saw(f"{fix.get('was', '')} {fix.get('command', '')}", subject)
+            shared.saw(" ".join(piece for pair in fix.get("pieces", ()) for piece in pair), subject)
+            shared.saw(" ".join(fix.get("after", ())), subject)
+    return shared
+
+
+def _shown(told: Iterable[Mapping[str, Any]], shared: Shared) -> str:
+    """The signature as most rollouts show it, with the words masked that may be one subject's data."""
+    ones = list(told)
+    shown = _most_common(one.get("shown", "") for one in ones)
+    doubtful = {word for one in ones for word in one.get("masked", ())}
+
+    def keep(match: re.Match[str]) -> str:
+        word = match.group()
+        return "<text>" if word in doubtful and not shared.is_public(word) else word
+
+    parts = re.split(r"(<[^<>\s]*>)", shown)
+    return text.inline("".join(p if p.startswith("<") else re.sub(r"[^\W\d_]+", keep, p) for p in parts), 240)
+
+
+def _most_common(found: Iterable[str]) -> str:
+    counts: dict[str, int] = defaultdict(int)
+    for one in found:
+        counts[one] += 1
+    return min(counts, key=lambda one: (-counts[one], one), default="")
+
+
+def _fix_groups(told: Iterable[Mapping[str, Any]], profile: _Profile | None) -> list[list[dict[str, Any]]]:
+    """The fixes, those that are one together, the most often seen first."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for one in told:
+        for fix in one["fixes"]:
+            if _is_cured(fix, one, profile):
+                groups[summary.fix_shape(fix)].append(fix)
+    return [groups[name] for name in sorted(groups, key=lambda name: (-len(groups[name]), len(name), name))]
+
+
+def _phrases(groups: list[list[dict[str, Any]]], shared: Shared) -> list[tuple[str, int]]:
+    found: dict[str, int] = {}
+    for group in groups:
+        phrase = min(_phrase(fix, shared) for fix in group)
+        if phrase:
+            found[phrase] = found.get(phrase, 0) + len(group)
+    return sorted(found.items(), key=lambda pair: (-pair[1], len(pair[0]), pair[0]))
+
+
+def _phrase(fix: Mapping[str, Any], shared: Shared) -> str:
+    if "changes" in fix:
+        return ", and ".join(_change(change, shared) for change in fix["changes"])
+    if "command" in fix:
+        return f"`{_code(fix['command'], shared)}` instead of `{_code(fix['was'], shared)}`"
+    if "pieces" in fix:
+        pieces = [f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in fix["pieces"] if now]
+        return ", and ".join(pieces)
+    steps = [f"`{_code(step, shared)}`" for step in dict.fromkeys(fix.get("after", ()))]
+    return "the same call, after " + ", ".join(steps) if steps else ""
+
+
+def _code(body: str, shared: Shared) -> str:
+    return text.inline(shared.mask(body), COMMAND_CHARS_MAX)
+
+
+_VERBS = {
+    "set": "another `{path}`",
+    "add": "add `{path}`",
+    "drop": "leave out `{path}`",
+    "more": "more `{path}`",
+    "fewer": "fewer `{path}`",
+}
+
+
+def _change(change: Mapping[str, Any], shared: Shared) -> str:
+    path = text.inline(change["path"] or "value", 80)
+    words = _VERBS[change["how"]].format(path=path)
+    source = change.get("from", "")
+    if source == "error":
+        words = f"`{path}` = the value that the error names"
+    elif source == "error sum":
+        words = f"`{path}` so that all of them add up to the number in the error"
+    elif source == "user":
+        words += ", as the user says"
+    elif source.startswith("answer "):
+        _, head, *where = source.split(" ", 2)
+        words += f" out of `{text.inline(head, 80)}`" + (f" ({text.inline(where[0], 80)})" if where else "")
+    was, now = shared.mask(change.get("was", "")), shared.mask(change.get("is", ""))
+    if source not in ("error", "error sum") and now and was and was != now and _tells(was) and _tells(now):
+        words += f", e.g. `{text.inline(now, 60)}` instead of `{text.inline(was, 60)}`"
+    return words
+
+
+def _tells(masked: str) -> bool:
+    """Whether anything but placeholders is left."""
+    return bool(_PIECE.search(re.sub(r"<\w+>", "", masked)))
+
+
+# --- facts ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A command that worked."""
+
+    note: str
+    subject: str | None
+    """Whose seeds may show it; None for everybody's."""
+    agent: str
+    rollouts: int
+    count: int
+    at: str
+    text: str
+
+
+def facts(all_notes: _notes.Notes) -> list[Fact]:
+    """Commands that worked, those of most rollouts first; a command of one subject stays with it."""
+    out = []
+    for identity, entry in all_notes.of_kind("fact"):
+        told = list(entry["support"].values())
+        subjects = {one.get("subject") for one in told}
+        is_public = None in subjects or len(subjects) >= SHARE_SUBJECTS_MIN
+        subject = None if is_public else next(iter(subjects))
+        where = _most_common(one["where"] for one in told if one.get("where")) if is_public else ""
+        at = max(values.time_key(one["at"]) for one in told)[1]
+        count = sum(one["count"] for one in told)
+        words = f"`{text.inline(entry['key']['command'], COMMAND_CHARS_MAX)}` worked"
+        words += f" in `{text.inline(where, 120)}`" if where else ""
+        agent = _most_common(one.get("agent", "") for one in told)
+        line = f"{words} ({_times(count, len(told), at)})."
+        out.append(Fact(identity, subject, agent, len(told), count, at, line))
+    return sorted(out, key=lambda one: (-one.rollouts, -one.count, _newest(one.at), one.note))

@@ -1,0 +1,18 @@
+"""The rules model: deterministic, offline, the default where no key is configured. It abstains, never guesses.
+
+Three steps, so that each record is read once: `digest` (one run's facts), `build` or `extend` (a rollout's
+summary), then `operations.propose` (what the summary says to the memory). Their parts: `transcript` reads
+items, `calls` compares them, `failures` and `fixes` find what failed and what cured it, `signatures` name it.
+"""
+
+from __future__ import annotations
+
+from runlore.memory import digest as _digest
+from runlore.memory import summary as _summary
+
+ENGINE = {"name": "rules", "version": 1}
+"""Raise the version with every change of what the same records give: stored summaries are then built anew."""
+
+digest = _digest.of
+build = _summary.build
+extend = _summary.extend

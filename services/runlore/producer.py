@@ -1,0 +1,206 @@
+"""The producer: run-completed events onto the bus, with a claim check for what is too large for it.
+
+Whatever is handed in ends on the bus or in a dead letter; nothing is dropped, and nothing is judged here
+that a stage would judge. An event is a function of the run, so sending it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from runlore import clock, errors
+from runlore.bus import port as bus_port
+from runlore.commit import keys
+from runlore.consumers import dead, record
+from runlore.events import envelope, ids, models, records
+from runlore.store import port as store_port
+
+LINE_BYTES_MAX = models.RECORD_BYTES_MAX + 1024 * 1024
+"""Longest input line that is read as an event, in bytes; a longer one becomes a dead letter unread."""
+READ_BYTES = 1024 * 1024
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of one input: the event's id, and what a stage will object to, if that is known already."""
+
+    line: int
+    event_id: str | None
+    problem: errors.Poison | None = None
+
+
+class Producer:
+    """Publishes on the topic `runs`."""
+
+    def __init__(self, store: store_port.ObjectStore, bus: bus_port.Bus) -> None:
+        self._store = store
+        self._bus = bus
+
+    async def publish(self, datas: Sequence[dict[str, Any]], *, source: str) -> list[str]:
+        """Publish run-completed data; the event ids. Raises `errors.Poison` on data that no stage would take."""
+        messages, names = [], []
+        for data in datas:
+            checked = models.run_completed(data)
+            event = envelope.of_run({**data, "record": checked.record}, source=source)
+            event = dataclasses.replace(event, data=await self._claimed(data, checked))
+            messages.append(record.message_of(event, key_of(checked), "runs"))
+            names.append(event.id)
+        await self._bus.produce(messages)
+        return names
+
+    async def emit(self, stream: BinaryIO, *, source: str, first_line: int = 1) -> AsyncIterator[list[Sent]]:
+        """Publish each line of `stream`: a CloudEvent in structured mode, or a run's data alone.
+
+        Yields what became of each batch once it is durable. A line that no stage can take is published as
+        it came, and becomes a dead letter with its reason; one too long for the bus goes to the store.
+        """
+        batch: list[tuple[bus_port.Outgoing, Sent]] = []
+        for number, raw, rest in _lines(stream, first_line):
+            if rest is None and not raw.strip():
+                continue
+            if rest is not None:
+                sent = await self._bury_long_line(number, raw, rest)
+                yield [sent]
+                continue
+            batch.append(await self._message(number, raw, source))
+            if len(batch) == BATCH:
+                yield await self._send(batch)
+                batch = []
+        if batch:
+            yield await self._send(batch)
+
+    async def _send(self, batch: Sequence[tuple[bus_port.Outgoing, Sent]]) -> list[Sent]:
+        await self._bus.produce([message for message, _ in batch])
+        return [sent for _, sent in batch]
+
+    async def _message(self, number: int, raw: bytes, source: str) -> tuple[bus_port.Outgoing, Sent]:
+        """The message for one line, and what a stage will object to."""
+        try:
+            event = event_of(raw, source)
+            if event.type == models.RUN_COMPLETED:
+                checked = models.run_completed(event.data)
+                data = await self._claimed(event.data, checked)
+                event = dataclasses.replace(event, data=data)
+                message = record.message_of(event, key_of(checked), "runs")
+            else:
+                message = record.message_of(event, event.id, "runs")
+            if len(message.value or b"") > envelope.EVENT_BYTES_MAX:
+                raise errors.EventTooLarge(f"the event has {len(message.value or b'')} bytes without its record")
+            problem = None
+            if event.type != models.RUN_COMPLETED:
+                problem = errors.UnknownType(f"no stage reads events of type {event.type!r}")
+            return message, Sent(number, event.id, problem)
+        except errors.Poison as exc:
+            return await self._as_it_came(number, raw, exc)
+
+    async def _as_it_came(self, number: int, raw: bytes, problem: errors.Poison) -> tuple[bus_port.Outgoing, Sent]:
+        """A line that no stage will take, to be refused by the stage itself: one place judges, and keeps it.
+
+        The bus takes no more than its limit; a longer one becomes a dead letter here.
+        """
+        event_id = hashlib.sha256(raw).hexdigest()[:32]
+        structured = problem.kind != errors.BadJson.kind and is_structured(raw)
+        if structured:
+            headers = [("content-type", b"application/cloudevents+json")]
+        else:
+            event = envelope.Event(event_id, "/runlore/emit", models.RUN_COMPLETED, None, clock.now_iso())
+            headers = event.headers()
+        if len(raw) <= envelope.EVENT_BYTES_MAX:
+            return bus_port.Outgoing("runs", event_id.encode(), raw, headers), Sent(number, event_id, problem)
+        message = bus_port.Message("emit", 0, int(event_id[:12], 16), event_id.encode(), raw, headers, 0.0)
+        return await dead.letter(self._store, message, problem), Sent(number, event_id, problem)
+
+    async def _claimed(self, data: dict[str, Any], checked: models.RunCompleted) -> dict[str, Any]:
+        """`data`, with a record above the limit exchanged for a claim on it."""
+        line = checked.record
+        if line is None:
+            return data
+        # ASCII only, so that the size on the bus is the length here.
+        line = records.to_ascii(line)
+        rest = {name: value for name, value in data.items() if name not in ("record", "record_claim")}
+        if len(line) <= models.RECORD_INLINE_BYTES_MAX:
+            return {**rest, "record": line}
+        if len(line) > models.RECORD_BYTES_MAX:
+            raise errors.RecordTooLarge(
+                f"the record has {len(line)} bytes; at most {models.RECORD_BYTES_MAX} are accepted"
+            )
+        raw = line.encode("ascii")
+        claim = await put_claim(self._store, checked.project, raw)
+        return {**rest, "record_claim": claim.model_dump()}
+
+    async def _bury_long_line(self, number: int, start: bytes, rest: Iterator[bytes]) -> Sent:
+        """A line longer than `LINE_BYTES_MAX`: its bytes to the store, and a dead letter that points to them."""
+        digest = hashlib.sha256()
+
+        def parts() -> Iterator[bytes]:
+            for part in itertools.chain([start], rest):
+                digest.update(part)
+                yield part
+
+        stored = await dead.put_parts(self._store, parts())
+        problem = errors.EventTooLarge(f"the line has {stored[1]} bytes; at most {LINE_BYTES_MAX} are accepted")
+        event_id = digest.hexdigest()[:32]
+        message = bus_port.Message("emit", 0, int(event_id[:12], 16), None, None, [], 0.0)
+        name = dead.letter_id(message.topic, message.partition, message.offset)
+        await self._bus.produce([dead.compose(name, message, problem, stored=stored)])
+        return Sent(number, event_id, problem)
+
+
+async def put_claim(store: store_port.ObjectStore, project: str, raw: bytes) -> models.Claim:
+    """Put a record's bytes under their hash in its own project; the claim on them."""
+    sha256 = hashlib.sha256(raw).hexdigest()
+    await store.put(keys.claim(project, sha256), raw)
+    return models.Claim(sha256=sha256, size=len(raw))
+
+
+def key_of(data: models.RunCompleted) -> str:
+    """The message key: everything of one rollout is in order."""
+    return f"{data.project}/{data.rollout.alias}"
+
+
+def event_of(raw: bytes, source: str) -> envelope.Event:
+    """The event on a line. Raises `errors.Poison`."""
+    document = envelope.load(raw, "the line")
+    if isinstance(document, dict) and "specversion" in document:
+        return envelope.from_structured(document)
+    if not isinstance(document, dict):
+        raise errors.InvalidEvent("the line is not a JSON object")
+    checked = models.run_completed(document)
+    return envelope.of_run({**document, "record": checked.record}, source=source)
+
+
+def is_structured(raw: bytes) -> bool:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "specversion" in document
+
+
+def source_of(project: str) -> str:
+    return f"/runlore/{ids.check_name(project, 'project')}"
+
+
+def _lines(stream: BinaryIO, first: int) -> Iterator[tuple[int, bytes, Iterator[bytes] | None]]:
+    """Lines with their numbers. A line above the limit comes as its start and an iterator over its rest."""
+    number = first
+    while raw := stream.readline(LINE_BYTES_MAX + 1):
+        if len(raw) <= LINE_BYTES_MAX or raw.endswith(b"\n"):
+            yield number, raw, None
+        else:
+            yield number, raw, _rest(stream)
+        number += 1
+
+
+def _rest(stream: BinaryIO) -> Iterator[bytes]:
+    while part := stream.readline(READ_BYTES):
+        yield part
+        if part.endswith(b"\n"):
+            return

@@ -1,0 +1,160 @@
+"""The bus in memory: the fake that every test may use, held to the contract of the real ones.
+
+No call suspends but a `poll` that has to wait, so a simulation that polls with no time-out decides alone
+where one step ends and the next begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from runlore import clock, errors
+from runlore.bus.port import Message, Outgoing, TopicPartition, partition_of
+
+
+class MemoryBus:
+    """`bus.port.Bus` in lists. Like the embedded bus, it gives every member of a group every partition."""
+
+    def __init__(self, *, partitions: int = 8) -> None:
+        self._partitions = partitions
+        self._logs: dict[TopicPartition, list[Message]] = {}
+        self._commits: dict[str, dict[TopicPartition, int]] = {}
+        self._consumers: set[MemoryConsumer] = set()
+
+    async def produce(self, messages: Sequence[Outgoing]) -> list[tuple[TopicPartition, int]]:
+        placed = []
+        for message in messages:
+            at = TopicPartition(message.topic, partition_of(message, self._partitions))
+            log = self._logs.setdefault(at, [])
+            placed.append((at, len(log)))
+            now = clock.now().timestamp()
+            headers = list(message.headers)
+            log.append(Message(*at, len(log), message.key, message.value, headers, now))
+        for consumer in self._consumers:
+            consumer.wake()
+        return placed
+
+    async def consumer(self, *, group: str, topics: Sequence[str]) -> MemoryConsumer:
+        positions: dict[TopicPartition, int] = {}
+        for topic in topics:
+            for partition, offset in (await self.committed(group=group, topic=topic)).items():
+                positions[TopicPartition(topic, partition)] = offset
+        commits = self._commits.setdefault(group, {})
+        consumer = MemoryConsumer(group, self._logs, commits, positions, self._consumers.discard)
+        self._consumers.add(consumer)
+        return consumer
+
+    async def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
+        there_now = [log[:] for _, log in sorted(self._topic(topic).items())]
+        for log in there_now:
+            for message in log:
+                if message.offset >= (start or {}).get(message.partition, 0):
+                    yield message
+
+    async def lag(self, *, group: str, topic: str) -> dict[int, int]:
+        committed = await self.committed(group=group, topic=topic)
+        ends = {at.partition: len(log) for at, log in self._topic(topic).items()}
+        return {partition: max(0, ends.get(partition, 0) - offset) for partition, offset in committed.items()}
+
+    async def committed(self, *, group: str, topic: str) -> dict[int, int]:
+        commits = self._commits.get(group, {})
+        return {p: commits.get(TopicPartition(topic, p), 0) for p in range(self._partitions)}
+
+    async def rewind(self, *, group: str, topic: str) -> None:
+        if any(consumer.reads(group, topic) for consumer in self._consumers):
+            raise errors.Refused(f"group {group!r} is reading {topic!r}")
+        commits = self._commits.get(group, {})
+        for at in [at for at in commits if at.topic == topic]:
+            del commits[at]
+
+    async def close(self) -> None:
+        for consumer in list(self._consumers):
+            await consumer.close()
+
+    # --- for tests ----------------------------------------------------------------------------------
+
+    def fingerprint(self, *, ignore: Sequence[str] = ()) -> int:
+        """A hash of every message and commit, but for the messages of the topics in `ignore`."""
+        logs = [
+            (at, tuple(hash((message.key, message.value)) for message in log))
+            for at, log in sorted(self._logs.items())
+            if at.topic not in ignore
+        ]
+        commits = [
+            (group, at, offset)
+            for group, offsets in sorted(self._commits.items())
+            for at, offset in sorted(offsets.items())
+            if at.topic not in ignore
+        ]
+        return hash((tuple(logs), tuple(commits)))
+
+    def _topic(self, topic: str) -> dict[TopicPartition, list[Message]]:
+        return {at: log for at, log in self._logs.items() if at.topic == topic}
+
+
+class MemoryConsumer:
+    """One member of a group."""
+
+    def __init__(
+        self,
+        group: str,
+        logs: dict[TopicPartition, list[Message]],
+        commits: dict[TopicPartition, int],
+        positions: dict[TopicPartition, int],
+        leave: Callable[[MemoryConsumer], None],
+    ) -> None:
+        self._group = group
+        self._logs = logs
+        self._commits = commits
+        self._positions = positions
+        self._leave = leave
+        self._waiting: asyncio.Event | None = None
+        self._closed = False
+        self._turn = 0
+
+    async def poll(self, *, records_max: int, timeout_seconds: float) -> list[Message]:
+        deadline = clock.monotonic() + timeout_seconds
+        while not self._closed:
+            found = self._take(records_max)
+            left = deadline - clock.monotonic()
+            if found or left <= 0:
+                return found
+            self._waiting = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._waiting.wait(), left)
+        return []
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        for at, offset in offsets.items():
+            self._commits[at] = max(offset, self._commits.get(at, 0))
+
+    async def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._positions.update(offsets)
+
+    async def close(self) -> None:
+        self._closed = True
+        self.wake()
+        self._leave(self)
+
+    def wake(self) -> None:
+        """Let a waiting poll look again now."""
+        if self._waiting is not None:
+            self._waiting.set()
+
+    def reads(self, group: str, topic: str) -> bool:
+        return self._group == group and any(at.topic == topic for at in self._positions)
+
+    def _take(self, records_max: int) -> list[Message]:
+        # Each poll begins one partition further, so that a full one does not starve the others.
+        order = sorted(self._positions)
+        self._turn = (self._turn + 1) % max(1, len(order))
+        found: list[Message] = []
+        for at in order[self._turn :] + order[: self._turn]:
+            start = self._positions[at]
+            page = self._logs.get(at, [])[start : start + records_max - len(found)]
+            if page:
+                self._positions[at] = page[-1].offset + 1
+                found += page
+        return found

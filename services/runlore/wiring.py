@@ -1,0 +1,143 @@
+"""Wiring: the one place where ports get their adapters. The embedded default is one folder, the home.
+
+    <home>/home.json    what this folder is, and in which version
+    <home>/log.db       the bus: a durable SQLite log
+    <home>/store/       the object store: a directory
+    <home>/index.db     the index: a cache; delete it and it is made again
+    <home>/run/         the lock and the status of a running `runlore up`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runlore import clock, errors
+from runlore.bus import port as bus_port
+from runlore.commit import revisions
+from runlore.settings import Settings
+from runlore.store import port as store_port
+
+HOME_FORMAT = "runlore.home/1"
+
+
+@dataclass(frozen=True)
+class Home:
+    """An open home: its adapters and its folders."""
+
+    root: Path
+    settings: Settings
+    store: store_port.ObjectStore
+    bus: bus_port.Bus
+    reader: revisions.Reader
+
+    @property
+    def index_path(self) -> Path:
+        return self.root / "index.db"
+
+    @property
+    def status_path(self) -> Path:
+        return self.root / "run" / "status.json"
+
+
+@contextlib.asynccontextmanager
+async def open_home(settings: Settings, *, create: bool = False) -> AsyncIterator[Home]:
+    """Open the home that `settings` name; `create` makes it where there is none.
+
+    Raises `errors.NotFound` where there is none, `errors.Refused` where the folder is something else.
+    """
+    from runlore.bus.sqlite import SqliteBus
+    from runlore.store.directory import DirectoryStore
+
+    root = settings.root
+    check_home(root, create=create)
+    store = DirectoryStore(root / "store", fsync=settings.fsync)
+    bus = SqliteBus(root / "log.db", fsync=settings.fsync)
+    try:
+        yield Home(root, settings, store, bus, revisions.Reader(store))
+    finally:
+        await bus.close()
+        await store.close()
+
+
+def check_home(root: Path, *, create: bool) -> None:
+    """Make sure that `root` is a home of this version, or make it one."""
+    marker = root / "home.json"
+    try:
+        found = json.loads(marker.read_bytes())["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except (ValueError, KeyError, TypeError):
+        raise errors.Refused(f"{marker} is not readable as a Runlore home", hint="choose another --home") from None
+    if found == HOME_FORMAT:
+        return
+    if found is not None:
+        raise errors.Refused(f"{root} has the format {found!r}; this Runlore reads {HOME_FORMAT!r}")
+    if not create:
+        raise errors.NotFound(
+            f"there is no Runlore home at {root}",
+            hint="`runlore import` or `runlore emit` makes one; or name another with --home or RUNLORE_HOME",
+        )
+    if root.exists() and not root.is_dir():
+        raise errors.Refused(f"{root} is a file", hint="choose another --home")
+    # A home whose making was interrupted has some of these and no marker yet.
+    strangers = {entry.name for entry in root.iterdir()} if root.is_dir() else set()
+    if strangers - {"home.json", "log.db", "log.db-wal", "log.db-shm", "store", "index.db", "run"} and not any(
+        name.startswith("home.json.") for name in strangers
+    ):
+        raise errors.Refused(f"{root} holds other files", hint="choose an empty or a new folder for --home")
+    root.mkdir(parents=True, exist_ok=True)
+    write_file(marker, (json.dumps({"format": HOME_FORMAT, "made_at": clock.now_iso()}) + "\n").encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace `path` in one step."""
+    temporary = path.with_name(f"{path.name}.{clock.new_id()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Hold the home's stages for this process; the kernel lets go when it ends, however it ends.
+
+    Two would do no harm (nothing rests on ownership), only every piece of work twice. Raises
+    `errors.HomeInUse` with the process that holds it.
+    """
+    folder = root / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "up.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "?"
+            raise errors.HomeInUse(
+                f"process {holder} runs the stages of {root} already",
+                hint="emit, import, seed and every other command work beside it; or choose another --home",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def up_is_running(root: Path) -> int | None:
+    """The process that runs the home's stages; None where none does."""
+    try:
+        with open(root / "run" / "up.lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read().strip() or 0)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return None

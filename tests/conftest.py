@@ -1,0 +1,49 @@
+"""What holds for every test: no network but loopback, no settings from outside, async tests run.
+
+Hypothesis profiles: `default`, and `ci` (HYPOTHESIS_PROFILE=ci), which looks further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import socket
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+_LOOPBACK = ("127.", "::1", "localhost")
+_connect = socket.socket.connect
+
+
+def _connect_on_this_machine_only(self, address):
+    if self.family != socket.AF_UNIX and not str(address[0]).startswith(_LOOPBACK):
+        raise PermissionError(f"a test tried to reach {address[0]}; tests work without a network")
+    return _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def _sealed(monkeypatch):
+    """No test reaches the network, a model, or the settings of whoever runs it."""
+    monkeypatch.setattr(socket.socket, "connect", _connect_on_this_machine_only)
+    for name in list(os.environ):
+        if name.startswith(("RUNLORE_", "OPENAI_")) and not name.startswith("RUNLORE_TEST_"):
+            monkeypatch.delenv(name)
+    # A client that forgets its fake meets a closed port, also in a subprocess that no patch reaches.
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/tests-call-no-model")
+    monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run `async def` tests on a loop of their own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = pyfuncitem._fixtureinfo.argnames
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    return True

@@ -1,0 +1,99 @@
+"""One suite for each port, held against every adapter: a new adapter adds a line to `STORES` or `BUSES`.
+
+A factory makes an instance on the *same* backing each time it is called, as two processes of one home would.
+`durable` adapters keep their state when all are closed, and real processes may share them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runlore.bus.sqlite import SqliteBus
+from runlore.store.directory import DirectoryStore
+from runlore.testing.buses import MemoryBus
+from runlore.testing.stores import MemoryStore
+
+STORES = ("memory", "directory")
+BUSES = ("memory", "sqlite")
+
+
+@dataclass
+class Factory:
+    """Makes instances of one adapter on one backing, and remembers them so that all are closed."""
+
+    adapter: str
+    folder: Path
+    make: Any
+    durable: bool
+
+    def __post_init__(self):
+        self.made = []
+
+    def __call__(self):
+        instance = self.make()
+        self.made.append(instance)
+        return instance
+
+    def process(self, *args: object) -> subprocess.Popen:
+        """A real process that works on the same backing (tests/contract/process.py says what it can do)."""
+        script = Path(__file__).with_name("process.py")
+        command = [sys.executable, str(script), str(self.folder), *map(str, args)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    @staticmethod
+    def acknowledged(process: subprocess.Popen) -> list[Any]:
+        """What a process said it had done, one JSON value a line; a line cut by the kill does not count."""
+        lines = process.stdout.read().split("\n")[:-1]
+        process.stdout.close()
+        process.wait()
+        return [json.loads(line) for line in lines]
+
+    def close(self):
+        async def close_all():
+            for instance in self.made:
+                await instance.close()
+
+        asyncio.run(close_all())
+
+
+@pytest.fixture(params=STORES)
+def make_store(request, tmp_path):
+    if request.param == "memory":
+        one = MemoryStore()
+        factory = Factory("memory", tmp_path, lambda: one, durable=False)
+    else:
+        # Synced writes are for power cuts, which no test can make; the kills here need none.
+        factory = Factory(
+            "directory", tmp_path, lambda: DirectoryStore(tmp_path / "store", fsync=False), True
+        )
+    yield factory
+    factory.close()
+
+
+@pytest.fixture(params=BUSES)
+def make_bus(request, tmp_path):
+    if request.param == "memory":
+        one = MemoryBus()
+        factory = Factory("memory", tmp_path, lambda: one, durable=False)
+    else:
+        factory = Factory("sqlite", tmp_path, lambda: SqliteBus(tmp_path / "bus.db", fsync=False), True)
+    yield factory
+    factory.close()
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store()
+
+
+@pytest.fixture
+def bus(make_bus):
+    return make_bus()
