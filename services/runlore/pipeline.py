@@ -112,7 +112,9 @@ def diagram() -> str:
     """The pipeline as a Mermaid flow chart."""
     lines = ["flowchart LR", "  producer([run ends]) --> runs[(runs)]"]
     for stage in STAGES:
-        source = {"runs": "runs[(runs)]", "changed": "changed[(changed)]"}.get(stage.reads, f"{stage.reads}[/{stage.reads}/]")
+        source = {"runs": "runs[(runs)]", "changed": "changed[(changed)]"}.get(
+            stage.reads, f"{stage.reads}[/{stage.reads}/]"
+        )
         lines.append(f"  {source} --> {stage.name}")
         lines += [f"  {stage.name} --> {name}[({name})]" for name in stage.emits]
     lines += [

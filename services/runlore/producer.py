@@ -92,7 +92,9 @@ class Producer:
             else:
                 message = record.message_of(event, event.id, "runs")
             if len(message.value or b"") > envelope.EVENT_BYTES_MAX:
-                raise errors.EventTooLarge(f"the event has {len(message.value or b'')} bytes without its record")
+                raise errors.EventTooLarge(
+                    f"the event has {len(message.value or b'')} bytes without its record"
+                )
             problem = None
             if event.type != models.RUN_COMPLETED:
                 problem = errors.UnknownType(f"no stage reads events of type {event.type!r}")
@@ -100,7 +102,9 @@ class Producer:
         except errors.Poison as exc:
             return await self._as_it_came(number, raw, exc)
 
-    async def _as_it_came(self, number: int, raw: bytes, problem: errors.Poison) -> tuple[bus_port.Outgoing, Sent]:
+    async def _as_it_came(
+        self, number: int, raw: bytes, problem: errors.Poison
+    ) -> tuple[bus_port.Outgoing, Sent]:
         """A line that no stage will take, to be refused by the stage itself: one place judges, and keeps it.
 
         The bus takes no more than its limit; a longer one becomes a dead letter here.
@@ -145,7 +149,9 @@ class Producer:
                 yield part
 
         stored = await dead.put_parts(self._store, parts())
-        problem = errors.EventTooLarge(f"the line has {stored[1]} bytes; at most {LINE_BYTES_MAX} are accepted")
+        problem = errors.EventTooLarge(
+            f"the line has {stored[1]} bytes; at most {LINE_BYTES_MAX} are accepted"
+        )
         event_id = digest.hexdigest()[:32]
         message = bus_port.Message("emit", 0, int(event_id[:12], 16), None, None, [], 0.0)
         name = dead.letter_id(message.topic, message.partition, message.offset)

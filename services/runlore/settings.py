@@ -15,18 +15,27 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RUNLORE_", frozen=True, extra="ignore")
 
-    home: Path = Field(Path(HOME_DEFAULT), description="Folder that holds all state of the embedded pipeline.")
-    fsync: bool = Field(
-        True, description="Whether a write is on the disk before it counts. Off, a power cut may lose acknowledged runs."
+    home: Path = Field(
+        Path(HOME_DEFAULT), description="Folder that holds all state of the embedded pipeline."
     )
-    poll_records_max: int = Field(100, ge=1, le=5000, description="Messages that one poll takes, and one mark names.")
+    fsync: bool = Field(
+        True,
+        description="Whether a write is on the disk before it counts. Off, a power cut may lose acknowledged runs.",
+    )
+    poll_records_max: int = Field(
+        100, ge=1, le=5000, description="Messages that one poll takes, and one mark names."
+    )
     lanes: int = Field(8, ge=1, le=64, description="Rollouts that one stage works at the same time.")
     poll_timeout_seconds: float = Field(1.0, gt=0, le=60, description="How long a poll waits for messages.")
     marks_interval_seconds: float = Field(
         5.0, gt=0, le=3600, description="How often marks and heads are listed, in case a doorbell was lost."
     )
-    retry_seconds_max: float = Field(30.0, gt=0, le=3600, description="Longest wait between two tries of a stage.")
-    drain_seconds_max: float = Field(25.0, gt=0, le=3600, description="How long SIGTERM waits for work in hand.")
+    retry_seconds_max: float = Field(
+        30.0, gt=0, le=3600, description="Longest wait between two tries of a stage."
+    )
+    drain_seconds_max: float = Field(
+        25.0, gt=0, le=3600, description="How long SIGTERM waits for work in hand."
+    )
     log_level: str = Field("warning", description="debug, info, warning or error.")
     log_format: str = Field("auto", description="`json`, `text`, or `auto`: text on a terminal.")
 

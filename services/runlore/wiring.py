@@ -1,10 +1,10 @@
 """Wiring: the one place where ports get their adapters. The embedded default is one folder, the home.
 
-    <home>/home.json    what this folder is, and in which version
-    <home>/log.db       the bus: a durable SQLite log
-    <home>/store/       the object store: a directory
-    <home>/index.db     the index: a cache; delete it and it is made again
-    <home>/run/         the lock and the status of a running `runlore up`
+<home>/home.json    what this folder is, and in which version
+<home>/log.db       the bus: a durable SQLite log
+<home>/store/       the object store: a directory
+<home>/index.db     the index: a cache; delete it and it is made again
+<home>/run/         the lock and the status of a running `runlore up`
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def check_home(root: Path, *, create: bool) -> None:
     except (FileNotFoundError, NotADirectoryError):
         found = None
     except (ValueError, KeyError, TypeError):
-        raise errors.Refused(f"{marker} is not readable as a Runlore home", hint="choose another --home") from None
+        raise errors.Refused(
+            f"{marker} is not readable as a Runlore home", hint="choose another --home"
+        ) from None
     if found == HOME_FORMAT:
         return
     if found is not None:
@@ -87,9 +89,15 @@ def check_home(root: Path, *, create: bool) -> None:
         raise errors.Refused(f"{root} is a file", hint="choose another --home")
     # A home whose making was interrupted has some of these and no marker yet.
     strangers = {entry.name for entry in root.iterdir()} if root.is_dir() else set()
-    if strangers - {"home.json", "log.db", "log.db-wal", "log.db-shm", "store", "index.db", "run"} and not any(
-        name.startswith("home.json.") for name in strangers
-    ):
+    if strangers - {
+        "home.json",
+        "log.db",
+        "log.db-wal",
+        "log.db-shm",
+        "store",
+        "index.db",
+        "run",
+    } and not any(name.startswith("home.json.") for name in strangers):
         raise errors.Refused(f"{root} holds other files", hint="choose an empty or a new folder for --home")
     root.mkdir(parents=True, exist_ok=True)
     write_file(marker, (json.dumps({"format": HOME_FORMAT, "made_at": clock.now_iso()}) + "\n").encode())

@@ -22,7 +22,5 @@ def recorded() -> Path:
     folder = Path(os.environ.get("RUNLORE_TEST_DATA") or ROOT.parent / "shared" / "data")
     missing = [name for name in ("tau-bench", "swe-agent") if not (folder / name).is_dir()]
     if missing:
-        pytest.skip(
-            f"no recorded runs: {' and '.join(missing)} not found; set RUNLORE_TEST_DATA to their folder"
-        )
+        pytest.skip(f"no recorded runs ({' and '.join(missing)}): set RUNLORE_TEST_DATA to their folder")
     return folder

@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from runlore import sources
 from runlore.events import models, records
 
@@ -46,9 +44,8 @@ def test_every_sample_is_an_event_that_the_models_accept(root):
 def test_the_events_hold_the_very_lines_of_the_session_files(root):
     for path in files(root, "sessions"):
         rows = (root / "examples" / "runs" / path.name).read_text("ascii").splitlines()
-        assert "".join(models.run_completed(json.loads(row)).record + "\n" for row in rows) == path.read_text(
-            "ascii"
-        )
+        lines = [models.run_completed(json.loads(row)).record + "\n" for row in rows]
+        assert "".join(lines) == path.read_text("ascii")
 
 
 def test_the_session_files_import_without_a_problem(root):
@@ -62,15 +59,13 @@ def test_the_samples_show_what_memory_is_for(root):
     assert states >= {"completed", "interrupted", "max_turns_exceeded"}
     assert any(len(data["agents"]) > 1 for data in runs), "a handoff"
     assert len({data["subject"] for data in runs}) >= 3
-    assert any("\\u" in json.dumps(data["record"]["input"]) or data["subject"] == "jörg" for data in runs)
-    failed = [
-        data["session_id"]
+    assert any("\\u" in json.dumps(data["record"]) for data in runs), "one that is not English"
+    outputs = [
+        (data["session_id"], str(item.get("output")))
         for data in runs
-        if any(
-            "ConfigError: BILLING_REGION" in str(item.get("output"))
-            for item in data["record"]["generated_items"]
-        )
+        for item in data["record"]["generated_items"]
     ]
+    failed = [rollout for rollout, output in outputs if "ConfigError: BILLING_REGION" in output]
     assert len(set(failed)) >= 2, "one failure that comes back in another rollout"
 
 
@@ -83,8 +78,7 @@ def test_the_samples_are_small_and_name_no_machine(root):
             assert trace not in text, f"{path.name} holds {trace}"
 
 
-@pytest.mark.parametrize("python", ["3.12", "3.13"])
-def test_the_tracebacks_hold_no_line_of_python_itself(root, python):
+def test_the_tracebacks_hold_no_line_of_python_itself(root):
     # Frames of the standard library, and carets below an expression, differ from version to version.
     for path in files(root, "sessions"):
         text = path.read_text("ascii")

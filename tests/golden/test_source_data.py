@@ -23,6 +23,24 @@ def payloads(runs):
     return [records.check(models.run_completed(run.data).record) for run in runs]
 
 
+def said(messages):
+    """How much of each kind a conversation holds, counted from its messages."""
+    out = collections.Counter()
+    for message in messages:
+        out["call"] += len(message.get("tool_calls") or [])
+        if message["role"] == "tool":
+            out["output"] += 1
+        elif message["role"] != "system" and message["content"]:
+            out[message["role"]] += 1
+    return out
+
+
+def census(items):
+    """The same, counted from the items of its record."""
+    kinds = {"function_call": "call", "function_call_output": "output"}
+    return collections.Counter(kinds.get(item.get("type")) or item["role"] for item in items)
+
+
 def test_all_hundred_tau_bench_conversations_are_imported_without_loss(recorded):
     runs = read("chat", recorded / "tau-bench")
     assert len(runs) == len({run.data["run_id"] for run in runs}) == 100
@@ -32,22 +50,7 @@ def test_all_hundred_tau_bench_conversations_are_imported_without_loss(recorded)
         for line in path.read_text("utf-8").splitlines()
     ]
     for line, run, payload in zip(lines, runs, payloads(runs), strict=True):
-        wanted = collections.Counter()
-        for message in line["traj"]:
-            if message["role"] == "system":
-                continue
-            calls = message.get("tool_calls") or []
-            wanted["output" if message["role"] == "tool" else message["role"]] += (
-                1 if message.get("content") or message["role"] == "tool" else 0
-            )
-            wanted["call"] += len(calls)
-        found = collections.Counter()
-        for item in payload["input"] + payload["generated_items"]:
-            found[
-                {"function_call": "call", "function_call_output": "output"}.get(item.get("type"))
-                or item["role"]
-            ] += 1
-        assert +found == +wanted
+        assert census(payload["input"] + payload["generated_items"]) == said(line["traj"])
         assert run.data["subject"] == line["info"]["task"]["user_id"]
         assert line["info"]["task"]["instruction"] not in run.data["record"]
         assert "reward" not in run.data["record"]

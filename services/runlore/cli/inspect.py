@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from runlore.lookup.index import Index
     from runlore.wiring import Home
 
-AtOption = Annotated[int | None, typer.Option("--at", help="A revision other than the newest.", show_default=False)]
+AtOption = Annotated[
+    int | None, typer.Option("--at", help="A revision other than the newest.", show_default=False)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -106,7 +108,8 @@ def _log_row(body: dict[str, Any]) -> dict[str, Any]:
     return {
         "revision": body["revision"],
         "created_at": body["created_at"],
-        "reason": body["reason"] + (f" to {body['reverted_to']}: {body['note']}" if body["reason"] == "revert" else ""),
+        "reason": body["reason"]
+        + (f" to {body['reverted_to']}: {body['note']}" if body["reason"] == "revert" else ""),
         "engine": body["engine"]["name"],
         "rollouts": len(body["covers"]),
         "runs": sum(len(covers["runs"]) for covers in body["covers"]),
@@ -120,7 +123,9 @@ def _log_row(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _tree(opened: Home, project: str, memory: str, at: int | None, subject: str | None) -> tuple[int, dict[str, Any]]:
+async def _tree(
+    opened: Home, project: str, memory: str, at: int | None, subject: str | None
+) -> tuple[int, dict[str, Any]]:
     """(the revision's number, its files as a seed for `subject` would hold them, without the memory's folder)."""
     from runlore.events import ids, models
     from runlore.lookup import seeds
@@ -134,7 +139,9 @@ async def _tree(opened: Home, project: str, memory: str, at: int | None, subject
 
 
 def show(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A file of the memory; without it, all are listed.")] = "",
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A file of the memory; without it, all are listed.")
+    ] = "",
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
     at: AtOption = None,
@@ -177,12 +184,20 @@ def _file(files: dict[str, Any], path: str) -> tuple[str, Any]:
 
 
 def diff(
-    a: Annotated[int | None, typer.Argument(metavar="A", help="Older revision (default: B's parent).", show_default=False)] = None,
-    b: Annotated[int | None, typer.Argument(metavar="B", help="Newer revision (default: the newest).", show_default=False)] = None,
+    a: Annotated[
+        int | None,
+        typer.Argument(metavar="A", help="Older revision (default: B's parent).", show_default=False),
+    ] = None,
+    b: Annotated[
+        int | None,
+        typer.Argument(metavar="B", help="Newer revision (default: the newest).", show_default=False),
+    ] = None,
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
     subject: ui.SubjectOption = None,
-    stat: Annotated[bool, typer.Option("--stat", help="Only which files changed, and by how many lines.")] = False,
+    stat: Annotated[
+        bool, typer.Option("--stat", help="Only which files changed, and by how many lines.")
+    ] = False,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -205,10 +220,14 @@ def diff(
                 raise errors.InvalidInput("revisions are numbered from 1")
             before = (await _tree(opened, *meant, older, subject))[1] if older else {}
             changes = _changes(before, after)
-            out.answer({"project": meant[0], "memory": meant[1], "from": older, "to": newer, "files": changes})
+            out.answer(
+                {"project": meant[0], "memory": meant[1], "from": older, "to": newer, "files": changes}
+            )
             for change in changes:
                 if stat:
-                    out.say(f"{change['change']:8} +{change['added']:<5} -{change['removed']:<5} {change['path']}")
+                    out.say(
+                        f"{change['change']:8} +{change['added']:<5} -{change['removed']:<5} {change['path']}"
+                    )
                 else:
                     out.say(change["diff"].rstrip("\n"))
             if not changes:
@@ -244,7 +263,9 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, An
 
 
 def why(
-    where: Annotated[str, typer.Argument(metavar="PATH:LINE", help="A line of a memory's file.", show_default=False)] = "",
+    where: Annotated[
+        str, typer.Argument(metavar="PATH:LINE", help="A line of a memory's file.", show_default=False)
+    ] = "",
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
     at: AtOption = None,
@@ -267,7 +288,10 @@ def why(
                 return
             number, files = await _tree(opened, *meant, at, subject)
             if not where:
-                lines = [{"path": name, "lines": one.text.count("\n"), "spans": len(one.why)} for name, one in sorted(files.items())]
+                lines = [
+                    {"path": name, "lines": one.text.count("\n"), "spans": len(one.why)}
+                    for name, one in sorted(files.items())
+                ]
                 out.answer({"revision": number, "files": lines})
                 out.table(("path", "lines", "explained spans"), [list(row.values()) for row in lines])
                 out.note("name a line: runlore why memory_summary.md:1")
@@ -298,7 +322,9 @@ async def _answer_why(
     if not notes:
         out.say("  this line is a heading or a frame of the file: no run is behind it")
     for note in notes:
-        out.say(f"because of note {note['note']} ({note['kind']}), supported by {len(note['evidence'])} items:")
+        out.say(
+            f"because of note {note['note']} ({note['kind']}), supported by {len(note['evidence'])} items:"
+        )
         for one_evidence in note["evidence"][:20]:
             out.say(
                 f"  rollout {one_evidence['rollout']} · run {one_evidence['run']} attempt {one_evidence['attempt']}"
@@ -345,7 +371,9 @@ def search(
 
 
 def explain(
-    event_id: Annotated[str, typer.Argument(metavar="EVENT_ID", help="An event, run or rollout id.", show_default=False)] = "",
+    event_id: Annotated[
+        str, typer.Argument(metavar="EVENT_ID", help="An event, run or rollout id.", show_default=False)
+    ] = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -437,17 +465,26 @@ def verify(
             with out.progress() as bar:
                 task = bar.add_task("verify", total=None, detail="")
                 found = await upkeep_verify.verify(
-                    opened.store, opened.bus, project=project, on_progress=lambda n, what: bar.update(task, completed=n, detail=what)
+                    opened.store,
+                    opened.bus,
+                    project=project,
+                    on_progress=lambda n, what: bar.update(task, completed=n, detail=what),
                 )
-        problems = [{"invariant": one.invariant, "object": one.object, "message": one.message} for one in found.problems]
+        problems = [{"invariant": one.invariant, "where": one.where, "what": one.what} for one in found.violations]
         for one in problems:
-            out.say(f"invariant {one['invariant']}: {one['object']}: {one['message']}")
+            out.say(f"[{one['invariant']}] {one['where']}: {one['what']}")
         checked = ", ".join(f"{count} {what}" for what, count in found.checked.items())
         if problems:
             out.answer({"ok": False, "checked": found.checked, "problems": problems})
-            raise errors.ProblemsFound(f"{len(problems)} problems in {checked}", hint="docs/DESIGN.md says what each invariant means")
+            raise errors.ProblemsFound(
+                f"{len(problems)} problems in {checked}", hint="docs/DESIGN.md says what each invariant means"
+            )
         out.answer({"ok": True, "checked": found.checked, "problems": []})
-        out.say(f"all invariants hold: {checked}" if checked else "there is nothing yet, and nothing wrong with it")
+        out.say(
+            f"all invariants hold: {checked}"
+            if checked
+            else "there is nothing yet, and nothing wrong with it"
+        )
 
     ui.run(work, as_json=as_json)
 

@@ -12,9 +12,12 @@ from runlore.cli import ui
 dead_app = typer.Typer(help="Dead letters: events that could not take effect, kept with their reason.")
 review_app = typer.Typer(help="Rollouts held for review: what a guard refused, or a revert took out.")
 
-IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Dead letters.", show_default=False)]
+IdsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="ID…", help="Dead letters.", show_default=False)
+]
 CodeOption = Annotated[
-    str | None, typer.Option("--reason", help="Only letters with this reason code.", metavar="CODE", show_default=False)
+    str | None,
+    typer.Option("--reason", help="Only letters with this reason code.", metavar="CODE", show_default=False),
 ]
 NoteOption = Annotated[str, typer.Option("--note", help="Why; kept with the letter.", show_default=False)]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="At most this many.")]
@@ -32,7 +35,9 @@ def revert(
     name: ui.MemoryArgument = "",
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
-    to: Annotated[int | None, typer.Option("--to", help="The revision whose notes to go back to.", show_default=False)] = None,
+    to: Annotated[
+        int | None, typer.Option("--to", help="The revision whose notes to go back to.", show_default=False)
+    ] = None,
     reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
@@ -55,14 +60,20 @@ def revert(
                 inspect._list_memories(out, index, project, "runlore revert --to N --reason …")
                 return
         if meant is None:
-            raise errors.InvalidInput("say which memory: --project and --memory", hint="`runlore log` lists them")
+            raise errors.InvalidInput(
+                "say which memory: --project and --memory", hint="`runlore log` lists them"
+            )
         why = ui.needs_reason(reason)
         async with wiring.open_home(ui.settings_of(home)) as opened:
             number, held = await consolidate.revert(
                 opened.store, opened.bus, opened.reader, *meant, to=to, reason=why
             )
-        out.answer({"project": meant[0], "memory": meant[1], "revision": number, "reverted_to": to, "held": held})
-        out.say(f"revision {number} has the notes of revision {to}; {len(held)} rollouts are held (`runlore review`)")
+        out.answer(
+            {"project": meant[0], "memory": meant[1], "revision": number, "reverted_to": to, "held": held}
+        )
+        out.say(
+            f"revision {number} has the notes of revision {to}; {len(held)} rollouts are held (`runlore review`)"
+        )
 
     ui.run(work, as_json=as_json)
 
@@ -129,7 +140,9 @@ def _row(one: Any) -> dict[str, Any]:
 @dead_app.command(name="show")
 def dead_show(
     letter: Annotated[str, typer.Argument(metavar="ID", help="A dead letter.", show_default=False)] = "",
-    to: Annotated[Path | None, typer.Option("--out", help="Write the event's bytes to this file.", show_default=False)] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write the event's bytes to this file.", show_default=False)
+    ] = None,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -182,14 +195,18 @@ def _preview(value: bytes | None, size: int) -> str:
     return text[:2000] + (" …" if len(text) > 2000 else "")
 
 
-def choose(letters: list[Any], names: list[str] | None, kind: str | None, every: bool, limit: int) -> list[Any]:
+def choose(
+    letters: list[Any], names: list[str] | None, kind: str | None, every: bool, limit: int
+) -> list[Any]:
     """The open letters that are meant. Raises `errors.NotFound` or `errors.InvalidInput`."""
     from runlore import errors
 
     if names:
         found = []
         for name in names:
-            matches = [one for one in letters if one.id == name] or [one for one in letters if one.id.startswith(name)]
+            matches = [one for one in letters if one.id == name] or [
+                one for one in letters if one.id.startswith(name)
+            ]
             if len(matches) != 1:
                 problem = "more than one dead letter begins" if matches else "no dead letter begins"
                 raise errors.NotFound(f"{problem} with {name!r}", hint="`runlore dead` lists them")
@@ -298,7 +315,9 @@ def review_list(
                     continue
                 head = await opened.reader.head(one["project"], one["memory"])
                 for rollout, why in sorted(head.body.get("held", {}).items()):
-                    rows.append({"project": one["project"], "memory": one["memory"], "rollout": rollout, **why})
+                    rows.append(
+                        {"project": one["project"], "memory": one["memory"], "rollout": rollout, **why}
+                    )
         out.answer({"held": rows})
         if not rows:
             out.say("nothing is held for review")
@@ -311,7 +330,9 @@ def review_list(
 
 @review_app.command(name="release")
 def review_release(
-    rollouts: Annotated[list[str] | None, typer.Argument(metavar="ROLLOUT…", help="Held rollouts.", show_default=False)] = None,
+    rollouts: Annotated[
+        list[str] | None, typer.Argument(metavar="ROLLOUT…", help="Held rollouts.", show_default=False)
+    ] = None,
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
     every: Annotated[bool, typer.Option("--all", help="Every rollout that the memory holds.")] = False,
@@ -330,11 +351,15 @@ def review_release(
         from runlore.events import ids
 
         if not project or not memory or not (rollouts or every):
-            raise errors.InvalidInput("say which: ROLLOUT… or --all, --project and --memory", hint="`runlore review` lists them")
+            raise errors.InvalidInput(
+                "say which: ROLLOUT… or --all, --project and --memory", hint="`runlore review` lists them"
+            )
         why = ui.needs_reason(reason)
         async with wiring.open_home(ui.settings_of(home)) as opened:
             head = await opened.reader.head(project, memory)
-            names = sorted(head.body.get("held", {})) if every else [ids.alias(name) for name in rollouts or []]
+            names = (
+                sorted(head.body.get("held", {})) if every else [ids.alias(name) for name in rollouts or []]
+            )
             if every and not names:
                 raise errors.NotFound(f"{project}/{memory} holds nothing")
             await consolidate.release(

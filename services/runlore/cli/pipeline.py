@@ -74,7 +74,9 @@ async def _drain(out: ui.Out, worker: Worker, opened: Any) -> None:
 
         def show(progress: Progress) -> None:
             done = progress.recorded + progress.already + progress.superseded + progress.dead
-            detail = f"{progress.covered} rollouts in {progress.revisions} revisions" if progress.revisions else ""
+            detail = (
+                f"{progress.covered} rollouts in {progress.revisions} revisions" if progress.revisions else ""
+            )
             bar.update(task, completed=done, total=max(total, done), detail=detail)
 
         worker._on_progress = show
@@ -104,7 +106,9 @@ async def _beat(worker: Worker, opened: Any) -> None:
 
     last = b""
     while True:
-        body = json.dumps({"stages": {name: asdict(stage) for name, stage in worker.progress.stages.items()}}).encode()
+        body = json.dumps(
+            {"stages": {name: asdict(stage) for name, stage in worker.progress.stages.items()}}
+        ).encode()
         if body != last:
             await asyncio.to_thread(wiring.write_file, opened.status_path, body)
             last = body
@@ -121,13 +125,17 @@ def _report(out: ui.Out, progress: Progress) -> None:
     parts += [f"{progress.already} were recorded already"] if progress.already else []
     parts += [f"{progress.superseded} superseded"] if progress.superseded else []
     parts += [f"{progress.dead} dead letters (`runlore dead`)"] if progress.dead else []
-    parts += [f"{progress.revisions} revisions over {progress.covered} rollouts"] if progress.revisions else []
+    parts += (
+        [f"{progress.revisions} revisions over {progress.covered} rollouts"] if progress.revisions else []
+    )
     parts += [f"{progress.held} rollouts held (`runlore review`)"] if progress.held else []
     out.say(" · ".join(parts))
 
 
 def emit(
-    file: Annotated[str, typer.Argument(help="JSON lines: run.completed events, or their data. '-' reads stdin.")] = "-",
+    file: Annotated[
+        str, typer.Argument(help="JSON lines: run.completed events, or their data. '-' reads stdin.")
+    ] = "-",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -170,7 +178,9 @@ async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:
                 for one in batch:
                     if one.problem:
                         problems.append({"line": one.line, "event": one.event_id, **one.problem.as_dict()})
-                        bar.console.print(f"{name}:{one.line}: {one.problem.kind}: {one.problem.message}", markup=False)
+                        bar.console.print(
+                            f"{name}:{one.line}: {one.problem.kind}: {one.problem.message}", markup=False
+                        )
                 bar.update(task, completed=sent, detail=f"{len(problems)} problems" if problems else "")
         except OSError as exc:
             raise errors.InvalidInput(f"{name} can not be read: {exc.strerror}") from None
@@ -184,11 +194,17 @@ async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:
 
 
 def import_(
-    fmt: Annotated[str, typer.Argument(metavar="FORMAT", help="agents-sdk, chat or swe-agent.", show_default=False)] = "",
-    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH…", help="Files or folders.", show_default=False)] = None,
+    fmt: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="agents-sdk, chat or swe-agent.", show_default=False)
+    ] = "",
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH…", help="Files or folders.", show_default=False)
+    ] = None,
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, publish nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check everything, publish nothing.")
+    ] = False,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -209,11 +225,17 @@ def import_(
             _list_formats(out)
             return
         if fmt not in sources.FORMATS:
-            raise errors.InvalidInput(f"there is no format {fmt!r}", hint=f"formats: {', '.join(sources.FORMATS)}")
+            raise errors.InvalidInput(
+                f"there is no format {fmt!r}", hint=f"formats: {', '.join(sources.FORMATS)}"
+            )
         if not paths:
-            raise errors.InvalidInput("no PATH was given", hint=f"`runlore import {fmt} PATH… --project P --memory M`")
+            raise errors.InvalidInput(
+                "no PATH was given", hint=f"`runlore import {fmt} PATH… --project P --memory M`"
+            )
         if not project or not memory:
-            raise errors.InvalidInput("--project and --memory are needed", hint="they say where the runs belong")
+            raise errors.InvalidInput(
+                "--project and --memory are needed", hint="they say where the runs belong"
+            )
         ids.check_name(project, "project")
         ids.check_name(memory, "memory")
         settings = ui.settings_of(home)
@@ -235,7 +257,8 @@ def _list_formats(out: ui.Out) -> None:
 
 
 async def _import(out: ui.Out, producer: Any, fmt: str, paths: list[Path], project: str, memory: str) -> None:
-    from runlore import errors, producer as producers, sources
+    from runlore import errors, sources
+    from runlore import producer as producers
 
     missing = [path for path in paths if not path.exists()]
     if missing:
@@ -253,12 +276,21 @@ async def _import(out: ui.Out, producer: Any, fmt: str, paths: list[Path], proje
         for path in paths:
             for found in sources.read(fmt, path, project=project, memory=memory):
                 if isinstance(found, sources.Problem):
-                    problems.append({"file": str(found.file), "line": found.line, "kind": found.kind, "message": found.message})
+                    problems.append(
+                        {
+                            "file": str(found.file),
+                            "line": found.line,
+                            "kind": found.kind,
+                            "message": found.message,
+                        }
+                    )
                     where = f"{found.file}:{found.line}" if found.line else str(found.file)
                     bar.console.print(f"{where}: {found.kind}: {found.message}", markup=False)
                     continue
                 runs += 1
-                rollouts.add(found.data.get("conversation_id") or found.data.get("session_id") or found.data["run_id"])
+                rollouts.add(
+                    found.data.get("conversation_id") or found.data.get("session_id") or found.data["run_id"]
+                )
                 batch.append(found.data)
                 bar.update(task, completed=runs, detail=str(path.name))
                 if len(batch) >= BATCH:
@@ -266,7 +298,10 @@ async def _import(out: ui.Out, producer: Any, fmt: str, paths: list[Path], proje
         await flush()
     out.answer({"runs": runs, "rollouts": len(rollouts), "problems": problems, "dry_run": producer is None})
     verb = "would publish" if producer is None else "published"
-    out.say(f"{verb} {runs} runs of {len(rollouts)} rollouts" + (f"; {len(problems)} problems" if problems else ""))
+    out.say(
+        f"{verb} {runs} runs of {len(rollouts)} rollouts"
+        + (f"; {len(problems)} problems" if problems else "")
+    )
     if producer is not None and runs:
         out.note("next: `runlore up --once` makes memory of them")
     if problems and not runs:
@@ -275,14 +310,25 @@ async def _import(out: ui.Out, producer: Any, fmt: str, paths: list[Path], proje
 
 def seed(
     id: Annotated[
-        str, typer.Argument(metavar="ID", help="The next run's conversation, session or group id; or a seed id.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="The next run's conversation, session or group id; or a seed id.",
+            show_default=False,
+        ),
     ] = "",
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
-    into: Annotated[Path | None, typer.Option("--into", help="The workspace to write into.", show_default=False)] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", help="The workspace to write into.", show_default=False)
+    ] = None,
     subject: ui.SubjectOption = None,
-    at: Annotated[int | None, typer.Option("--at", help="A revision other than the newest.", show_default=False)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace memory files that were edited in the workspace.")] = False,
+    at: Annotated[
+        int | None, typer.Option("--at", help="A revision other than the newest.", show_default=False)
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace memory files that were edited in the workspace.")
+    ] = False,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -327,7 +373,9 @@ async def _seed(
         pinned: seeds.Seed | None = seeds.parse(name)
     else:
         if not project or not memory:
-            raise errors.InvalidInput("--project and --memory are needed", hint="`runlore seed` lists what there is")
+            raise errors.InvalidInput(
+                "--project and --memory are needed", hint="`runlore seed` lists what there is"
+            )
         pinned = await seeds.resolve(opened.reader, project, memory, name, subject=subject, at=at)
     if pinned is None:
         out.answer({"seed": None, "revision": 0, "files": [], "into": None, "written": 0})
@@ -353,7 +401,9 @@ async def _seed(
             "removed": written.removed if written else 0,
         }
     )
-    out.say(f"seed of {pinned.project}/{pinned.memory} revision {pinned.revision} ({found.notes} notes, {len(files)} files)")
+    out.say(
+        f"seed of {pinned.project}/{pinned.memory} revision {pinned.revision} ({found.notes} notes, {len(files)} files)"
+    )
     _tree(out, into, files)
     if into is None:
         out.note("nothing was written: name a workspace with --into DIR")

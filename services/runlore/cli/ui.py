@@ -24,16 +24,25 @@ if TYPE_CHECKING:
 
 HomeOption = Annotated[
     Path | None,
-    typer.Option("--home", help="Folder of all state (default: RUNLORE_HOME, else ~/.runlore).", show_default=False),
+    typer.Option(
+        "--home", help="Folder of all state (default: RUNLORE_HOME, else ~/.runlore).", show_default=False
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ProjectOption = Annotated[str, typer.Option("--project", "-p", help="Project (tenant).")]
 MemoryOption = Annotated[str, typer.Option("--memory", "-m", help="Memory of the project.")]
-MaybeProject = Annotated[str | None, typer.Option("--project", "-p", help="Project (tenant).", show_default=False)]
-MaybeMemory = Annotated[str | None, typer.Option("--memory", "-m", help="Memory of the project.", show_default=False)]
-MemoryArgument = Annotated[str, typer.Argument(metavar="MEMORY", help="Memory of the project.", show_default=False)]
+MaybeProject = Annotated[
+    str | None, typer.Option("--project", "-p", help="Project (tenant).", show_default=False)
+]
+MaybeMemory = Annotated[
+    str | None, typer.Option("--memory", "-m", help="Memory of the project.", show_default=False)
+]
+MemoryArgument = Annotated[
+    str, typer.Argument(metavar="MEMORY", help="Memory of the project.", show_default=False)
+]
 SubjectOption = Annotated[
-    str | None, typer.Option("--subject", help="Whom it is for: their own notes are shown too.", show_default=False)
+    str | None,
+    typer.Option("--subject", help="Whom it is for: their own notes are shown too.", show_default=False),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]
 
@@ -83,7 +92,14 @@ class Out:
 
     def progress(self) -> Any:
         """A progress bar on stderr; silent where stderr is not a terminal."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
         columns = (
             SpinnerColumn(),
@@ -98,7 +114,9 @@ class Out:
 
 def printable(text: str) -> str:
     """`text` without control characters other than newline and tab."""
-    return "".join(char if char in "\n\t" or (ord(char) >= 32 and not 127 <= ord(char) < 160) else "�" for char in text)
+    return "".join(
+        char if char in "\n\t" or (ord(char) >= 32 and not 127 <= ord(char) < 160) else "�" for char in text
+    )
 
 
 def settings_of(home: Path | None) -> Settings:
@@ -172,7 +190,9 @@ def needs_reason(reason: str) -> str:
     return reason.strip()
 
 
-def pick(out: Out, rows: Sequence[dict[str, Any]], project: str | None, memory: str | None) -> tuple[str, str] | None:
+def pick(
+    out: Out, rows: Sequence[dict[str, Any]], project: str | None, memory: str | None
+) -> tuple[str, str] | None:
     """The memory that is meant: the one named, or the only one there is. None where that is not clear."""
     if project and memory:
         return project, memory

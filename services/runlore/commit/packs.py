@@ -58,7 +58,9 @@ class Pack:
         except zlib.error:
             content = b""
         if name(content) != frame:
-            raise errors.Corrupt(f"frame {frame[:12]} of pack {self.sha256[:12]} has other bytes than its name says")
+            raise errors.Corrupt(
+                f"frame {frame[:12]} of pack {self.sha256[:12]} has other bytes than its name says"
+            )
         return content
 
 
@@ -123,7 +125,9 @@ def repack(frames: Frames, live: set[str], new: Mapping[str, bytes]) -> tuple[li
     kept = [pack for pack in frames.packs if owned[pack.sha256]]
     live_bytes = {pack.sha256: sum(pack.index[f][1] for f in owned[pack.sha256]) for pack in kept}
     kept.sort(key=lambda pack: (live_bytes[pack.sha256], pack.sha256), reverse=True)
-    while kept and (len(kept) >= PACKS_MAX or _dead(kept, live_bytes) > sum(live_bytes.values()) + DEAD_BYTES_SLACK):
+    while kept and (
+        len(kept) >= PACKS_MAX or _dead(kept, live_bytes) > sum(live_bytes.values()) + DEAD_BYTES_SLACK
+    ):
         # Fold a few at a time: folding one per revision would rewrite the newest pack each time.
         for pack in kept[max(1, len(kept) // 2) :] or [kept[0]]:
             kept.remove(pack)

@@ -71,10 +71,14 @@ class Reader:
         if stored is None:
             raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest is missing", key=key)
         if packs.name(stored.body) != sha256:
-            raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest has other bytes", key=key)
+            raise errors.Corrupt(
+                f"revision {number} of {project}/{memory}: its manifest has other bytes", key=key
+            )
         body = json.loads(stored.body)
         if body.get("format") != MANIFEST_FORMAT:
-            raise errors.Fatal(f"revision {number} of {project}/{memory} has the format {body.get('format')!r}")
+            raise errors.Fatal(
+                f"revision {number} of {project}/{memory} has the format {body.get('format')!r}"
+            )
         return body
 
     async def load(self, project: str, memory: str, number: int, sha256: str) -> Revision:
@@ -173,7 +177,13 @@ class Draft:
 
 
 async def write(
-    store: port.ObjectStore, reader: Reader, project: str, memory: str, *, parent: Revision | None, draft: Draft
+    store: port.ObjectStore,
+    reader: Reader,
+    project: str,
+    memory: str,
+    *,
+    parent: Revision | None,
+    draft: Draft,
 ) -> Revision:
     """Write a draft's pack, then its manifest; the revision, which no head names yet."""
     new = dict(draft.contents)

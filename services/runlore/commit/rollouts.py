@@ -45,7 +45,9 @@ class Record:
         return str(self.meta["received"])
 
     def encode(self) -> bytes:
-        return envelope.dump({"format": RECORD_FORMAT, **self.meta}) + b"\n" + self.line.encode("ascii") + b"\n"
+        return (
+            envelope.dump({"format": RECORD_FORMAT, **self.meta}) + b"\n" + self.line.encode("ascii") + b"\n"
+        )
 
 
 def decode(key: str, raw: bytes) -> Record:
@@ -93,7 +95,9 @@ def conflict(run: str, attempt: int) -> errors.RunConflict:
     )
 
 
-async def recorded(store: port.ObjectStore, project: str, memory: str, rollout: str) -> dict[str, dict[int, str]]:
+async def recorded(
+    store: port.ObjectStore, project: str, memory: str, rollout: str
+) -> dict[str, dict[int, str]]:
     """What a LIST shows of a rollout: run alias → attempt → key of the record."""
     found: dict[str, dict[int, str]] = {}
     async for row in store.list(keys.records(project, memory, rollout)):

@@ -104,7 +104,9 @@ class ConsolidateStage:
         batch, later = pending[:ROLLOUTS_PER_REVISION_MAX], pending[ROLLOUTS_PER_REVISION_MAX:]
         made = Pass()
         if batch:
-            made, head = await self._move(project, memory, head, before, {name: inputs[name] for name in batch})
+            made, head = await self._move(
+                project, memory, head, before, {name: inputs[name] for name in batch}
+            )
         # A mark is deleted exactly when nothing it names is uncovered: also where there was nothing to do.
         left = set(later)
         done = [mark for mark in found if left.isdisjoint(mark.rollouts)]
@@ -114,7 +116,10 @@ class ConsolidateStage:
 
     async def _inputs(self, project: str, memory: str, named: Sequence[str]) -> dict[str, heads.Head]:
         """The head of each named rollout that has one, after its summary covers its records."""
-        jobs = [lambda name=name: summarize.bring_up(self._store, project, memory, name, self._runtime) for name in named]
+        jobs = [
+            lambda name=name: summarize.bring_up(self._store, project, memory, name, self._runtime)
+            for name in named
+        ]
         found = await self._runtime.gather(jobs)
         return {name: head for name, head in zip(named, found, strict=True) if head.counter}
 
@@ -130,7 +135,9 @@ class ConsolidateStage:
         layout = head.body.get("layout") or next(iter(batch.values())).body["layout"]
         state = await self._runtime.offload(load_state, before)
         accepted, guilty, made = await self._runtime.offload(accept, state, batch, layout)
-        held: dict[str, Any] = {name: why for name, why in head.body.get("held", {}).items() if name not in accepted}
+        held: dict[str, Any] = {
+            name: why for name, why in head.body.get("held", {}).items() if name not in accepted
+        }
         held |= {name: _held(batch[name], why) for name, why in guilty.items()}
         if len(held) > HELD_MAX:
             raise errors.Blocked(
@@ -141,7 +148,9 @@ class ConsolidateStage:
         number = None
         if accepted:
             draft = await self._runtime.offload(draft_of, before, made, batch, accepted, layout)
-            revision = await revisions.write(self._store, self._reader, project, memory, parent=before, draft=draft)
+            revision = await revisions.write(
+                self._store, self._reader, project, memory, parent=before, draft=draft
+            )
             changes |= {"revision": revision.number, "manifest": revision.sha256}
             number = revision.number
         head = await heads.move(self._store, head, changes, fmt=revisions.HEAD_FORMAT)
@@ -239,7 +248,9 @@ def draft_of(
     layout: Mapping[str, Any],
 ) -> revisions.Draft:
     """What the next revision writes: only pages and contents that are not in its parent."""
-    coverage, noted, files = (before.map(name) if before else _empty() for name in ("coverage", "notes", "files"))
+    coverage, noted, files = (
+        before.map(name) if before else _empty() for name in ("coverage", "notes", "files")
+    )
     covers = []
     for name in sorted(accepted):
         body = batch[name].body
@@ -267,9 +278,7 @@ def draft_of(
     return revisions.Draft(coverage, noted, files, contents, frozenset(live), facts)
 
 
-def lay_out(
-    parts: Mapping[str, render.Part], files: pages.PagedMap
-) -> tuple[dict[str, bytes], set[str]]:
+def lay_out(parts: Mapping[str, render.Part], files: pages.PagedMap) -> tuple[dict[str, bytes], set[str]]:
     """Make `files` name exactly `parts`; (the contents by name, all names)."""
     contents: dict[str, bytes] = {}
     entries: dict[str, Any] = {}
@@ -369,7 +378,9 @@ async def revert(
             head = await heads.move(store, head, changes, fmt=revisions.HEAD_FORMAT)
         except errors.HeadMoved:
             continue
-        await record.ring(bus, [models.Changed(kind="memory", project=project, memory=memory, counter=head.counter)])
+        await record.ring(
+            bus, [models.Changed(kind="memory", project=project, memory=memory, counter=head.counter)]
+        )
         return revision.number, sorted(reverted)
     raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")
 
@@ -399,7 +410,12 @@ async def release(
         if unknown:
             raise errors.NotFound(f"{project}/{memory} does not hold {', '.join(unknown)}")
         for name in rollouts:
-            held[name] = {**held[name], "released": True, "released_why": reason, "released_at": clock.now_iso()}
+            held[name] = {
+                **held[name],
+                "released": True,
+                "released_why": reason,
+                "released_at": clock.now_iso(),
+            }
         try:
             await heads.move(store, head, {"held": held}, fmt=revisions.HEAD_FORMAT)
         except errors.HeadMoved:

@@ -131,7 +131,9 @@ async def value_of(store: store_port.ObjectStore, letter: Letter) -> bytes | Non
     return b"".join(one.body for one in found if one)
 
 
-async def redrive(bus: bus_port.Bus, store: store_port.ObjectStore, letters: Sequence[Letter], *, why: str) -> None:
+async def redrive(
+    bus: bus_port.Bus, store: store_port.ObjectStore, letters: Sequence[Letter], *, why: str
+) -> None:
     """Publish the events again as they came, then note it.
 
     A crash between the two redrives twice, which is harmless: a run is recognised.
@@ -155,7 +157,12 @@ async def drop(bus: bus_port.Bus, letters: Sequence[Letter], *, why: str) -> Non
 
 
 async def resolve(bus: bus_port.Bus, letter: Letter, resolution: str, why: str) -> None:
-    fields = [("rl_dead", letter.id), ("rl_resolution", resolution), ("rl_at", clock.now_iso()), ("rl_why", why)]
+    fields = [
+        ("rl_dead", letter.id),
+        ("rl_resolution", resolution),
+        ("rl_at", clock.now_iso()),
+        ("rl_why", why),
+    ]
     headers = [(name, text.encode("utf-8", "replace")) for name, text in fields]
     await bus.produce([bus_port.Outgoing("dead", letter.key, None, headers)])
 

@@ -74,7 +74,9 @@ class Processed:
 class RecordStage:
     """Takes batches of messages of the topic `runs`."""
 
-    def __init__(self, store: store_port.ObjectStore, bus: bus_port.Bus, *, runtime: Runtime = SEQUENTIAL) -> None:
+    def __init__(
+        self, store: store_port.ObjectStore, bus: bus_port.Bus, *, runtime: Runtime = SEQUENTIAL
+    ) -> None:
         self._store = store
         self._bus = bus
         self._runtime = runtime
@@ -94,7 +96,10 @@ class RecordStage:
                 outcomes[number] = Outcome(message, DEAD, exc)
             else:
                 groups.setdefault(incoming.line_of, []).append((number, incoming))
-        jobs = [lambda line=line, members=members: self._rollout(line, members) for line, members in groups.items()]
+        jobs = [
+            lambda line=line, members=members: self._rollout(line, members)
+            for line, members in groups.items()
+        ]
         moved: list[heads.Head] = []
         for found, head in await self._runtime.gather(jobs):
             outcomes |= found
@@ -116,7 +121,11 @@ class RecordStage:
             head = await summarize.read(self._store, *line)
             outcomes, recorded = await self._put(head, members)
             try:
-                after = head if not recorded else await summarize.advance(self._store, head, recorded, self._runtime)
+                after = (
+                    head
+                    if not recorded
+                    else await summarize.advance(self._store, head, recorded, self._runtime)
+                )
             except errors.HeadMoved:
                 await clock.sleep(0.005 * restart * clock.jitter())
                 continue
@@ -215,7 +224,9 @@ async def ring(bus: bus_port.Bus, bells: Sequence[models.Changed]) -> None:
     if not bells:
         return
     try:
-        await bus.produce([message_of(envelope.changed(bell), f"{bell.project}/{bell.memory}", "changed") for bell in bells])
+        await bus.produce(
+            [message_of(envelope.changed(bell), f"{bell.project}/{bell.memory}", "changed") for bell in bells]
+        )
     except errors.BusUnavailable:
         return
 
@@ -251,7 +262,15 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
     data = incoming.data
     given = {
         name: value
-        for name in ("conversation_id", "session_id", "group_id", "parent_run_id", "resumed_from", "subject", "seed")
+        for name in (
+            "conversation_id",
+            "session_id",
+            "group_id",
+            "parent_run_id",
+            "resumed_from",
+            "subject",
+            "seed",
+        )
         if (value := getattr(data, name)) is not None
     }
     meta = {

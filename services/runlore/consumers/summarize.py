@@ -35,7 +35,9 @@ def place(entry: Mapping[str, Any] | None, attempt: int, received: str, run: str
     """
     if entry is None:
         return NEW
-    known = {int(entry["attempt"]): entry["received"]} | {int(at): got for at, got, _ in entry.get("earlier", ())}
+    known = {int(entry["attempt"]): entry["received"]} | {
+        int(at): got for at, got, _ in entry.get("earlier", ())
+    }
     if attempt in known:
         if known[attempt] != received:
             raise rollouts.conflict(run, attempt)
@@ -86,7 +88,11 @@ async def advance(
     summary = head.body.get("summary")
     if fresh:
         digests = [await runtime.offload(digest, record) for record in fresh]
-        summary = None if rebuild or not _same_rules(summary) else await runtime.offload(rules.extend, summary, digests)
+        summary = (
+            None
+            if rebuild or not _same_rules(summary)
+            else await runtime.offload(rules.extend, summary, digests)
+        )
         if summary is None:
             summary = await _rebuild(store, first, runs, digests, runtime)
     changes = {
@@ -130,7 +136,9 @@ async def bring_up(
 async def load(store: port.ObjectStore, record_keys: Sequence[str]) -> list[rollouts.Record]:
     """The records at these keys; one that is gone meanwhile is left out."""
     found = await store.get_many(record_keys)
-    return [rollouts.decode(key, one.body) for key, one in zip(record_keys, found, strict=True) if one is not None]
+    return [
+        rollouts.decode(key, one.body) for key, one in zip(record_keys, found, strict=True) if one is not None
+    ]
 
 
 def digest(record: rollouts.Record) -> dict[str, Any]:

@@ -1,1 +1,4 @@
-"""Lookup: what the next run, a person or a program asks. Reads heads from the store; the index only for search and lists."""
+"""Lookup: what the next run, a person or a program asks.
+
+Seeds are read from the heads in the store; the index serves search and lists only.
+"""

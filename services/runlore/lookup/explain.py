@@ -50,7 +50,9 @@ class Story:
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, stage: str, what: str, **details: Any) -> None:
-        self.steps.append({"stage": stage, "what": what, **{k: v for k, v in details.items() if v is not None}})
+        self.steps.append(
+            {"stage": stage, "what": what, **{k: v for k, v in details.items() if v is not None}}
+        )
 
 
 async def explain(
@@ -89,11 +91,15 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
     key = keys.record(project, memory, rollout, row["run"], row["attempt"])
     for one in await summarize.load(store, [key]):
         meta = one.meta
-        story.step("runs", "event received", source=meta["event"]["source"], time=meta["event"]["time"] or None)
+        story.step(
+            "runs", "event received", source=meta["event"]["source"], time=meta["event"]["time"] or None
+        )
         story.step("record", "recorded", object=key, bytes=len(one.line), redacted=meta.get("redacted"))
     head_key = keys.rollout_head(project, memory, rollout)
     head = await summarize.read(store, project, memory, rollout)
-    story.step("summarize", f"in the rollout's summary {head.counter}", object=head_key, at=head.body.get("moved_at"))
+    story.step(
+        "summarize", f"in the rollout's summary {head.counter}", object=head_key, at=head.body.get("moved_at")
+    )
     memory_head = await reader.head(project, memory)
     held = memory_head.body.get("held", {}).get(rollout)
     if row["superseded"]:
@@ -150,8 +156,12 @@ async def _waiting(bus: bus_port.Bus, wanted: set[str], known: set[str | None]) 
         if not names & wanted or incoming.event.id in known:
             continue
         project, memory, rollout = incoming.line_of
-        story = Story(WAITING, project, memory, rollout, incoming.run, incoming.data.attempt, incoming.event.id)
-        story.step("runs", "on the bus", topic=message.topic, partition=message.partition, offset=message.offset)
+        story = Story(
+            WAITING, project, memory, rollout, incoming.run, incoming.data.attempt, incoming.event.id
+        )
+        story.step(
+            "runs", "on the bus", topic=message.topic, partition=message.partition, offset=message.offset
+        )
         story.next = "the next `runlore up` records it"
         stories.append(story)
     return stories
@@ -163,7 +173,9 @@ async def _dead(bus: bus_port.Bus, wanted: set[str]) -> list[Story]:
         if letter.id not in wanted and letter.event_id not in wanted:
             continue
         story = Story(DEAD, event=letter.event_id)
-        story.step("runs", "event received", topic=letter.topic, partition=letter.partition, offset=letter.offset)
+        story.step(
+            "runs", "event received", topic=letter.topic, partition=letter.partition, offset=letter.offset
+        )
         story.step("record", f"dead letter {letter.id}: {letter.reason}: {letter.message}", at=letter.at)
         if letter.resolution:
             story.step("record", letter.resolution, at=letter.resolved_at, reason=letter.resolved_why)
@@ -175,7 +187,11 @@ async def _dead(bus: bus_port.Bus, wanted: set[str]) -> list[Story]:
 
 
 async def status(
-    store: store_port.ObjectStore, bus: bus_port.Bus, index: lookup_index.Index, status_path: Path, up: int | None
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    index: lookup_index.Index,
+    status_path: Path,
+    up: int | None,
 ) -> dict[str, Any]:
     """How the pipeline is: lag, what waits and since when, what is held or dead, and the causes in words."""
     await lookup_index.reconcile(index, store)
@@ -238,6 +254,8 @@ async def head_of(store: store_port.ObjectStore, project: str, memory: str, roll
     """A rollout's head. Raises `errors.NotFound`."""
     head = await summarize.read(store, project, memory, ids.alias(rollout))
     if not head.counter:
-        raise errors.NotFound(f"{project}/{memory} has no rollout {rollout!r}", hint="`runlore log` lists them")
+        raise errors.NotFound(
+            f"{project}/{memory} has no rollout {rollout!r}", hint="`runlore log` lists them"
+        )
     assert head.body["format"] == rollouts.HEAD_FORMAT
     return head.body

@@ -96,7 +96,9 @@ class Index:
                 row = self._one("SELECT counter FROM heads WHERE key = ?", [head.key])
                 if head.counter == 0 or (row and row["counter"] >= head.counter):
                     continue
-                self._db["heads"].upsert({"key": head.key, "counter": head.counter, "etag": head.etag or ""}, pk="key")
+                self._db["heads"].upsert(
+                    {"key": head.key, "counter": head.counter, "etag": head.etag or ""}, pk="key"
+                )
                 if head.body["format"] == rollouts.HEAD_FORMAT:
                     self._rollout(head)
                 else:
@@ -173,12 +175,15 @@ class Index:
     def runs(self, name: str) -> list[dict[str, Any]]:
         """The runs with this event id, run id alias or rollout alias."""
         return self._all(
-            "SELECT * FROM runs WHERE event = ?1 OR run = ?1 OR rollout = ?1 ORDER BY ended_at DESC, run, attempt LIMIT 100",
+            """SELECT * FROM runs WHERE event = ?1 OR run = ?1 OR rollout = ?1
+               ORDER BY ended_at DESC, run, attempt LIMIT 100""",
             [name],
         )
 
     def recent_runs(self, *, limit: int = 20) -> list[dict[str, Any]]:
-        return self._all("SELECT * FROM runs ORDER BY ended_at = 'unknown', ended_at DESC, rowid DESC LIMIT ?", [limit])
+        return self._all(
+            "SELECT * FROM runs ORDER BY ended_at = 'unknown', ended_at DESC, rowid DESC LIMIT ?", [limit]
+        )
 
     def search(
         self, query: str, project: str, memory: str, *, subject: str | None = None, limit: int = 20
@@ -189,7 +194,8 @@ class Index:
             raise errors.InvalidInput("the query has no word")
         return self._all(
             """SELECT rollout, snippet(summaries, 4, '[', ']', ' … ', 16) AS snippet, bm25(summaries) AS rank
-               FROM summaries WHERE summaries MATCH ? AND project = ? AND memory = ? AND (subject IS NULL OR subject = ?)
+               FROM summaries
+               WHERE summaries MATCH ? AND project = ? AND memory = ? AND (subject IS NULL OR subject = ?)
                ORDER BY rank LIMIT ?""",
             [words, project, memory, subject, min(limit, RESULTS_MAX)],
         )
@@ -240,7 +246,9 @@ async def take_in(index: Index, store: port.ObjectStore, head_keys: Sequence[str
     """Read these heads and apply them; how many were newer."""
     found = await store.get_many(head_keys)
     return index.apply(
-        heads.parse(key, one, fmt=fmt_of(key)) for key, one in zip(head_keys, found, strict=True) if one is not None
+        heads.parse(key, one, fmt=fmt_of(key))
+        for key, one in zip(head_keys, found, strict=True)
+        if one is not None
     )
 
 
@@ -251,9 +259,8 @@ def fmt_of(key: str) -> str:
 
 def _clear(connection: sqlite3.Connection) -> None:
     rows = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE 'summaries_%'"
+        """SELECT name FROM sqlite_master
+           WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE 'summaries_%'"""
     ).fetchall()
     for (name,) in rows:
         connection.execute(f'DROP TABLE "{name}"')
-
-

@@ -45,7 +45,9 @@ class Seed:
 
     @property
     def id(self) -> str:
-        return PREFIX + base64.urlsafe_b64encode(envelope.dump(list(asdict(self).values()))).decode().rstrip("=")
+        return PREFIX + base64.urlsafe_b64encode(envelope.dump(list(asdict(self).values()))).decode().rstrip(
+            "="
+        )
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ def parse(seed_id: str) -> Seed:
     except (ValueError, TypeError, errors.InvalidId):
         raise errors.InvalidInput(f"{seed_id[:24]!r} is not a seed id") from None
     if clock.now() >= expires:
-        raise errors.SeedExpired(f"the seed of revision {seed.revision} ended at {seed.expires}", hint="ask for a new one")
+        raise errors.SeedExpired(
+            f"the seed of revision {seed.revision} ended at {seed.expires}", hint="ask for a new one"
+        )
     return seed
 
 
 def _is_hash(value: Any) -> bool:
-    return (isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"))
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 async def resolve(
@@ -116,7 +120,9 @@ async def open_seed(reader: revisions.Reader, seed: Seed) -> Opened:
 def open_revision(revision: revisions.Revision, seed: Seed) -> Opened:
     layout = revision.body["layout"]
     parts = visible_parts(revision, subject=seed.subject, rollout=seed.rollout)
-    composed = render.compose(parts, subject=seed.subject, rollout=seed.rollout, layout=models.Layout(**layout))
+    composed = render.compose(
+        parts, subject=seed.subject, rollout=seed.rollout, layout=models.Layout(**layout)
+    )
     root = layout["memories_dir"]
     files = {f"{root}/{path}": one for path, one in composed.items()}
     shown = {note for one in composed.values() for _, _, note in one.why}
@@ -132,7 +138,9 @@ def visible_parts(
         owner, whom = entry.get("rollout"), entry.get("subject")
         if render.is_visible(owner, whom, for_subject=subject, for_rollout=rollout):
             why = [tuple(span) for span in json.loads(revision.frames.content(entry["why"]))]
-            parts[key] = render.Part(text=revision.text(entry["sha256"]), rollout=owner, subject=whom, why=why)
+            parts[key] = render.Part(
+                text=revision.text(entry["sha256"]), rollout=owner, subject=whom, why=why
+            )
     return parts
 
 
@@ -164,8 +172,10 @@ def write_into(opened: Opened, target: Path, *, force: bool = False) -> Written:
     if not force:
         _check_unedited(target, wanted, stale, receipt)
     # The receipt first, naming both what was and what will be: after a crash either hash is known as ours.
-    merged = {path: sorted({*receipt.get(path, []), *([packs.name(wanted[path])] if path in wanted else [])})
-              for path in {*receipt, *wanted}}
+    merged = {
+        path: sorted({*receipt.get(path, []), *([packs.name(wanted[path])] if path in wanted else [])})
+        for path in {*receipt, *wanted}
+    }
     _write(target, RECEIPT, _receipt_bytes(opened.seed, merged))
     unchanged = 0
     for path, content in wanted.items():
@@ -207,7 +217,8 @@ def _check_inside(target: Path, path: str) -> None:
         at = at / part
         if at.is_symlink():
             raise errors.UnsafeTarget(
-                f"{at} is a symlink; a seed is not written through one", hint="remove it, or choose another --into"
+                f"{at} is a symlink; a seed is not written through one",
+                hint="remove it, or choose another --into",
             )
     for parent in Path(path).parents:
         if (target / parent).exists() and not (target / parent).is_dir():

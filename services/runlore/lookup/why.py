@@ -37,7 +37,9 @@ async def of_line(
     return answers
 
 
-async def _quote(store: port.ObjectStore, revision: revisions.Revision, evidence: dict[str, Any]) -> str | None:
+async def _quote(
+    store: port.ObjectStore, revision: revisions.Revision, evidence: dict[str, Any]
+) -> str | None:
     """The item itself, as far as one line shows it; None where the record is not kept any more."""
     where = (revision.project, revision.memory, evidence["rollout"])
     key = keys.record(*where, evidence["run"], evidence["attempt"])

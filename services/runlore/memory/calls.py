@@ -114,7 +114,9 @@ def program_of(command: str) -> str:
             continue
         name = words[0].rsplit("/", 1)[-1]
         return name if re.fullmatch(r"[\w.+-]{1,40}", name) else ""
-    return (command.split() or [""])[0] if re.fullmatch(r"[\w.+-]{1,40}", (command.split() or [""])[0]) else ""
+    return (
+        (command.split() or [""])[0] if re.fullmatch(r"[\w.+-]{1,40}", (command.split() or [""])[0]) else ""
+    )
 
 
 def _container(text: str) -> Any:

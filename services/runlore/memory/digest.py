@@ -63,6 +63,7 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
         "open": _open(items, made, payload),
         "failures": _failures(found, made, meta),
         "verified": _verified(made, found),
+        "last_failing": _last_failing(made, found),
         "facts": _facts(made, found),
         "corrections": _corrections(items, made, found),
         "files": _files(made),
@@ -88,7 +89,9 @@ def _ended_at(meta: values.RunMeta, payload: dict[str, Any]) -> str:
 def _bounded(digest: dict[str, Any]) -> dict[str, Any]:
     """`digest` within its limit: the longest lists give up their last entries first."""
     while len(signatures.as_json(digest)) > DIGEST_BYTES_MAX:
-        sizes = {name: len(signatures.as_json(value)) for name, value in digest.items() if isinstance(value, list)}
+        sizes = {
+            name: len(signatures.as_json(value)) for name, value in digest.items() if isinstance(value, list)
+        }
         name = max(sizes, key=lambda one: (sizes[one], one))
         digest[name] = digest[name][: len(digest[name]) // 2]
     return digest
@@ -126,7 +129,9 @@ def _answer(payload: dict[str, Any], items: list[transcript.Item]) -> dict[str, 
     return {"item": index, "text": shown} if shown else None
 
 
-def _open(items: list[transcript.Item], made: list[calls.Call], payload: dict[str, Any]) -> list[dict[str, Any]]:
+def _open(
+    items: list[transcript.Item], made: list[calls.Call], payload: dict[str, Any]
+) -> list[dict[str, Any]]:
     """What was left undone: calls without an answer (among them those that wait for approval), a turn without one."""
     waiting = [call for call in made if call.output is None]
     left = [{"item": call.index, "call": describe(call)} for call in waiting[-STEPS_MAX:]]
@@ -140,7 +145,9 @@ def _open(items: list[transcript.Item], made: list[calls.Call], payload: dict[st
 # --- what failed, and what worked -------------------------------------------------------------------
 
 
-def _failures(found: list[failures.Failure], made: list[calls.Call], meta: values.RunMeta) -> list[dict[str, Any]]:
+def _failures(
+    found: list[failures.Failure], made: list[calls.Call], meta: values.RunMeta
+) -> list[dict[str, Any]]:
     personal = _personal_words(made) if meta.subject else frozenset()
     out = []
     for one in found[:FAILURES_MAX] if len(found) <= FAILURES_MAX else _most_telling(found):
@@ -169,7 +176,9 @@ def _failures(found: list[failures.Failure], made: list[calls.Call], meta: value
 
 
 def _most_telling(found: list[failures.Failure]) -> list[failures.Failure]:
-    ranked = sorted(found, key=lambda one: (one.fix is None, not one.is_sure, -one.call.number))[:FAILURES_MAX]
+    ranked = sorted(found, key=lambda one: (one.fix is None, not one.is_sure, -one.call.number))[
+        :FAILURES_MAX
+    ]
     return sorted(ranked, key=lambda one: one.call.number)
 
 
@@ -229,6 +238,18 @@ def _verified(made: list[calls.Call], found: list[failures.Failure]) -> dict[str
     return None
 
 
+def _last_failing(made: list[calls.Call], found: list[failures.Failure]) -> dict[str, Any] | None:
+    """The newest failure, unless the same tool worked after it."""
+    sure = [one for one in found if one.is_sure]
+    if not sure:
+        return None
+    last, failed = sure[-1], {one.call.number for one in found}
+    for call in made[last.call.number + 1 :]:
+        if call.head == last.call.head and call.number not in failed and call.output is not None:
+            return None
+    return {"item": last.call.index, "call": describe(last.call), "message": last.message}
+
+
 def _facts(made: list[calls.Call], found: list[failures.Failure]) -> list[dict[str, Any]]:
     """Commands that worked: exit code 0, or what made a failure go away."""
     cured = {one.fix["item"] for one in found if one.fix}
@@ -243,10 +264,14 @@ def _facts(made: list[calls.Call], found: list[failures.Failure]) -> list[dict[s
             continue
         fact = seen.setdefault(shown, {"command": shown, "item": call.index, "count": 0})
         fact["count"] += 1
-        place = next((call.args[name] for name in _PLACES if isinstance(call.args, dict) and call.args.get(name)), "")
+        place = next(
+            (call.args[name] for name in _PLACES if isinstance(call.args, dict) and call.args.get(name)), ""
+        )
         if isinstance(place, str) and place:
             fact["where"] = text.inline(place, FILE_CHARS_MAX)
-    ranked = sorted(seen.values(), key=lambda fact: (fact["item"] not in cured, -fact["count"], -fact["item"]))
+    ranked = sorted(
+        seen.values(), key=lambda fact: (fact["item"] not in cured, -fact["count"], -fact["item"])
+    )
     return ranked[:FACTS_MAX]
 
 
@@ -287,7 +312,9 @@ def _redone(
         paths = calls.changed_paths(last, call)
         # Either the rest of the call stayed as it was, or the user named the new value.
         is_kept = set(last.leaves) & set(call.leaves)
-        is_named = any(path in paths and 2 <= len(value) <= 80 and value.lower() in said for path, value in call.leaves)
+        is_named = any(
+            path in paths and 2 <= len(value) <= 80 and value.lower() in said for path, value in call.leaves
+        )
         if (is_kept or is_named) and len(paths) <= fixes.CHANGES_MAX:
             return {"head": call.head, "paths": [path[-80:] for path in paths]}
     return None
@@ -308,7 +335,11 @@ def _files(made: list[calls.Call]) -> list[str]:
     weight: dict[str, int] = {}
     for call in made:
         worth = 10 if failures.is_change(call) else 1
-        words = call.command.split()[:60] if call.command else [v for _, v in call.leaves if len(v) <= FILE_CHARS_MAX]
+        words = (
+            call.command.split()[:60]
+            if call.command
+            else [v for _, v in call.leaves if len(v) <= FILE_CHARS_MAX]
+        )
         for word in words:
             word = word.strip("'\"(),;")
             if len(word) <= FILE_CHARS_MAX and _PATH.fullmatch(word) and not word.replace(".", "").isdigit():

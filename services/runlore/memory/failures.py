@@ -104,7 +104,9 @@ def _is_error_object(answer: dict[Any, Any]) -> bool:
     error = answer.get("error") or answer.get("errors")
     if error and isinstance(error, str | dict | list):
         # A result that also carries data lists errors of its own (a validator's report): not a failed call.
-        return not any(isinstance(answer.get(name), dict | list) and answer[name] for name in ("data", "result"))
+        return not any(
+            isinstance(answer.get(name), dict | list) and answer[name] for name in ("data", "result")
+        )
     for name in ("status", "statusCode", "status_code", "code"):
         value = answer.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
@@ -148,9 +150,15 @@ def _refusal(call: calls.Call, same: list[calls.Call], structured: int) -> dict[
 def _odd_object(call: calls.Call, same: list[calls.Call]) -> dict[int, str]:
     """An object whose keys are not this tool's usual ones, asked again and then answered as usual."""
     answer = _answer_to(call, same)
-    if answer is None or not isinstance(answer.container, dict | list) or not isinstance(call.container, dict):
+    if (
+        answer is None
+        or not isinstance(answer.container, dict | list)
+        or not isinstance(call.container, dict)
+    ):
         return {}
-    if len(call.text) > SHORT_CHARS_MAX or not any(isinstance(value, str) for value in call.container.values()):
+    if len(call.text) > SHORT_CHARS_MAX or not any(
+        isinstance(value, str) for value in call.container.values()
+    ):
         return {}
     mine = set(call.container)
     theirs = set(answer.container) if isinstance(answer.container, dict) else set()
@@ -214,7 +222,8 @@ def _with_fixes(context: fixes.Context, found: list[Failure], reasons: dict[int,
             out.append(replace(failure, fix=_fix(context, failure, found, same, ruled_out)))
     flaky = {(one.call.head, one.signature.key) for one in out if one.is_flaky}
     return [
-        replace(one, fix=None, is_flaky=True) if (one.call.head, one.signature.key) in flaky else one for one in out
+        replace(one, fix=None, is_flaky=True) if (one.call.head, one.signature.key) in flaky else one
+        for one in out
     ]
 
 
@@ -262,7 +271,9 @@ def _signature_at(found: list[Failure], call: calls.Call) -> str | None:
 
 def _came_back(failure: Failure, working: calls.Call, found: list[Failure]) -> bool:
     mine = (failure.call.head, failure.signature.key)
-    return any((one.call.head, one.signature.key) == mine and one.call.number > working.number for one in found)
+    return any(
+        (one.call.head, one.signature.key) == mine and one.call.number > working.number for one in found
+    )
 
 
 def is_change(call: calls.Call) -> bool:

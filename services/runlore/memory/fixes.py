@@ -34,7 +34,9 @@ class Context:
     """(item index, text) of each user message."""
 
 
-def of(context: Context, failing: calls.Call, working: calls.Call, between: calls.Call | None) -> dict[str, Any] | None:
+def of(
+    context: Context, failing: calls.Call, working: calls.Call, between: calls.Call | None
+) -> dict[str, Any] | None:
     """The fix that turned `failing` into `working`, or None where the change says nothing.
 
     `between` is the first retry that failed in another way: what it changed is what cured this failure.
@@ -120,7 +122,10 @@ def _source(context: Context, failing: calls.Call, working: calls.Call, path: st
 def _stands_in(value: str, body: str) -> bool:
     if len(value) < 2 or value not in body:
         return False
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", body) is not None or not value.isascii()
+    return (
+        re.search(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", body) is not None
+        or not value.isascii()
+    )
 
 
 def _sums_to(working: calls.Call, path: str, message: str) -> bool:
@@ -140,13 +145,8 @@ def _in_answers(context: Context, working: calls.Call, value: str) -> str:
         for path, leaf in transcript.leaves(call.container):
             looked += 1
             if leaf == value or (not isinstance(leaf, str) and str(leaf) == value):
-                return f"answer {call.head} {_tail(path, value)}".strip()
+                return f"answer {call.head} {path[-VALUE_CHARS_MAX:]}"
             if looked > SOURCE_LEAVES_MAX:
                 return ""
     return ""
 
-
-def _tail(path: str, value: str) -> str:
-    # A key that is an id (`payment_methods.card_123.id`) is a value, and would make every path another one.
-    kept = [part for part in path.split(".") if not any(map(str.isdigit, part)) and part != value]
-    return ".".join(kept)[-VALUE_CHARS_MAX:]

@@ -26,7 +26,11 @@ def count(texts: Iterable[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for body in texts:
         for piece in _PIECE.findall(body[:TEXT_CHARS_MAX]):
-            if "\u3040" <= piece[0] <= "\ud7af" or "\u0e00" <= piece[0] <= "\u0e7f" or "\uf900" <= piece[0] <= "\ufaff":
+            if (
+                "\u3040" <= piece[0] <= "\ud7af"
+                or "\u0e00" <= piece[0] <= "\u0e7f"
+                or "\uf900" <= piece[0] <= "\ufaff"
+            ):
                 found.update(piece[start : start + 2] for start in range(len(piece) - 1))
             else:
                 _add(found, piece)

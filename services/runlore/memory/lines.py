@@ -30,14 +30,17 @@ _NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 class Shared:
     """Which words may be shown to everybody: those that enough different subjects' rollouts show."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_own: bool = False) -> None:
         self._by: dict[str, set[str]] = defaultdict(set)
+        self._is_own = is_own
 
     def saw(self, body: str, subject: str | None) -> None:
         for piece in _PIECE.findall(body):
             self._by[piece].add(subject or "")
 
     def is_public(self, piece: str) -> bool:
+        if self._is_own:
+            return True
         by = self._by.get(piece, ())
         return "" in by or len(by) >= SHARE_SUBJECTS_MIN
 
@@ -71,6 +74,7 @@ class Lesson:
 
     note: str
     head: str
+    memory: str
     agent: str
     count: int
     rollouts: int
@@ -85,8 +89,14 @@ class Lesson:
 def lessons(all_notes: _notes.Notes) -> list[Lesson]:
     """Every failure that is told surely enough, the most useful first."""
     tools = _tool_profiles(all_notes)
-    out = [lesson for identity, entry in all_notes.of_kind("failure") if (lesson := _lesson(identity, entry, tools))]
-    return sorted(out, key=lambda one: (one.fixed == 0, -min(one.fixed, 3), -one.rollouts, _newest(one.at), one.note))
+    out = [
+        lesson
+        for identity, entry in all_notes.of_kind("failure")
+        if (lesson := _lesson(identity, entry, tools))
+    ]
+    return sorted(
+        out, key=lambda one: (one.fixed == 0, -min(one.fixed, 3), -one.rollouts, _newest(one.at), one.note)
+    )
 
 
 def _newest(at: str) -> tuple[int, tuple[int, ...]]:
@@ -143,13 +153,18 @@ def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) ->
     if not told or any(one.get("flaky") for one in told.values()):
         return None
     shared = _shared(told.values())
+    for one in told.values():
+        shared.saw(entry["key"]["head"], one.get("subject"))
     head = entry["key"]["head"]
     shown = _shown(told.values(), shared)
     groups = _fix_groups(told.values(), profile)
     cures = [(phrase, n) for phrase, n in _phrases(groups, shared) if phrase]
-    count, at = sum(one["count"] for one in told.values()), max(values.time_key(one["at"]) for one in told.values())[1]
+    count, at = (
+        sum(one["count"] for one in told.values()),
+        max(values.time_key(one["at"]) for one in told.values())[1],
+    )
     fixed = sum(n for _, n in cures)
-    head = text.inline(head, 80)
+    head = text.inline(_tool_and_program(head, shared), 80)
     said = f'`{head}` answered "{shown}"'
     times = _times(count, len(told), at)
     if cures:
@@ -160,14 +175,32 @@ def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) ->
         full = f"{said} ({times}). No retry with other arguments has worked yet."
         brief = f"{said} → no retry has worked"
     agent = _most_common(one.get("agent", "") for one in told.values())
-    return Lesson(identity, entry["key"]["head"], agent, count, len(told), fixed, at or values.UNKNOWN, full, brief)
+    memory = _most_common(one.get("memory", "") for one in told.values())
+    return Lesson(
+        identity, entry["key"]["head"], memory, agent, count, len(told), fixed, at or values.UNKNOWN, full, brief
+    )
+
+
+def _tool_and_program(head: str, shared: Shared) -> str:
+    # A tool's name may cross subjects; the program in a command line is an argument's value, and may not.
+    tool, colon, program = head.partition(": ")
+    return head if not colon or shared.mask(program) == program else tool
+
+
+def own_sentence(head: str, one: Mapping[str, Any]) -> str:
+    """The lesson as one rollout alone shows it, with its own values: only for who may see that rollout."""
+    shared = Shared(is_own=True)
+    said = f'`{text.inline(head, 80)}` answered "{text.inline(one.get("shown", ""), 240)}"'
+    times = f" ({one['count']}×)" if one["count"] > 1 else ""
+    cures = list(dict.fromkeys(phrase for fix in one["fixes"] if (phrase := _phrase(fix, shared))))
+    if one.get("flaky"):
+        return f"{said}{times}. The same call worked later with nothing changed."
+    return f"{said}{times}. What worked: {'; or '.join(cures)}." if cures else f"{said}{times}. No retry worked."
 
 
 def _times(count: int, rollouts: int, at: str) -> str:
     seen = f"{count}× in {rollouts} rollouts" if rollouts > 1 else (f"{count}×" if count > 1 else "once")
     return f"{seen}, last {at[:10]}" if at and at != values.UNKNOWN else seen
-
-
 
 
 def _shared(told: Iterable[Mapping[str, Any]]) -> Shared:
@@ -230,7 +263,9 @@ def _phrase(fix: Mapping[str, Any], shared: Shared) -> str:
     if "command" in fix:
         return f"`{_code(fix['command'], shared)}` instead of `{_code(fix['was'], shared)}`"
     if "pieces" in fix:
-        pieces = [f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in fix["pieces"] if now]
+        pieces = [
+            f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in fix["pieces"] if now
+        ]
         return ", and ".join(pieces)
     steps = [f"`{_code(step, shared)}`" for step in dict.fromkeys(fix.get("after", ()))]
     return "the same call, after " + ", ".join(steps) if steps else ""
@@ -260,8 +295,7 @@ def _change(change: Mapping[str, Any], shared: Shared) -> str:
     elif source == "user":
         words += ", as the user says"
     elif source.startswith("answer "):
-        _, head, *where = source.split(" ", 2)
-        words += f" out of `{text.inline(head, 80)}`" + (f" ({text.inline(where[0], 80)})" if where else "")
+        words += f" out of `{text.inline(source.removeprefix('answer '), 120)}`"
     was, now = shared.mask(change.get("was", "")), shared.mask(change.get("is", ""))
     if source not in ("error", "error sum") and now and was and was != now and _tells(was) and _tells(now):
         words += f", e.g. `{text.inline(now, 60)}` instead of `{text.inline(was, 60)}`"

@@ -72,7 +72,9 @@ class Notes:
 
     def drop(self, rollout: str) -> Notes:
         """The notes without what `rollout` supported."""
-        changed = {identity: without(entry, rollout) for identity, entry in self.supported_by(rollout).items()}
+        changed = {
+            identity: without(entry, rollout) for identity, entry in self.supported_by(rollout).items()
+        }
         return self.replace(changed)
 
     def replace(self, changed: Mapping[str, dict[str, Any]]) -> Notes:

@@ -74,7 +74,13 @@ def propose(notes: Notes, rollout: str, summary: dict[str, Any]) -> list[Operati
 
 
 def add_text(
-    *, rollout: str, section: str, statement: str, evidence: Iterable[values.Evidence], subject: str | None, at: str
+    *,
+    rollout: str,
+    section: str,
+    statement: str,
+    evidence: Iterable[values.Evidence],
+    subject: str | None,
+    at: str,
 ) -> Operation:
     """A model's statement as an operation."""
     key = {"section": section, "subject": subject, "text": " ".join(statement.split())}
@@ -91,7 +97,7 @@ def _withdrawal(rollout: str, identity: str, entry: dict[str, Any]) -> Operation
 def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
     subject, agent = summary["subject"], (summary["agents"] or [""])[0]
     last = [summary["runs"][-1][0], summary["runs"][-1][1], 0]
-    common = {"subject": subject, "agent": agent}
+    common = {"subject": subject, "memory": summary["memory"], "agent": agent}
 
     def add(kind: str, key: dict[str, Any], body: dict[str, Any], evidence: list[list[Any]]) -> Operation:
         body = body | {"evidence": evidence}
@@ -126,7 +132,9 @@ def _card(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _brief(one: dict[str, Any]) -> dict[str, Any]:
-    return {name: one[name] for name in ("head", "key", "message", "call", "evidence", "count") if name in one}
+    return {
+        name: one[name] for name in ("head", "key", "message", "call", "evidence", "count") if name in one
+    }
 
 
 def _failure(one: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,16 @@ from runlore.events import records
 _B64 = r"[A-Za-z0-9+/=_-]"
 # Kind, pattern. A group named `keep` stays in front of the placeholder, one named `tail` behind it.
 _SHAPES: list[tuple[str, str]] = [
-    ("private-key", r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)"),
+    (
+        "private-key",
+        r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+    ),
     ("openai-key", r"(?<![A-Za-z0-9_-])sk-(?:proj|svcacct|admin|None)-[A-Za-z0-9_-]{20,}"),
     ("anthropic-key", r"(?<![A-Za-z0-9_-])sk-ant-[A-Za-z0-9_-]{20,}"),
-    ("openai-key", r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}(?![A-Za-z0-9_-])"),
+    (
+        "openai-key",
+        r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}(?![A-Za-z0-9_-])",
+    ),
     ("aws-key-id", r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z2-7]{16}(?![A-Za-z0-9])"),
     # The 40 characters alone are also a git hash in base64; only the name in front makes them a secret.
     (
@@ -26,10 +32,16 @@ _SHAPES: list[tuple[str, str]] = [
         r"(?P<keep>(?i:aws_?(?:secret_?access_?key|session_?token)|SecretAccessKey|SessionToken)"
         r"['\"]?\s{0,4}[:=]\s{0,4}['\"]?)[A-Za-z0-9/+=]{40,2000}",
     ),
-    ("github-token", r"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{60,255})(?![A-Za-z0-9_])"),
+    (
+        "github-token",
+        r"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{60,255})(?![A-Za-z0-9_])",
+    ),
     ("gitlab-token", r"(?<![A-Za-z0-9_-])glpat-[A-Za-z0-9_-]{20,64}(?![A-Za-z0-9_-])"),
     ("slack-token", r"(?<![A-Za-z0-9-])xox[abeoprs]-(?:[A-Za-z0-9]+-){0,4}[A-Za-z0-9]{10,}"),
-    ("slack-webhook", r"(?P<keep>https://hooks\.slack\.com/services/)T[A-Z0-9]{6,}/B[A-Z0-9]{6,}/[A-Za-z0-9]{16,}"),
+    (
+        "slack-webhook",
+        r"(?P<keep>https://hooks\.slack\.com/services/)T[A-Z0-9]{6,}/B[A-Z0-9]{6,}/[A-Za-z0-9]{16,}",
+    ),
     ("google-key", r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
     ("google-token", r"(?<![A-Za-z0-9_.-])ya29\.[A-Za-z0-9_-]{20,}"),
     ("stripe-key", r"(?<![A-Za-z0-9_])(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}"),
@@ -39,8 +51,14 @@ _SHAPES: list[tuple[str, str]] = [
     # A JSON Web Token: a base64url JSON object, twice, and a signature.
     ("jwt", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{10,}"),
     # Only in a header's place, and only with a digit: "Bearer authentication" is prose.
-    ("bearer", r"(?P<keep>(?<![A-Za-z])[Bb]earer\s{1,4})(?=[A-Za-z._~+/-]{0,200}[0-9])[A-Za-z0-9._~+/-]{20,}={0,2}"),
-    ("basic-auth", r"(?P<keep>(?i:authorization)['\"]?\s{0,4}[:=]\s{0,4}['\"]?[Bb]asic\s{1,4})[A-Za-z0-9+/]{8,}={0,2}"),
+    (
+        "bearer",
+        r"(?P<keep>(?<![A-Za-z])[Bb]earer\s{1,4})(?=[A-Za-z._~+/-]{0,200}[0-9])[A-Za-z0-9._~+/-]{20,}={0,2}",
+    ),
+    (
+        "basic-auth",
+        r"(?P<keep>(?i:authorization)['\"]?\s{0,4}[:=]\s{0,4}['\"]?[Bb]asic\s{1,4})[A-Za-z0-9+/]{8,}={0,2}",
+    ),
     (
         "url-credentials",
         r"(?P<keep>(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://)"

@@ -134,7 +134,12 @@ def _tidy(shown: str) -> str:
 def _own_values(arguments: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     out: dict[str, str] = {}
     for path, value in arguments:
-        if path and 2 <= len(value) <= _ARGUMENT_CHARS_MAX and "\n" not in value and any(map(str.isalnum, value)):
+        if (
+            path
+            and 2 <= len(value) <= _ARGUMENT_CHARS_MAX
+            and "\n" not in value
+            and any(map(str.isalnum, value))
+        ):
             out.setdefault(value, path)
     return {(path, value) for value, path in out.items()}
 
@@ -156,7 +161,9 @@ def _by_form(match: re.Match[str]) -> str:
     if kind == "quoted":
         inner = body[1:-1]
         # A quoted mark (`unmatched ')'`) is grammar, not a value; so is what is a placeholder already.
-        if not any(map(str.isalnum, inner)) or (inner.strip().startswith("<") and inner.strip().endswith(">")):
+        if not any(map(str.isalnum, inner)) or (
+            inner.strip().startswith("<") and inner.strip().endswith(">")
+        ):
             return body
         kind = "text"
     return f"<{kind}>"

@@ -101,7 +101,8 @@ def _step(state: dict[str, Any], digest: dict[str, Any]) -> dict[str, Any]:
         new[name] = digest[name]
     new["answer"] = digest["answer"] and digest["answer"] | where
     new["open"] = [one | where for one in digest["open"]]
-    new["verified"] = digest["verified"] and digest["verified"] | where
+    for name in ("verified", "last_failing"):
+        new[name] = digest[name] and digest[name] | where
     _requests(new, digest, where, seen)
     _failures(new, digest, where, seen)
     _facts(new, digest, where)
@@ -111,7 +112,9 @@ def _step(state: dict[str, Any], digest: dict[str, Any]) -> dict[str, Any]:
     _keywords(new, digest)
     _runs(new, digest)
     events = [one["id"] for name in ("requests", "failures", "corrections") for one in digest[name]]
-    new["seen"] = list(dict.fromkeys([*[one for one in new["seen"] if one not in events], *events]))[-SEEN_MAX:]
+    new["seen"] = list(dict.fromkeys([*[one for one in new["seen"] if one not in events], *events]))[
+        -SEEN_MAX:
+    ]
     return _bounded(new)
 
 
@@ -193,7 +196,9 @@ def _merged(
     for name in ("shown", "message", "reason", "shape", "call"):
         if name in latest:
             merged[name] = latest[name]
-    merged["masked"] = sorted({*merged.get("masked", []), *(word for one in fresh for word in one.get("masked", []))})
+    merged["masked"] = sorted(
+        {*merged.get("masked", []), *(word for one in fresh for word in one.get("masked", []))}
+    )
     merged["evidence"] = where | {"item": latest["item"]}
     fixes = [one["fix"] | where | {"failed": one["item"]} for one in fresh if one.get("fix")]
     if merged["flaky"] or not fixes:

@@ -27,6 +27,7 @@ _SDK_EXEC = re.compile(
     r"\AChunk ID: \w*\nWall time: [\d.]+ seconds\n(?:Process exited with code (-?\d+)\n)?"
     r"(?:Process running with session ID \d+\n)?(?:Original token count: \d+\n)?Output:(?:\n|\Z)"
 )
+_DATA_KEY = re.compile(r"\d{3}|[@\s]")
 _EXIT_KEYS = ("exit_code", "exitCode", "returncode", "return_code")
 
 
@@ -111,7 +112,9 @@ class _Reader:
         for call in _list(entry.get("tool_calls")):
             function = call.get("function") if isinstance(call, dict) else None
             if isinstance(function, dict):
-                self._call(index, _id(call), str(function.get("name") or ""), _arguments(function.get("arguments")))
+                self._call(
+                    index, _id(call), str(function.get("name") or ""), _arguments(function.get("arguments"))
+                )
 
     def _call(self, index: int, call_id: str, tool: str, args: Any) -> None:
         if not tool or (call_id and self._is_repeat("call", call_id, f"{tool}\0{_canonical(args)}")):
@@ -195,7 +198,9 @@ def _from_text(body: str) -> tuple[str, int | None, bool]:
         except (ValueError, RecursionError):
             return body, None, False
         text, exit_code, timed_out = _from_parts(parsed)
-        return (text, exit_code, timed_out) if exit_code is not None and text else (body, exit_code, timed_out)
+        return (
+            (text, exit_code, timed_out) if exit_code is not None and text else (body, exit_code, timed_out)
+        )
     return body, None, False
 
 
@@ -264,9 +269,16 @@ def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, An
         return
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}" if path else str(key), depth + 1)
+            name = _key(key)
+            yield from leaves(inner, f"{path}.{name}" if path else name, depth + 1)
     elif isinstance(value, list):
         for inner in value:
             yield from leaves(inner, f"{path}[]", depth + 1)
     else:
         yield path, value
+
+
+def _key(key: Any) -> str:
+    # A key that is an id, an address or a sentence is data, and would make every object's path another one.
+    name = str(key)
+    return name if len(name) <= 40 and not _DATA_KEY.search(name) else "*"

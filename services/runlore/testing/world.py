@@ -165,9 +165,7 @@ class Simulation:
         watch: Callable[[Simulation, Call, bytes | None], None] | None = None,
     ) -> None:
         self.gen = gen
-        self.left = {"crash": faults.crashes, "lost": faults.lost, "refused": faults.refused}
-        self.left["power"] = faults.power_cuts
-        self.switches = faults.switches
+        self.allow(faults)
         self.store = store or MemoryStore()
         self.bus = bus or MemoryBus(partitions=1)
         self.list_page = list_page
@@ -176,7 +174,8 @@ class Simulation:
         self.current: Process | None = None
         self.late: list[Call] = []
         self.trace: list[str] = []
-        self.went_dark = False
+        self.named: set[tuple[int, str]] = set()
+        """Revisions that a head has named, for whoever watches."""
 
     # --- processes ----------------------------------------------------------------------------------------
 
@@ -202,10 +201,15 @@ class Simulation:
         while self.late:
             self._perform(self.late.pop(0), "late")
 
+    def allow(self, faults: Faults) -> None:
+        """From here on this much may go wrong."""
+        self.left = {"crash": faults.crashes, "lost": faults.lost, "refused": faults.refused}
+        self.left["power"] = faults.power_cuts
+        self.switches = faults.switches
+
     def quietly(self) -> None:
         """From here on nothing goes wrong any more: faults stop."""
-        self.left = dict.fromkeys(self.left, 0)
-        self.switches = 0
+        self.allow(Faults(switches=0))
 
     def state(self) -> tuple[Any, ...]:
         """Everything that the rest of the schedule depends on."""
@@ -343,7 +347,6 @@ class Simulation:
 
     def _power_cut(self) -> None:
         self.left["power"] -= 1
-        self.went_dark = True
         self.trace.append("(power cut)")
         for process in self.processes:
             if process.alive:

@@ -42,14 +42,27 @@ async def examine(settings: Settings) -> list[Check]:
     if not (root / "home.json").exists():
         return checks
     async with wiring.open_home(settings) as opened:
-        checks.append(await _try("store", "put-if-absent, compare-and-set and delete work", lambda: _store(opened.store)))
+        checks.append(
+            await _try(
+                "store", "put-if-absent, compare-and-set and delete work", lambda: _store(opened.store)
+            )
+        )
         checks.append(await _try("bus", "the log can be read", lambda: _bus(opened)))
-        checks.append(await _try("index", "the index opens and agrees with the heads", lambda: _index(opened)))
+        checks.append(
+            await _try("index", "the index opens and agrees with the heads", lambda: _index(opened))
+        )
     up = wiring.up_is_running(root)
-    checks.append(Check("stages", True, f"process {up} runs them" if up else "nothing runs them now (`runlore up`)"))
+    checks.append(
+        Check("stages", True, f"process {up} runs them" if up else "nothing runs them now (`runlore up`)")
+    )
     if not settings.fsync:
         checks.append(
-            Check("fsync", False, "RUNLORE_FSYNC is off: a power cut may lose acknowledged runs", "unset it but for tests")
+            Check(
+                "fsync",
+                False,
+                "RUNLORE_FSYNC is off: a power cut may lose acknowledged runs",
+                "unset it but for tests",
+            )
         )
     return checks
 
@@ -70,7 +83,9 @@ def _python() -> Check:
 
 def _clock() -> Check:
     now = clock.now()
-    return Check("clock", now > EARLIEST, f"it is {now.isoformat(timespec='seconds')}", "set the machine's clock")
+    return Check(
+        "clock", now > EARLIEST, f"it is {now.isoformat(timespec='seconds')}", "set the machine's clock"
+    )
 
 
 def _sqlite() -> Check:
@@ -78,7 +93,12 @@ def _sqlite() -> Check:
     try:
         connection.execute("CREATE VIRTUAL TABLE t USING fts5(text)")
     except sqlite3.OperationalError:
-        return Check("sqlite", False, f"SQLite {sqlite3.sqlite_version} has no FTS5", "use a Python whose SQLite has FTS5")
+        return Check(
+            "sqlite",
+            False,
+            f"SQLite {sqlite3.sqlite_version} has no FTS5",
+            "use a Python whose SQLite has FTS5",
+        )
     finally:
         connection.close()
     return Check("sqlite", True, f"SQLite {sqlite3.sqlite_version} with FTS5")
@@ -89,12 +109,16 @@ def _home(root: Path) -> Check:
         if not root.exists():
             parent = next(path for path in root.parents if path.exists())
             if not os.access(parent, os.W_OK):
-                return Check("home", False, f"{root} can not be made: {parent} is not writable", "name another --home")
+                return Check(
+                    "home", False, f"{root} can not be made: {parent} is not writable", "name another --home"
+                )
             return Check("home", True, f"{root} is not made yet; the first import or emit makes it")
         wiring.check_home(root, create=False)
     except errors.NotFound:
         empty = root.is_dir() and not any(root.iterdir())
-        return Check("home", empty, f"{root} is {'empty' if empty else 'not a Runlore home'}", "name another --home")
+        return Check(
+            "home", empty, f"{root} is {'empty' if empty else 'not a Runlore home'}", "name another --home"
+        )
     except (errors.RunloreError, OSError) as exc:
         return Check("home", False, str(exc), getattr(exc, "hint", None) or "name another --home")
     if not os.access(root, os.W_OK):

@@ -109,7 +109,7 @@ class Worker:
         }
         stopper = asyncio.create_task(self.stopping.wait())
         try:
-            done, _ = await asyncio.wait({stopper, *loops}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopper, *loops}, return_when=asyncio.FIRST_COMPLETED)
             self.stopping.set()
             _, late = await asyncio.wait(loops, timeout=self._settings.drain_seconds_max)
             for task in late:
@@ -197,7 +197,9 @@ class Worker:
 
     # --- one step each ------------------------------------------------------------------------------------
 
-    async def _poll(self, consumer: bus_port.Consumer, *, timeout_seconds: float | None = None) -> list[bus_port.Message]:
+    async def _poll(
+        self, consumer: bus_port.Consumer, *, timeout_seconds: float | None = None
+    ) -> list[bus_port.Message]:
         wait = self._settings.poll_timeout_seconds if timeout_seconds is None else timeout_seconds
         return await consumer.poll(records_max=self._settings.poll_records_max, timeout_seconds=wait)
 
@@ -211,7 +213,13 @@ class Worker:
         for outcome in processed.outcomes:
             if outcome.error is not None:
                 at = outcome.message
-                log.warning("dead letter", reason=outcome.error.kind, topic=at.topic, partition=at.partition, offset=at.offset)
+                log.warning(
+                    "dead letter",
+                    reason=outcome.error.kind,
+                    topic=at.topic,
+                    partition=at.partition,
+                    offset=at.offset,
+                )
         self._tell()
 
     async def _bells(self, consumer: bus_port.Consumer) -> set[tuple[str, str]]:
@@ -274,7 +282,9 @@ class Worker:
             except (errors.RunloreError, OSError) as exc:
                 status.fail(WAITING, exc)
             tries += 1
-            log.warning("stage waits", stage=stage, state=status.state, cause=status.cause, tries=status.tries)
+            log.warning(
+                "stage waits", stage=stage, state=status.state, cause=status.cause, tries=status.tries
+            )
             self._tell()
             wait = min(self._settings.retry_seconds_max, RETRY_SECONDS_MIN * 2 ** min(tries, 16))
             with contextlib.suppress(asyncio.TimeoutError):

@@ -1,0 +1,53 @@
+"""Verify: every invariant, on what is stored (the checkers are those of the simulation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from runlore.bus import port as bus_port
+from runlore.store import port as store_port
+from runlore.testing import invariants
+
+
+@dataclass
+class Verified:
+    """What was checked, and what is wrong."""
+
+    checked: dict[str, int] = field(default_factory=dict)
+    """Kind of object → how many were read."""
+    violations: list[invariants.Violation] = field(default_factory=list)
+
+
+async def verify(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    *,
+    project: str | None = None,
+    on_progress: Callable[[int, str], None] = lambda count, what: None,
+) -> Verified:
+    """Check a home, which may be at work meanwhile.
+
+    Reading takes time, so on a busy home a check may see moments apart. What it finds is therefore looked at
+    once more, and only what is found twice is told.
+    """
+    out = Verified()
+    done = 0
+    for name in await invariants.projects(store):
+        if project not in (None, name):
+            continue
+        async for row in store.list(f"{name}/"):
+            kind = row.key.split("/")[1]
+            out.checked[kind] = out.checked.get(kind, 0) + 1
+            done += 1
+            on_progress(done, kind)
+        out.violations += await invariants.objects_have_their_names(store, name)
+    found = await invariants.check(store, bus)
+    if found:
+        again = set(await invariants.check(store, bus))
+        out.violations += [one for one in found if one in again]
+    if project is not None:
+        out.violations = [one for one in out.violations if one.where.startswith((f"{project}/", f"{project}:"))]
+    return out
+
+

@@ -1,0 +1,232 @@
+"""Scenarios: some events, some processes, how much may go wrong; and what must hold after every schedule.
+
+Goal: the production stages keep the invariants whatever happens. Method: run them in every schedule; watch each
+write of a head, each commit and each deleted mark as it happens; when all processes have ended or died, let
+one fresh worker recover from the committed offset and the marks alone; then check every invariant, liveness
+included, and that memory means the same as after an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from runlore.bus.port import Outgoing
+from runlore.commit import keys, revisions
+from runlore.consumers import dead, record
+from runlore.consumers.runtime import SEQUENTIAL
+from runlore.events import envelope, models
+from runlore.settings import Settings
+from runlore.testing import exhaust, invariants, world
+from runlore.testing.world import finish
+from runlore.worker import loop
+
+PROJECT, MEMORY = "acme", "support"
+
+
+class Broken(AssertionError):
+    """An invariant did not hold in some schedule."""
+
+    def __init__(self, violations, simulation):
+        self.violations = violations
+        self.names = {violation.invariant for violation in violations}
+        told = "\n".join(map(str, violations))
+        steps = "\n".join(f"  {number:3d} {step}" for number, step in enumerate(simulation.trace, 1))
+        super().__init__(f"{told}\nafter:\n{steps}\nchoices: {simulation.gen.choices()}")
+
+
+# --- events -----------------------------------------------------------------------------------------------
+
+
+def event(run, *, rollout="r1", attempt=1, text=None, at="2026-01-01T00:00:00+00:00", **more):
+    """A run-completed event, as the producer sends it."""
+    payload = {"updated_at": at, "input": [], "generated_items": [], "final_output": text or f"{run}.{attempt}"}
+    data = {"project": PROJECT, "memory": MEMORY, "session_id": rollout, "run_id": run, "attempt": attempt}
+    data |= {"record": json.dumps(payload), **more}
+    made = envelope.of_run(data, source="/test")
+    checked = models.run_completed(data)
+    return record.message_of(made, f"{checked.project}/{checked.rollout.alias}", "runs")
+
+
+def garbage(value=b"{"):
+    """A message that no stage can take."""
+    headers = [(f"ce_{name}", text) for name, text in (("id", b"g"), ("source", b"/t"), ("specversion", b"1.0"))]
+    return Outgoing("runs", b"k", value, [*headers, ("ce_type", models.RUN_COMPLETED.encode())])
+
+
+# --- processes --------------------------------------------------------------------------------------------
+
+
+def worker(records_max=100):
+    """A process that works until nothing is left: the production worker, with jobs in turn instead of tasks."""
+    settings = Settings(poll_records_max=records_max)
+
+    async def main(store, bus):
+        one = loop.Worker(store, bus, None, settings)
+        one._index = SimpleNamespace(reconcile=_nothing)
+        await one.drain()
+
+    return main
+
+
+async def _nothing():
+    return 0
+
+
+def install(monkeypatch):
+    """Let the worker run its jobs in turn, and say nothing."""
+    monkeypatch.setattr(loop.concurrency, "runtime", lambda lanes: SEQUENTIAL)
+    quiet = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *_, **__: None))
+    monkeypatch.setattr(loop, "log", quiet)
+
+
+# --- scenarios --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scenario:
+    """What happens, and what may go wrong."""
+
+    messages: list
+    processes: list = field(default_factory=lambda: [worker()])
+    faults: world.Faults = world.NO_FAULTS
+    before: list = field(default_factory=list)
+    """Processes that have run, undisturbed and one after the other, before it begins."""
+    replay: bool = False
+    """Whether the topic is replayed from its start after `before`."""
+    list_page: int = 1000
+    compare: bool = True
+    """Whether the end must mean the same as the end of the undisturbed schedule."""
+    restarts: bool = True
+    schedules_max: int = 60_000
+
+    def explore(self):
+        """Every schedule. Raises `Broken` on the first that breaks an invariant."""
+        self._checked = {}
+        self._ends = {}
+        self._wanted = None
+        if self.compare:
+            calm = self._prepared(exhaust.Gen(), world.NO_FAULTS)
+            calm.gen = exhaust.Replay([])
+            calm.run()
+            self._recover(calm)
+            self._wanted = meaning(calm.store, calm.bus)
+        return exhaust.explore(self._run, schedules_max=self.schedules_max)
+
+    def _prepared(self, gen, faults):
+        simulation = world.Simulation(gen, faults=world.NO_FAULTS, list_page=self.list_page, watch=self._watch)
+        finish(simulation.bus.produce(self.messages))
+        for number, main in enumerate(self.before):
+            simulation.spawn(f"before{number}", main)
+            simulation.run()
+        simulation.processes.clear()
+        if self.replay:
+            finish(simulation.bus.rewind(group="record", topic="runs"))
+        simulation.allow(faults)
+        for number, main in enumerate(self.processes):
+            simulation.spawn(f"p{number}", main, restarts=self.restarts)
+        return simulation
+
+    def _run(self, gen):
+        simulation = self._prepared(gen, self.faults)
+        simulation.run()
+        end = (simulation.store.fingerprint(), simulation.bus.fingerprint(ignore=("changed",)))
+        late = tuple(sorted(map(str, simulation.late)))
+        if self._ends.get((end, late)):
+            return
+        self._recover(simulation)
+        if simulation.late:
+            # What was under way all the time lands at last, and one more worker looks.
+            simulation.land()
+            self._recover(simulation)
+        self._ends[end, late] = True
+
+    def _recover(self, simulation):
+        simulation.quietly()
+        simulation.current = None
+        simulation.processes.clear()
+        simulation.spawn(f"fresh{len(simulation.trace)}", worker())
+        simulation.trace.append("(faults stop; one fresh worker)")
+        simulation.run()
+        found = finish(invariants.check(simulation.store, simulation.bus, settled=True))
+        found += self._seeds(simulation)
+        if self._wanted is not None and not found:
+            found += differences(self._wanted, meaning(simulation.store, simulation.bus))
+        if found:
+            raise Broken(found, simulation)
+
+    def _seeds(self, simulation):
+        found = []
+        for number, manifest in sorted(simulation.named):
+            check = invariants.seeds_give_the_same_bytes(simulation.store, PROJECT, MEMORY, number, manifest)
+            found += finish(check)
+        return found
+
+    # --- at each write --------------------------------------------------------------------------------
+
+    def _watch(self, simulation, call, before):
+        found = []
+        kind = call.what.split("/")[1] if "/" in call.what else ""
+        if kind in (keys.ROLLOUTS, keys.MEMORIES):
+            after = simulation.store.body(call.what)
+            found += invariants.moved_well(call.what, before, after)
+            if kind == keys.MEMORIES and after is not None:
+                found += self._moved(simulation, before, after)
+        elif call.kind == "commit" or kind == keys.MARKS:
+            found += self._at_rest(simulation)
+        if found:
+            raise Broken(found, simulation)
+
+    def _moved(self, simulation, before, after):
+        head = json.loads(after)
+        if head.get("manifest"):
+            simulation.named.add((head["revision"], head["manifest"]))
+        return finish(invariants.follows(simulation.store, PROJECT, MEMORY, before, after))
+
+    def _at_rest(self, simulation):
+        """Invariant 4 at the moments at which it can break: a commit, and a mark that goes."""
+        name = (simulation.store.fingerprint(), simulation.bus.fingerprint(ignore=("changed",)))
+        if name not in self._checked:
+            self._checked[name] = finish(_offsets(simulation.store, simulation.bus))
+        return self._checked[name]
+
+
+async def _offsets(store, bus):
+    views = {(view.project, view.memory): view for view in await invariants.look(store, PROJECT)}
+    return await invariants.offsets_follow_effects(store, bus, views)
+
+
+# --- what memory means ------------------------------------------------------------------------------------
+
+
+def meaning(store, bus):
+    """What is in memory, without when and in how many steps it came there."""
+    (view,) = finish(invariants.look(store, PROJECT)) or (None,)
+    if view is None:
+        return {}
+    out = {"held": {name: why["kind"] for name, why in view.held.items()}}
+    out["rollouts"] = {
+        name: {run: (entry["attempt"], entry["received"]) for run, entry in head.body["runs"].items()}
+        for name, head in view.rollouts.items()
+    }
+    out["summaries"] = {name: head.body["summary"] for name, head in view.rollouts.items()}
+    out["dead"] = sorted((letter.reason, str(letter.event_id)) for letter in finish(dead.read_all(bus)))
+    if view.revision is not None:
+        out["notes"] = dict(view.revision.map("notes").items())
+        out["selected"] = sorted(view.revision.body["selected"])
+        out["files"] = {
+            path: view.revision.text(entry["sha256"]) for path, entry in view.revision.map("files").items()
+        }
+    return out
+
+
+def differences(wanted, got):
+    return [
+        invariants.Violation(invariants.ONCE, name, f"undisturbed: {wanted.get(name)}; here: {got.get(name)}")
+        for name in sorted({*wanted, *got})
+        if wanted.get(name) != got.get(name)
+    ]
+
+
+__all__ = ["Broken", "Scenario", "event", "garbage", "meaning", "revisions", "worker"]

@@ -1,0 +1,89 @@
+"""A memory model of a few lines in place of `runlore.memory`: what the protocol needs of one, and no more.
+
+The commit protocol asks memory for pure functions of sets of runs. The real ones cost milliseconds, and the
+exhaustive tests call them tens of thousands of times; `test_real_memory.py` runs the same scenarios on them.
+A run whose output holds POISON makes a revision that no guard lets through.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+ENGINE = {"name": "toy", "version": 1}
+POISON = "POISON"
+
+
+def digest(line, meta):
+    payload = json.loads(line)
+    return {"run": meta.run, "attempt": meta.attempt, "text": payload["final_output"]}
+
+
+def build(digests):
+    latest = {}
+    for one in digests:
+        if one["run"] not in latest or one["attempt"] > latest[one["run"]][0]:
+            latest[one["run"]] = [one["attempt"], one["text"]]
+    return {"engine": ENGINE, "runs": dict(sorted(latest.items()))}
+
+
+def extend(summary, digests):
+    known = [{"run": run, "attempt": at, "text": text} for run, (at, text) in summary["runs"].items()]
+    return build([*known, *digests])
+
+
+class Notes:
+    def __init__(self, entries):
+        self._entries = dict(sorted(entries.items()))
+
+    @classmethod
+    def load(cls, entries):
+        return cls(entries)
+
+    def entries(self):
+        return self._entries
+
+    def drop(self, name):
+        return Notes({rollout: entry for rollout, entry in self._entries.items() if rollout != name})
+
+
+@dataclass(frozen=True)
+class Part:
+    text: str
+    rollout: str | None = None
+    subject: str | None = None
+    why: tuple = ()
+
+
+def parts(notes, layout):
+    found = {name: Part(" ".join(entry["texts"]), name) for name, entry in notes.entries().items()}
+    return {**found, "all": Part("\n".join(part.text for part in found.values()))}
+
+
+def propose(notes, name, summary):
+    return [(name, [text for _, text in summary["runs"].values()])]
+
+
+def apply(notes, proposed, *, shown):
+    return Notes({**notes.entries(), **{name: {"texts": texts} for name, texts in proposed}}), []
+
+
+def check(before, after, parts):
+    return [SimpleNamespace(kind="poison", message=name) for name, one in parts.items() if POISON in one.text]
+
+
+def install(monkeypatch):
+    """Put this model where the stages look for memory."""
+    from runlore.consumers import consolidate, record, summarize
+    from runlore.testing import invariants
+
+    rules = SimpleNamespace(ENGINE=ENGINE, digest=digest, build=build, extend=extend)
+    monkeypatch.setattr(summarize, "rules", rules)
+    monkeypatch.setattr(invariants, "rules", rules)
+    monkeypatch.setattr(consolidate, "rules", rules)
+    monkeypatch.setattr(consolidate, "notes", SimpleNamespace(Notes=Notes))
+    monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
+    monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part))
+    monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check))
+    monkeypatch.setattr(record, "redact", SimpleNamespace(line=lambda text: (text, {})))
