@@ -45,7 +45,6 @@ def up(
         from runlore.worker.loop import Worker
 
         settings = ui.settings_of(home)
-        ui.configure_logs(settings)
         async with wiring.open_home(settings, create=True) as opened:
             with wiring.only_one(opened.root):
                 index = Index(opened.index_path)

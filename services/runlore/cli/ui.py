@@ -127,7 +127,9 @@ def settings_of(home: Path | None) -> Settings:
     from runlore.settings import Settings
 
     try:
-        return Settings(home=home) if home is not None else Settings()
+        settings = Settings(home=home) if home is not None else Settings()
+        configure_logs(settings)
+        return settings
     except ValidationError as exc:
         wrong = "; ".join(f"RUNLORE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in exc.errors())
         raise errors.InvalidInput(f"the settings are not valid: {wrong}") from None
@@ -153,6 +155,17 @@ def run(work: Callable[[Out], Awaitable[None]], *, as_json: bool) -> None:
         # The reader of a pipe went away (`runlore log | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    except Exception as exc:
+        # A bug of ours: say so in words first, and leave the trace for the report of it.
+        import traceback
+
+        out.note(f"internal error: {type(exc).__name__}: {exc}")
+        out.note(
+            "  hint: nothing is lost; run the same command again, and report the trace below if it stays"
+        )
+        out.answer({"error": {"kind": "internal", "message": f"{type(exc).__name__}: {exc}"}})
+        traceback.print_exc()
+        raise typer.Exit(1) from None
 
 
 async def _interruptible(work: Awaitable[None]) -> None:

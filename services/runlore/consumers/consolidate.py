@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, marks, packs, pages, revisions
@@ -22,6 +24,8 @@ from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, models
 from runlore.memory import guards, notes, operations, render, rules
 from runlore.store import port as store_port
+
+log = structlog.get_logger("runlore.consolidate")
 
 ROLLOUTS_SELECTED_MAX = 256
 """Rollouts that a revision holds notes of: the SDK's `max_raw_memories_for_consolidation`."""
@@ -200,9 +204,8 @@ def accept(
 
     def attempt(names: list[str]) -> None:
         nonlocal best
-        made = take_in(state, {name: batch[name] for name in [*accepted, *names]}, layout)
-        violations = guards.check(state.notes, made.state.notes, made.parts)
-        if not violations:
+        made, violations = judge(state, {name: batch[name] for name in [*accepted, *names]}, layout)
+        if made is not None and not violations:
             accepted.extend(names)
             best = made
         elif len(names) == 1:
@@ -214,6 +217,25 @@ def accept(
 
     attempt(list(batch))
     return accepted, guilty, best
+
+
+def judge(
+    state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]
+) -> tuple[Made | None, list[guards.Violation]]:
+    """The state after `batch`, and what the guards say against it.
+
+    An engine that fails on a rollout is a reason to hold that rollout, not to stop its memory.
+    """
+    try:
+        made = take_in(state, batch, layout)
+    except Exception as exc:
+        log.exception("the engine failed", rollouts=len(batch))
+        return None, [
+            guards.Violation(
+                "engine_failed", f"{type(exc).__name__} in the {rules.ENGINE['name']} engine", ()
+            )
+        ]
+    return made, guards.check(state.notes, made.state.notes, made.parts)
 
 
 def take_in(state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]) -> Made:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from runlore.memory import calls, failures, fixes, keywords, signatures, text, transcript, values
@@ -28,10 +29,13 @@ KEYWORDS_MAX = 48
 TOOLS_MAX = 32
 TEMPLATES_MAX = 6
 STEPS_MAX = 3
-PERSONAL_WORDS_MAX = 200
+PERSONAL_WORDS_MAX = 4_000
 """Words of the run's data that are masked in a signature, as long as only one subject has met it."""
+ENUMERATED_MIN = 3
+"""A field of one answer that gives the same value so often enumerates; it does not name anybody."""
 
 _PATH = re.compile(r"(?:[\w@%+.~-]*/)*[\w@%+~-][\w@%+.~-]*\.[A-Za-z][\w]{0,7}")
+_WORD = re.compile(r"[^\W\d_]+")
 _PLACES = ("workdir", "working_directory", "cwd")
 
 
@@ -193,20 +197,29 @@ def _fix(fix: dict[str, Any], made: list[calls.Call]) -> dict[str, Any]:
 
 
 def _personal_words(made: list[calls.Call]) -> frozenset[str]:
-    """Words that stand alone as data in this run: names, cities, plans. They may be somebody's."""
+    """Words that stand alone as data in this run: names, cities, plans. They may be somebody's.
+
+    Words of the schema (tools, argument names, keys) are not, nor is a value that one field repeats: that is
+    the vocabulary of an enumeration.
+    """
     words: set[str] = set()
+    schema: set[str] = set()
     for call in made:
-        for value in [leaf for _, leaf in call.leaves] + _strings_of(call.container):
-            if len(value) <= 60 and len(words) < 20 * PERSONAL_WORDS_MAX:
-                words |= set(re.findall(r"[^\W\d_]+", value))
-    return frozenset(words)
+        repeated = Counter(_strings_of(call.container))
+        schema |= set(_WORD.findall(call.tool))
+        for (path, value), count in (Counter(call.leaves) + repeated).items():
+            schema |= set(_WORD.findall(path))
+            into = schema if count >= ENUMERATED_MIN else words
+            if len(value) <= 60 and len(words) < PERSONAL_WORDS_MAX:
+                into |= set(_WORD.findall(value))
+    return frozenset(words - schema)
 
 
-def _strings_of(container: Any) -> list[str]:
+def _strings_of(container: Any) -> list[tuple[str, str]]:
     found = []
-    for _, value in transcript.leaves(container):
+    for path, value in transcript.leaves(container):
         if isinstance(value, str):
-            found.append(value)
+            found.append((path, value))
         if len(found) >= 2_000:
             break
     return found
@@ -336,7 +349,7 @@ def _files(made: list[calls.Call]) -> list[str]:
     for call in made:
         worth = 10 if failures.is_change(call) else 1
         words = (
-            call.command.split()[:60]
+            call.command.split("\n", 1)[0].split()[:60]
             if call.command
             else [v for _, v in call.leaves if len(v) <= FILE_CHARS_MAX]
         )

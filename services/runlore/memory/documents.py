@@ -7,6 +7,7 @@ All of them say only what their rollout showed. Their header lines are the SDK's
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Any
 
 from runlore.memory import keywords as _keywords
@@ -25,10 +26,20 @@ Line = tuple[str, str]
 """A line and the id of the note that it comes from."""
 
 
-def title(card: dict[str, Any]) -> str:
-    """What the rollout was about: its first request that made the agent act, in the user's words."""
+def title(card: dict[str, Any], common: Container[str] = ()) -> str:
+    """What the rollout was about: its first request, in the user's words, past sentences that are `common`."""
     asked = request(card)
-    return text.plain(asked["text"], TITLE_CHARS_MAX) if asked else "A run without a request"
+    if not asked:
+        return "A run without a request"
+    told = sentences(asked["text"])
+    while len(told) > 1 and told[0] in common:
+        told = told[1:]
+    return text.plain(" ".join(told), TITLE_CHARS_MAX)
+
+
+def sentences(body: str) -> list[str]:
+    """The sentences of one line of text."""
+    return [part for part in re.split(r"(?<=[.!?:])\s+|(?<=[。！？؟])", body) if part]
 
 
 def request(card: dict[str, Any]) -> dict[str, Any] | None:
@@ -150,8 +161,8 @@ def words(card: dict[str, Any]) -> list[str]:
 
 
 def _context(card: dict[str, Any]) -> str:
-    runs = f"{card['runs_total']} runs" if card["runs_total"] > 1 else "1 run"
-    said = [f"{runs} with {card['calls']} tool calls in the last"]
+    many = f"{card['runs_total']} runs, the last with" if card["runs_total"] > 1 else "1 run,"
+    said = [f"{many} {card['calls']} tool call{'' if card['calls'] == 1 else 's'}"]
     if card["agents"]:
         said.append("agents " + " → ".join(card["agents"]))
     if card["files"]:
@@ -194,7 +205,7 @@ def unfinished(card: dict[str, Any], note: str) -> list[Line]:
     for one in card["open"]:
         if "call" in one:
             out.append((f"- not answered yet: `{text.inline(one['call'], VALUE_CHARS_MAX)}`", note))
-        else:
+        elif card["state"] != "completed":
             out.append((f'- the user\'s last turn has no answer yet: "{text.inline(one["turn"], 240)}"', note))
     return out
 

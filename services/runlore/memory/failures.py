@@ -51,7 +51,7 @@ def find(context: fixes.Context) -> list[Failure]:
         reason = reasons.get(call.number)
         if reason is None:
             continue
-        message = signatures.message_of(call)
+        message = signatures.message_of(call, is_whole=reason in ("shape", "retried", "maybe"))
         signature = signatures.of(message, _own_leaves(call))
         if signatures.has_words(signature):
             found.append(Failure(call, signature, message, reason, reason != "maybe"))
@@ -140,7 +140,7 @@ def _refusal(call: calls.Call, same: list[calls.Call], structured: int) -> dict[
         return {call.number: "shape"}
     answer = _answer_to(call, same)
     if answer is not None and calls.template(answer) != calls.template(call):
-        if _is_usual(answer, same) and _is_always_retried(call, same):
+        if _is_usual(answer, same) and _is_always_retried(call, same) and not _is_always_retried(answer, same):
             return {call.number: "retried"}
     # Nothing in this run tells. Kept as a question for the other runs, if it looks like a sentence.
     is_open = is_short and len(same) <= 4 and not call.command

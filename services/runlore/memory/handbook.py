@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runlore.memory import documents, lines, text, values
+from runlore.memory import documents, keywords, lines, text, values
 from runlore.memory import notes as _notes
 
 Line = documents.Line
@@ -96,13 +96,19 @@ def _tasks(rollouts: list[str], cards: Mapping[str, dict[str, Any]], spread: dic
     """One `## Task` for each thing that was asked; rollouts that began with the same request are one task."""
     tasks: dict[str, list[str]] = {}
     for rollout in rollouts:
-        tasks.setdefault(documents.title(cards[rollout]).casefold(), []).append(rollout)
+        asked = documents.request(cards[rollout])
+        tasks.setdefault(asked["text"].casefold() if asked else "", []).append(rollout)
+    # A sentence that several tasks begin with tells none of them from the others.
+    opened = [documents.sentences(name) for name in tasks]
+    often = Counter(sentence for told in opened for sentence in set(told))
+    common = {sentence for sentence, count in often.items() if count > 1}
     out: list[Line] = []
     for number, members in enumerate(tasks.values(), 1):
         card = cards[members[0]]
         note = _card_note(members[0])
         word, _ = documents.outcome(card)
-        out += [("", note), (f"## Task {number}: {documents.title(card)} ({word})", note)]
+        title = documents.title(card, _Casefolded(common))
+        out += [("", note), (f"## Task {number}: {title} ({word})", note)]
         out += [("", note), ("### rollout_summary_files", note), ("", note)]
         for rollout in members:
             out.append((f"- {_reference(cards[rollout])}", _card_note(rollout)))
@@ -110,6 +116,16 @@ def _tasks(rollouts: list[str], cards: Mapping[str, dict[str, Any]], spread: dic
         if own:
             out += [("", note), ("### keywords", note), ("", note), (f"- {', '.join(own)}", note)]
     return out
+
+
+class _Casefolded:
+    """Membership whatever the case."""
+
+    def __init__(self, folded: set[str]) -> None:
+        self._folded = folded
+
+    def __contains__(self, sentence: str) -> bool:
+        return sentence.casefold() in self._folded
 
 
 def _reference(card: dict[str, Any]) -> str:
@@ -182,7 +198,7 @@ def index(cards: Mapping[str, dict[str, Any]], told: list[lines.Lesson], memory_
     note = _card_note(max(cards))
     day = max(values.time_key(card["updated_at"]) for card in cards.values())[1][:10]
     spread = _spread(cards)
-    common = [word for word, count in spread.items() if count >= ROLLOUTS_MIN]
+    common = [word for word, count in spread.items() if count >= ROLLOUTS_MIN and keywords.is_name(word)]
     ranked = sorted(common, key=lambda word: (-spread[word], word))[:SHARED_WORDS_MAX]
     out = [(f"### {memory_name}", note), ("", note)]
     if day:

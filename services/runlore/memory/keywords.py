@@ -17,7 +17,7 @@ TEXT_CHARS_MAX = 4_000
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0e7f"
 _PIECE = re.compile(rf"[{_CJK}]+|[^\W{_CJK}]+(?:[._/@:-]+[^\W{_CJK}]+)*", re.UNICODE)
-_NAME = re.compile(r"[A-Za-z_].*[_./:]|[a-z][A-Z]|[A-Z]{2,}|^[A-Z][a-z]+[A-Z]")
+_NAME = re.compile(r"(?=.{5})[^\W\d_].*[_./:@].*\w|[a-z][A-Z]|[A-Za-z]\d|\d[A-Za-z]")
 _ONLY_NUMBER = re.compile(r"[\d.,:/_-]+")
 
 
@@ -40,10 +40,15 @@ def count(texts: Iterable[str]) -> Counter[str]:
 def _add(found: Counter[str], piece: str) -> None:
     if len(piece) < 3 or len(piece) > WORD_CHARS_MAX or _ONLY_NUMBER.fullmatch(piece):
         return
-    if _NAME.search(piece):
+    if is_name(piece):
         found[piece] += 3
     elif len(piece) >= 4:
         found[piece.lower()] += 1
+
+
+def is_name(word: str) -> bool:
+    """Whether a word has the form of an identifier, a path, an id or an address."""
+    return _NAME.search(word) is not None
 
 
 def best(own: Mapping[str, int], spread: Mapping[str, int], rollouts: int, limit: int) -> list[str]:
@@ -54,7 +59,7 @@ def best(own: Mapping[str, int], spread: Mapping[str, int], rollouts: int, limit
     scored = []
     for word, weight in own.items():
         share = spread.get(word, 1) / max(1, rollouts)
-        if rollouts >= 4 and share > 0.5:
+        if rollouts >= 4 and share > 0.4:
             continue
         rarity = 1.0 + math.log((1 + rollouts) / (1 + spread.get(word, 1)))
         scored.append((-(1 + math.log(max(1, weight))) * rarity, word))

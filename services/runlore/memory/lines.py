@@ -7,6 +7,7 @@ replaced by a placeholder that says what kind of thing stood there.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -157,8 +158,7 @@ def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) ->
         shared.saw(entry["key"]["head"], one.get("subject"))
     head = entry["key"]["head"]
     shown = _shown(told.values(), shared)
-    groups = _fix_groups(told.values(), profile)
-    cures = [(phrase, n) for phrase, n in _phrases(groups, shared) if phrase]
+    cures = _phrases(told.values(), profile, shared)
     count, at = (
         sum(one["count"] for one in told.values()),
         max(values.time_key(one["at"]) for one in told.values())[1],
@@ -170,7 +170,7 @@ def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) ->
     if cures:
         worked = "; or ".join(f"{phrase}{f' ({n}×)' if n > 1 else ''}" for phrase, n in cures[:FIXES_MAX])
         full = f"{said} ({times}). What worked: {worked}."
-        brief = f"{said} → {'; or '.join(phrase for phrase, _ in cures[:FIXES_MAX])}"
+        brief = f"{said} → worked: {'; or '.join(phrase for phrase, _ in cures[:FIXES_MAX])}"
     else:
         full = f"{said} ({times}). No retry with other arguments has worked yet."
         brief = f"{said} → no retry has worked"
@@ -192,7 +192,7 @@ def own_sentence(head: str, one: Mapping[str, Any]) -> str:
     shared = Shared(is_own=True)
     said = f'`{text.inline(head, 80)}` answered "{text.inline(one.get("shown", ""), 240)}"'
     times = f" ({one['count']}×)" if one["count"] > 1 else ""
-    cures = list(dict.fromkeys(phrase for fix in one["fixes"] if (phrase := _phrase(fix, shared))))
+    cures = list(dict.fromkeys(phrase for fix in one["fixes"] if (phrase := _phrase([fix], shared))))
     if one.get("flaky"):
         return f"{said}{times}. The same call worked later with nothing changed."
     return f"{said}{times}. What worked: {'; or '.join(cures)}." if cures else f"{said}{times}. No retry worked."
@@ -200,7 +200,8 @@ def own_sentence(head: str, one: Mapping[str, Any]) -> str:
 
 def _times(count: int, rollouts: int, at: str) -> str:
     seen = f"{count}× in {rollouts} rollouts" if rollouts > 1 else (f"{count}×" if count > 1 else "once")
-    return f"{seen}, last {at[:10]}" if at and at != values.UNKNOWN else seen
+    when = f"{at[:10]}" if seen == "once" else f"last {at[:10]}"
+    return f"{seen}, {when}" if at and at != values.UNKNOWN else seen
 
 
 def _shared(told: Iterable[Mapping[str, Any]]) -> Shared:
@@ -238,36 +239,51 @@ def _most_common(found: Iterable[str]) -> str:
     return min(counts, key=lambda one: (-counts[one], one), default="")
 
 
-def _fix_groups(told: Iterable[Mapping[str, Any]], profile: _Profile | None) -> list[list[dict[str, Any]]]:
-    """The fixes, those that are one together, the most often seen first."""
+def _phrases(told: Iterable[Mapping[str, Any]], profile: _Profile | None, shared: Shared) -> list[tuple[str, int]]:
+    """What worked, in words, with how often, the most frequent first.
+
+    Fixes of the same argument paths are one. A fix that did more than another one is counted with that one:
+    what both have in common is what mattered.
+    """
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for one in told:
         for fix in one["fixes"]:
             if _is_cured(fix, one, profile):
                 groups[summary.fix_shape(fix)].append(fix)
-    return [groups[name] for name in sorted(groups, key=lambda name: (-len(groups[name]), len(name), name))]
-
-
-def _phrases(groups: list[list[dict[str, Any]]], shared: Shared) -> list[tuple[str, int]]:
+    ranked = sorted(groups, key=lambda name: (-len(groups[name]), len(name), name))
+    kept: dict[str, int] = {}
+    for name in ranked:
+        core = next((one for one in kept if _is_part(one, name)), None)
+        kept[core or name] = kept.get(core or name, 0) + len(groups[name])
     found: dict[str, int] = {}
-    for group in groups:
-        phrase = min(_phrase(fix, shared) for fix in group)
+    for name, count in kept.items():
+        phrase = _phrase(groups[name], shared)
         if phrase:
-            found[phrase] = found.get(phrase, 0) + len(group)
+            found[phrase] = found.get(phrase, 0) + count
     return sorted(found.items(), key=lambda pair: (-pair[1], len(pair[0]), pair[0]))
 
 
-def _phrase(fix: Mapping[str, Any], shared: Shared) -> str:
-    if "changes" in fix:
-        return ", and ".join(_change(change, shared) for change in fix["changes"])
-    if "command" in fix:
-        return f"`{_code(fix['command'], shared)}` instead of `{_code(fix['was'], shared)}`"
-    if "pieces" in fix:
-        pieces = [
-            f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in fix["pieces"] if now
-        ]
+def _is_part(shape: str, other: str) -> bool:
+    """Whether the fix `other` did all that the fix `shape` did, and more."""
+    mine, theirs = json.loads(shape), json.loads(other)
+    if isinstance(mine, list) and isinstance(theirs, list) and all(isinstance(one, str) for one in [*mine, *theirs]):
+        return set(mine) < set(theirs)
+    return False
+
+
+def _phrase(fixes: list[dict[str, Any]], shared: Shared) -> str:
+    """One cure in words, from all the fixes that are it."""
+    first = fixes[0]
+    if "changes" in first:
+        paths = [change["path"] for change in first["changes"]]
+        same = [[c for fix in fixes for c in fix["changes"] if c["path"] == path] for path in paths]
+        return ", and ".join(_change(path, changes, shared) for path, changes in zip(paths, same, strict=True))
+    if "command" in first:
+        return f"`{_code(first['command'], shared)}` instead of `{_code(first['was'], shared)}`"
+    if "pieces" in first:
+        pieces = [f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in first["pieces"] if now]
         return ", and ".join(pieces)
-    steps = [f"`{_code(step, shared)}`" for step in dict.fromkeys(fix.get("after", ()))]
+    steps = [f"`{_code(step, shared)}`" for step in dict.fromkeys(first.get("after", ()))]
     return "the same call, after " + ", ".join(steps) if steps else ""
 
 
@@ -277,29 +293,42 @@ def _code(body: str, shared: Shared) -> str:
 
 _VERBS = {
     "set": "another `{path}`",
-    "add": "add `{path}`",
-    "drop": "leave out `{path}`",
+    "add": "`{path}` added",
+    "drop": "without `{path}`",
     "more": "more `{path}`",
     "fewer": "fewer `{path}`",
 }
 
 
-def _change(change: Mapping[str, Any], shared: Shared) -> str:
-    path = text.inline(change["path"] or "value", 80)
-    words = _VERBS[change["how"]].format(path=path)
-    source = change.get("from", "")
+def _change(path: str, changes: list[dict[str, Any]], shared: Shared) -> str:
+    """What was changed at one argument path, from every fix that changed it."""
+    source = _most_common(change.get("from", "") for change in changes)
+    how = _most_common(change["how"] for change in changes)
+    shown = text.inline(path or "value", 80)
     if source == "error":
-        words = f"`{path}` = the value that the error names"
-    elif source == "error sum":
-        words = f"`{path}` so that all of them add up to the number in the error"
-    elif source == "user":
+        return f"`{shown}` = the value that the error names"
+    if source == "error sum":
+        return f"`{shown}` so that all of them add up to the number in the error"
+    words = _VERBS[how].format(path=shown)
+    if source == "user":
         words += ", as the user says"
     elif source.startswith("answer "):
         words += f" out of `{text.inline(source.removeprefix('answer '), 120)}`"
-    was, now = shared.mask(change.get("was", "")), shared.mask(change.get("is", ""))
-    if source not in ("error", "error sum") and now and was and was != now and _tells(was) and _tells(now):
-        words += f", e.g. `{text.inline(now, 60)}` instead of `{text.inline(was, 60)}`"
-    return words
+    return words + _example(changes, shared)
+
+
+def _example(changes: list[dict[str, Any]], shared: Shared) -> str:
+    """`, e.g. <new> instead of <old>`, of the change that says most once what is personal is masked."""
+    pairs = []
+    for change in changes:
+        was, now = shared.mask(change.get("was", "")), shared.mask(change.get("is", ""))
+        if was and now and was != now and _tells(was) and _tells(now):
+            pairs.append((was.count("<") + now.count("<"), text.inline(now, 60), text.inline(was, 60)))
+    if not pairs:
+        return ""
+    masked = min(pairs)[0]
+    now, was = json.loads(_most_common(json.dumps(pair[1:]) for pair in pairs if pair[0] == masked))
+    return f", e.g. `{now}` instead of `{was}`"
 
 
 def _tells(masked: str) -> bool:

@@ -104,7 +104,8 @@ def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
         cited = tuple(values.Evidence(rollout, *one) for one in evidence)
         return Operation("add", rollout, kind, _notes.note_id(kind, key), cited, key, body, subject)
 
-    out = [add("rollout", {"rollout": rollout}, _card(summary), [last])]
+    told = [_at(one) for one in (summary["first"], summary["answer"]) if one]
+    out = [add("rollout", {"rollout": rollout}, _card(summary), told or [last])]
     for one in summary["failures"]:
         key = {"head": one["head"], "key": one["key"]}
         out.append(add("failure", key, common | _failure(one), _failure_evidence(one)))
@@ -126,7 +127,7 @@ def _at(one: dict[str, Any]) -> list[Any]:
 
 
 def _card(summary: dict[str, Any]) -> dict[str, Any]:
-    dropped = ("v", "seen", "retried", "runs_unsure", "tools")
+    dropped = ("v", "engine", "seen", "retried", "runs_unsure", "tools")
     card = {name: value for name, value in summary.items() if name not in dropped}
     return card | {"runs": summary["runs"][-8:], "failures": [_brief(one) for one in summary["failures"]]}
 

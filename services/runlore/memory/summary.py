@@ -14,6 +14,8 @@ from typing import Any
 from runlore.memory import signatures, values
 
 VERSION = 1
+ENGINE = {"name": "rules", "version": 1}
+"""Which rules made a summary. Raise the version with every change of what the same records give."""
 SUMMARY_BYTES_MAX = 64 * 1024
 RUNS_MAX = 64
 """Newest runs that are kept by name; of older ones only their number, and the attempt where it is not 1."""
@@ -121,6 +123,7 @@ def _step(state: dict[str, Any], digest: dict[str, Any]) -> dict[str, Any]:
 def _empty(digest: dict[str, Any]) -> dict[str, Any]:
     return {
         "v": VERSION,
+        "engine": ENGINE,
         "project": digest["project"],
         "memory": digest["memory"],
         "rollout": digest["rollout"],
@@ -219,7 +222,7 @@ def _distinct(fixes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def fix_shape(fix: dict[str, Any]) -> str:
     """What two fixes must share to be one: the paths and where the values came from, not the values."""
     if "changes" in fix:
-        return signatures.as_json([[c["path"], c["how"], c.get("from", "")] for c in fix["changes"]])
+        return signatures.as_json(sorted(change["path"] for change in fix["changes"]))
     return signatures.as_json([fix.get("command"), fix.get("pieces"), fix.get("after")])
 
 
