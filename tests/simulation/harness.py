@@ -214,7 +214,7 @@ def meaning(store, bus):
     out["dead"] = sorted((letter.reason, str(letter.event_id)) for letter in finish(dead.read_all(bus)))
     if view.revision is not None:
         out["notes"] = dict(view.revision.map("notes").items())
-        out["selected"] = sorted(view.revision.body["selected"])
+        out["selected"] = sorted(dict(view.revision.map("selected").items()))
         out["files"] = {
             path: view.revision.text(entry["sha256"]) for path, entry in view.revision.map("files").items()
         }

@@ -127,7 +127,7 @@ async def _tree(
     opened: Home, project: str, memory: str, at: int | None, subject: str | None
 ) -> tuple[int, dict[str, Any]]:
     """(the revision's number, its files as a seed for `subject` would hold them, without the memory's folder)."""
-    from runlore.events import ids, models
+    from runlore.events import models
     from runlore.lookup import seeds
     from runlore.memory import render
 
@@ -367,7 +367,6 @@ def search(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore.events import ids
 
         async with _open(home) as (_, index):
             meant = ui.pick(out, index.memories(), project, memory)

@@ -187,7 +187,7 @@ def load_state(revision: revisions.Revision | None) -> Memory:
     """The pure state of a revision."""
     if revision is None:
         return Memory(notes.Notes.load({}), {})
-    return Memory(notes.Notes.load(dict(revision.map("notes").items())), dict(revision.body["selected"]))
+    return Memory(notes.Notes.load(dict(revision.map("notes").items())), dict(revision.map("selected").items()))
 
 
 def accept(
@@ -270,9 +270,7 @@ def draft_of(
     layout: Mapping[str, Any],
 ) -> revisions.Draft:
     """What the next revision writes: only pages and contents that are not in its parent."""
-    coverage, noted, files = (
-        before.map(name) if before else _empty() for name in ("coverage", "notes", "files")
-    )
+    maps = {name: before.map(name) if before else _empty() for name in revisions.MAPS}
     covers = []
     for name in sorted(accepted):
         body = batch[name].body
@@ -283,9 +281,10 @@ def draft_of(
                 "runs": sorted([run, entry["attempt"]] for run, entry in body["runs"].items()),
             }
         )
-        coverage.set(name, {"counter": batch[name].counter, "updated_at": body["updated_at"]})
-    noted.replace(made.state.notes.entries())
-    contents, live = lay_out(made.parts, files)
+        maps["coverage"].set(name, {"counter": batch[name].counter, "updated_at": body["updated_at"]})
+    maps["notes"].replace(made.state.notes.entries())
+    maps["selected"].replace(dict(made.state.selected))
+    contents, live = lay_out(made.parts, maps["files"])
     facts = {
         "reason": "runs",
         "engine": rules.ENGINE,
@@ -294,10 +293,9 @@ def draft_of(
         "layout": dict(layout),
         "covers": covers,
         "refused": made.refused[:100],
-        "selected": dict(sorted(made.state.selected.items())),
-        "totals": totals(made.parts, made.state, len(coverage)),
+        "totals": totals(made.parts, made.state, len(maps["coverage"])),
     }
-    return revisions.Draft(coverage, noted, files, contents, frozenset(live), facts)
+    return revisions.Draft(maps, contents, frozenset(live), facts)
 
 
 def lay_out(parts: Mapping[str, render.Part], files: pages.PagedMap) -> tuple[dict[str, bytes], set[str]]:
@@ -368,11 +366,10 @@ async def revert(
             )
         state = load_state(old)
         made = Made(state, render.parts(state.notes, models.Layout(**old.body["layout"])))
-        files = before.map("files")
-        contents, live = lay_out(made.parts, files)
-        noted = before.map("notes")
-        noted.replace(state.notes.entries())
-        coverage = before.map("coverage")
+        maps = {name: before.map(name) for name in revisions.MAPS}
+        contents, live = lay_out(made.parts, maps["files"])
+        maps["notes"].replace(state.notes.entries())
+        maps["selected"].replace(dict(state.selected))
         facts = {
             "reason": "revert",
             "note": reason,
@@ -382,10 +379,9 @@ async def revert(
             "cost_usd": 0,
             "layout": old.body["layout"],
             "covers": [],
-            "selected": dict(old.body["selected"]),
-            "totals": totals(made.parts, state, len(coverage)),
+            "totals": totals(made.parts, state, len(maps["coverage"])),
         }
-        draft = revisions.Draft(coverage, noted, files, contents, frozenset(live), facts)
+        draft = revisions.Draft(maps, contents, frozenset(live), facts)
         revision = await revisions.write(store, reader, project, memory, parent=before, draft=draft)
         why = {"kind": "revert", "reason": reason, "at": clock.now_iso()}
         held = {name: {"counter": counter, **why} for name, counter in reverted.items()}

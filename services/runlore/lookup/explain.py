@@ -117,11 +117,11 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.state = CONSOLIDATED
         number, manifest = await _first_revision(reader, project, memory, rollout, row["run"], row["attempt"])
         story.step("consolidate", f"in revision {number}" if number else "covered", object=manifest)
-        selected = rollout in revision.body["selected"]
+        selected = revision.map("selected")
         story.next = (
             f"its notes are in revision {revision.number}, which seeds serve"
-            if selected
-            else f"not among the newest {len(revision.body['selected'])} rollouts: searchable, not in seeds"
+            if selected.get(rollout)
+            else f"not among the newest {len(selected)} rollouts: searchable, not in seeds"
         )
         return story
     standing = await marks.read_all(store, project, memory, marks_max=1000)

@@ -61,7 +61,9 @@ def find(context: fixes.Context) -> list[Failure]:
 def _own_leaves(call: calls.Call) -> list[tuple[str, str]]:
     if not call.command:
         return list(call.leaves)
-    return [("arg", word.strip("'\"")) for word in call.command.split()[1:40]]
+    # Of a command line only what can be no word of a sentence is taken for a value: names, paths, options.
+    words = [word.strip("'\"(),;") for word in call.command.split()[1:40]]
+    return [("arg", word) for word in words if not word.isalpha()]
 
 
 # --- which calls failed -----------------------------------------------------------------------------
