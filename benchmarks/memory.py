@@ -233,7 +233,7 @@ def _signature(call: Made) -> frozenset[str]:
     own = {value for _, value in call.keys}
     line = re.sub(r"'[^']*'|\"[^\"]*\"", " ", line)
     words = [word for word in re.findall(r"[^\s,;:()\[\]<>]+", line) if word not in own]
-    return frozenset(word.lower().strip(".!?") for word in words if word.isalpha() and len(word) >= 2)
+    return frozenset(word for word in re.findall(r"[^\W\d_]+", " ".join(w for w in words if not re.search(r"\d", w)).lower()))
 
 
 # --- what a text holds ------------------------------------------------------------------------------
@@ -247,7 +247,9 @@ def holds(windows: list[str], failed: Failed) -> tuple[bool, bool]:
         said, _, cure = window.rpartition("worked:") if "worked:" in window else (window, "", window)
         if failed.tool.lower() not in said:
             continue
-        if not _is_alike(sum(word in said for word in failed.words), failed):
+        # Neither the tool's name nor a placeholder's may stand for a word of the message.
+        message = re.sub(r"<\S*>", " ", said.replace(failed.tool.lower(), " "))
+        if not _is_alike(len(failed.words & set(re.findall(r"[^\W\d_]+", message))), failed):
             continue
         has_signature = True
         if failed.cure and any(_names(cure, name) for name in failed.cure):
@@ -402,7 +404,6 @@ def _measure_fold(score: Score, train: list[Run], test: list[Run], raw: dict[str
         score.confirmed += any(holds([line], one)[1] for one in cured)
         said = line.partition("what worked:")[2]
         tried = [one for one in met for names in one.tried if names and all(_names(said, name) for name in names)]
-        if 'DBG' in globals() and tried: print(line, tried)
         score.stale += bool(tried) and not any(holds([line], one)[1] for one in cured)
 
 

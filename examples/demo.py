@@ -39,7 +39,12 @@ def run(*arguments: object, quiet: bool = False) -> str:
         print(f"$ runlore {shlex.join(words)}", flush=True)
     environment = {**os.environ, "RUNLORE_HOME": str(HOME)}
     done = subprocess.run(
-        [RUNLORE, *words], cwd=ROOT, env=environment, check=True, text=True, stdout=subprocess.PIPE if quiet else None
+        [RUNLORE, *words],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE if quiet else None,
     )
     return done.stdout or ""
 
@@ -47,19 +52,19 @@ def run(*arguments: object, quiet: bool = False) -> str:
 def main() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
     shutil.rmtree(WORKSPACE, ignore_errors=True)
-    say("1. Each finished run emits one event. Here are the runs of six conversations:")
+    say("1. Each finished run emits one event. Here are the runs of seven conversations:")
     for path in RUNS:
         run("emit", path)
     say("2. The pipeline records them and makes a revision of memory:")
     run("up", "--once")
     run("log", "support")
-    say("3. The next run of conversation inv-219 starts from it:")
-    run("seed", "inv-219", *MEMORY, "--into", WORKSPACE)
+    say("3. The next run of conversation inv-204, for ana, starts from it:")
+    run("seed", "inv-204", *MEMORY, "--subject", "ana", "--into", WORKSPACE)
     summary = (WORKSPACE / "memories" / "memory_summary.md").read_text()
     say("memories/memory_summary.md, which the Agents SDK puts before the agent:")
     print(summary, flush=True)
     say("4. Every line can say why it is there:")
-    run("why", f"memory_summary.md:{first_told_line()}", *MEMORY)
+    run("why", f"memory_summary.md:{first_told_line()}", *MEMORY, "--subject", "ana")
     say("Try it on your own runs:")
     print("  .venv/bin/runlore import agents-sdk SESSIONS_DIR --project me --memory support")
     print("  .venv/bin/runlore up --once")
@@ -68,7 +73,9 @@ def main() -> None:
 
 def first_told_line() -> int:
     """The first line of the summary that a run is behind."""
-    text = json.loads(run("show", "memory_summary.md", *MEMORY, "--json", quiet=True))["text"]
+    text = json.loads(run("show", "memory_summary.md", *MEMORY, "--subject", "ana", "--json", quiet=True))[
+        "text"
+    ]
     told = [number for number, line in enumerate(text.splitlines(), 1) if line.startswith("- ")]
     return told[0] if told else 1
 

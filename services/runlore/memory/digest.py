@@ -295,6 +295,7 @@ def _corrections(
     failed = {one.call.number for one in found}
     turns = [item for item in items if item.kind == "user"]
     out = []
+    said = [keywords.count([turn.text]) for turn in turns]
     for place, turn in enumerate(turns):
         end = turns[place + 1].index if place + 1 < len(turns) else len(items) + turn.index + 1
         shown = text.inline(turn.text, CORRECTION_CHARS_MAX)
@@ -304,7 +305,7 @@ def _corrections(
         redone = _redone(turn, end, made, failed)
         if redone:
             out.append(entry | redone)
-        elif any(_is_repeat(turn.text, earlier.text) for earlier in turns[:place]):
+        elif any(_is_repeat(said[place], earlier) for earlier in said[:place]):
             out.append(entry | {"repeat": True})
     return out[-CORRECTIONS_MAX:]
 
@@ -333,11 +334,11 @@ def _redone(
     return None
 
 
-def _is_repeat(turn: str, earlier: str) -> bool:
-    left, right = keywords.count([turn]), keywords.count([earlier])
-    if len(left) < 3:
+def _is_repeat(turn: Counter[str], earlier: Counter[str]) -> bool:
+    """Whether two turns, as counted words, say the same: most of the words of both."""
+    if len(turn) < 3 or not earlier:
         return False
-    return sum((left & right).values()) >= 0.7 * max(sum(left.values()), sum(right.values()))
+    return (turn & earlier).total() >= 0.7 * max(turn.total(), earlier.total())
 
 
 # --- where to look again ----------------------------------------------------------------------------
