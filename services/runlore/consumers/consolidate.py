@@ -274,13 +274,9 @@ def draft_of(
     covers = []
     for name in sorted(accepted):
         body = batch[name].body
-        covers.append(
-            {
-                "rollout": name,
-                "counter": batch[name].counter,
-                "runs": sorted([run, entry["attempt"]] for run, entry in body["runs"].items()),
-            }
-        )
+        known = int(maps["coverage"].get(name, {"counter": 0})["counter"])
+        fresh = [[run, entry["attempt"]] for run, entry in body["runs"].items() if entry["since"] > known]
+        covers.append({"rollout": name, "counter": batch[name].counter, "runs": sorted(fresh)})
         maps["coverage"].set(name, {"counter": batch[name].counter, "updated_at": body["updated_at"]})
     maps["notes"].replace(made.state.notes.entries())
     maps["selected"].replace(dict(made.state.selected))

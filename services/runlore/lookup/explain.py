@@ -30,6 +30,8 @@ WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, DEAD = (
     "held",
     "dead",
 )
+LOOK_BACK = 2000
+"""Revisions that `explain` looks through for the one that took a run in."""
 ENDS = (CONSOLIDATED, SUPERSEDED, HELD, DEAD)
 """The states in which nothing is left to do for a run without a person."""
 
@@ -134,13 +136,16 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
 async def _first_revision(
     reader: revisions.Reader, project: str, memory: str, rollout: str, run: str, attempt: int
 ) -> tuple[int | None, str | None]:
-    """The revision that first covered a run, and its manifest's key."""
-    found: tuple[int | None, str | None] = (None, None)
+    """The revision that covered a run first, and its manifest's key; looks back over `LOOK_BACK` revisions."""
+    looked = 0
     async for body in reader.line(project, memory):
         for covers in body["covers"]:
             if covers["rollout"] == rollout and [run, attempt] in covers["runs"]:
-                found = body["revision"], keys.manifest(project, memory, body["revision"], body["sha256"])
-    return found
+                return body["revision"], keys.manifest(project, memory, body["revision"], body["sha256"])
+        looked += 1
+        if looked == LOOK_BACK:
+            break
+    return None, None
 
 
 async def _waiting(bus: bus_port.Bus, wanted: set[str], known: set[str | None]) -> list[Story]:
