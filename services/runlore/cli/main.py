@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import typer
 
 from runlore.cli import inspect, operate, pipeline
@@ -48,7 +51,15 @@ operate.register(app)
 
 def main() -> None:
     """The entry point of the `runlore` script."""
-    app()
+    try:
+        app()
+    except SystemExit as exc:
+        # A usage error is told by typer, on stderr; who asked for JSON gets its object too.
+        usage = getattr(exc.__context__, "format_message", None)
+        if usage is not None and "--json" in sys.argv[1:]:
+            error = {"kind": "invalid_input", "message": usage(), "hint": "--help shows the usage"}
+            sys.stdout.write(json.dumps({"error": error}, indent=2) + "\n")
+        raise
 
 
 if __name__ == "__main__":

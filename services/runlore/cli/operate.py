@@ -78,6 +78,13 @@ def revert(
     ui.run(work, as_json=as_json)
 
 
+def _pass_on(ctx: typer.Context, home: Path | None, as_json: bool) -> None:
+    """Let options that stand before a group's command count for it: `runlore dead --home H list`."""
+    given = {"home": home, "as_json": as_json or None}
+    known = {name: value for name, value in given.items() if value is not None}
+    ctx.default_map = {str(ctx.invoked_subcommand): known}
+
+
 # --- dead letters ---------------------------------------------------------------------------------------
 
 
@@ -86,6 +93,8 @@ def _dead(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption
     """Dead letters: events that could not take effect, kept with their reason. Without a command: list them."""
     if ctx.invoked_subcommand is None:
         dead_list(home=home, as_json=as_json)
+    else:
+        _pass_on(ctx, home, as_json)
 
 
 @dead_app.command(name="list")
@@ -291,6 +300,8 @@ def _review(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOpti
     """Rollouts held for review: what a guard refused, or a revert took out. Without a command: list them."""
     if ctx.invoked_subcommand is None:
         review_list(home=home, as_json=as_json)
+    else:
+        _pass_on(ctx, home, as_json)
 
 
 @review_app.command(name="list")

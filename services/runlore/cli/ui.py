@@ -112,6 +112,27 @@ class Out:
         return Progress(*columns, console=self.err, disable=not sys.stderr.isatty(), transient=True)
 
 
+class Problems:
+    """What went wrong with single lines: all are counted, the first `LISTED_MAX` are kept for `--json`."""
+
+    LISTED_MAX = 1000
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._listed: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, problem: dict[str, Any]) -> None:
+        self._count += 1
+        if self._count <= self.LISTED_MAX:
+            self._listed.append(problem)
+
+    def answer(self) -> dict[str, Any]:
+        return {"problems": self._listed, "problems_total": self._count}
+
+
 def printable(text: str) -> str:
     """`text` without control characters other than newline and tab."""
     return "".join(
@@ -140,8 +161,13 @@ def run(work: Callable[[Out], Awaitable[None]], *, as_json: bool) -> None:
     from runlore import errors
 
     out = Out(as_json=as_json)
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that can not show a character must not end the command.
+        sys.stdout.reconfigure(errors="replace")
     try:
         asyncio.run(_interruptible(work(out)))
+        # Here, where a reader that went away can still be told from a failure.
+        sys.stdout.flush()
     except errors.RunloreError as exc:
         out.note(f"error: {exc.message}")
         if exc.hint:
@@ -181,7 +207,7 @@ def configure_logs(settings: Settings) -> None:
 
     import structlog
 
-    level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.WARNING)
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()
     structlog.configure(

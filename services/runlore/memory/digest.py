@@ -204,12 +204,18 @@ def _personal_words(made: list[calls.Call]) -> frozenset[str]:
     """
     words: set[str] = set()
     schema: set[str] = set()
+    ids: dict[tuple[str, str], str] = {}
     for call in made:
         repeated = Counter(_strings_of(call.container))
         schema |= set(_WORD.findall(call.tool))
         for (path, value), count in (Counter(call.leaves) + repeated).items():
             schema |= set(_WORD.findall(path))
             into = schema if count >= ENUMERATED_MIN else words
+            if len(value) <= 60 and "@" not in value and any(map(str.isdigit, value)):
+                # `card_1` and `card_2` in one field: what ids of different things have in common is their kind.
+                for word in _WORD.findall(value):
+                    if ids.setdefault((path, word), value) != value:
+                        schema.add(word)
             if len(value) <= 60 and len(words) < PERSONAL_WORDS_MAX:
                 into |= set(_WORD.findall(value))
     return frozenset(words - schema)
