@@ -47,9 +47,11 @@ BUDGETS = (1_500, 6_000)
 FOLDS = 5
 HELD_WORDS_SHARE = 0.8
 _ERROR = re.compile(
-    r"error|exception|fail|invalid|not (?:found|available|enough|allowed|permitted|valid)|no such|denied|refused|cannot|"
+    r"error|exception|fail|invalid|not (?:found|available|enough|allowed|permitted|valid)"
+    r"|no such|denied|refused|cannot|"
     r"can't|unable|missing|timed? ?out|traceback|wrong|fehler|ungültig|nicht (?:gefunden|verfügbar|erlaubt)|erreur|"
-    r"échec|introuvable|invalide|エラー|失敗|無効|見つかりません|错误|失败|无效|خطأ|فشل|غير صالح|غير موجود|ошибка|не найден",
+    r"échec|introuvable|invalide|"
+    r"エラー|失敗|無効|見つかりません|错误|失败|无效|خطأ|فشل|غير صالح|غير موجود|ошибка|не найден",
     re.IGNORECASE,
 )
 _TASK = re.compile(r"^(?P<task>.*?)\.trial-(?P<trial>\d+)$")
@@ -228,12 +230,17 @@ def _label(made: list[Made]) -> Iterator[Failed]:
 
 
 def _signature(call: Made) -> frozenset[str]:
-    lines = [line for line in call.answer.splitlines() if _ERROR.search(line)] or call.answer.splitlines()[-1:]
+    lines = [line for line in call.answer.splitlines() if _ERROR.search(line)] or call.answer.splitlines()[
+        -1:
+    ]
     line = lines[-1] if lines else ""
     own = {value for _, value in call.keys}
     line = re.sub(r"'[^']*'|\"[^\"]*\"", " ", line)
     words = [word for word in re.findall(r"[^\s,;:()\[\]<>]+", line) if word not in own]
-    return frozenset(word for word in re.findall(r"[^\W\d_]+", " ".join(w for w in words if not re.search(r"\d", w)).lower()))
+    return frozenset(
+        word
+        for word in re.findall(r"[^\W\d_]+", " ".join(w for w in words if not re.search(r"\d", w)).lower())
+    )
 
 
 # --- what a text holds ------------------------------------------------------------------------------
@@ -314,7 +321,9 @@ def seed_of(parts: dict[str, render.Part], subject: str | None) -> tuple[str, st
 
 
 def raw_of(run: Run) -> list[str]:
-    return [f"{call.tool} {call.args[:1200]} -> {call.answer[:1200]}".replace("\n", " ") for call in run.calls]
+    return [
+        f"{call.tool} {call.args[:1200]} -> {call.answer[:1200]}".replace("\n", " ") for call in run.calls
+    ]
 
 
 def grep(train: list[Run], run: Run, raw: dict[str, list[str]]) -> list[tuple[str, int]]:
@@ -403,7 +412,9 @@ def _measure_fold(score: Score, train: list[Run], test: list[Run], raw: dict[str
         score.met += bool(cured)
         score.confirmed += any(holds([line], one)[1] for one in cured)
         said = line.partition("what worked:")[2]
-        tried = [one for one in met for names in one.tried if names and all(_names(said, name) for name in names)]
+        tried = [
+            one for one in met for names in one.tried if names and all(_names(said, name) for name in names)
+        ]
         score.stale += bool(tried) and not any(holds([line], one)[1] for one in cured)
 
 
@@ -459,17 +470,23 @@ def report(name: str, score: Score) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"\nsplit by {result['split']}: {result['failures']} failures in unseen runs, "
-          f"{result['cured_in_their_run']} cured in their own run, {result['preventable']} of them preventable "
-          "(same tool, signature and changed arguments in a seen run)")
+    print(
+        f"\nsplit by {result['split']}: {result['failures']} failures in unseen runs, "
+        f"{result['cured_in_their_run']} cured in their own run, {result['preventable']} of them preventable "
+        "(same tool, signature and changed arguments in a seen run)"
+    )
     print(f"  {'':24}{'signature':>10}{'+ fix':>8}{'of all':>9}{'of prev.':>10}")
     for slot, one in result["contenders"].items():
-        print(f"  {slot:24}{one['signature']:>10}{one['signature_and_fix']:>8}"
-              f"{one['share_of_failures']:>9.1%}{one['share_of_preventable']:>10.1%}"
-              + (f"   ({one['tokens_used_mean']} tokens used)" if "tokens_used_mean" in one else ""))
+        print(
+            f"  {slot:24}{one['signature']:>10}{one['signature_and_fix']:>8}"
+            f"{one['share_of_failures']:>9.1%}{one['share_of_preventable']:>10.1%}"
+            + (f"   ({one['tokens_used_mean']} tokens used)" if "tokens_used_mean" in one else "")
+        )
     precision = "n/a" if result["line_precision"] is None else f"{result['line_precision']:.1%}"
-    print(f"  line precision {precision} of {result['lines_met']} lines met; leaks {result['leaks']}; "
-          f"stale lines {result['stale_lines']}")
+    print(
+        f"  line precision {precision} of {result['lines_met']} lines met; leaks {result['leaks']}; "
+        f"stale lines {result['stale_lines']}"
+    )
 
 
 def speed(runs: list[Run]) -> dict[str, Any]:
@@ -495,7 +512,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", type=Path, help="files or folders: sessions/*.jsonl, chat *.jsonl, *.traj")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, help="files or folders: sessions/*.jsonl, chat *.jsonl, *.traj"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args(argv)
     missing = [str(path) for path in options.paths if not path.exists()]
@@ -508,7 +527,12 @@ def main(argv: list[str] | None = None) -> int:
     if len({run.trial for run in runs}) > 1:
         trials = [run for run in runs if run.trial]
         results.append(report("trial", measure(trials, folds(trials, "trial"), "trial")))
-    out = {"runs": len(runs), "tasks": len({run.task for run in runs}), "splits": results, "speed": speed(runs)}
+    out = {
+        "runs": len(runs),
+        "tasks": len({run.task for run in runs}),
+        "splits": results,
+        "speed": speed(runs),
+    }
     if options.json:
         print(json.dumps(out, indent=2))
         return 0

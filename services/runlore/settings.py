@@ -14,7 +14,9 @@ HOME_DEFAULT = "~/.runlore"
 class Settings(BaseSettings):
     """Every setting, with its unit in its name. Each is also documented in docs/SETTINGS.md."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNLORE_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="RUNLORE_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     home: Path = Field(
         Path(HOME_DEFAULT), description="Folder that holds all state of the embedded pipeline."

@@ -100,6 +100,7 @@ async def _run(worker: Worker, opened: Any) -> None:
 
 async def _beat(worker: Worker, opened: Any) -> None:
     import asyncio
+    import contextlib
     import json
     from dataclasses import asdict
 
@@ -111,8 +112,10 @@ async def _beat(worker: Worker, opened: Any) -> None:
             {"stages": {name: asdict(stage) for name, stage in worker.progress.stages.items()}}
         ).encode()
         if body != last:
-            await asyncio.to_thread(wiring.write_file, opened.status_path, body)
-            last = body
+            # Nothing rests on the status file: a full disk must not end the stages.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(wiring.write_file, opened.status_path, body)
+                last = body
         await asyncio.sleep(0.5)
 
 

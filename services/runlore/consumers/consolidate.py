@@ -36,6 +36,12 @@ HELD_MAX = 2000
 """Rollouts that one memory holds for review at most; past it consolidation of that memory stops and says so."""
 
 
+class ReviewFull(errors.Blocked):
+    """The memory holds as many rollouts for review as it can."""
+
+    kind = "review_full"
+
+
 @dataclass(frozen=True)
 class Pass:
     """What one pass over a memory's marks did."""
@@ -144,7 +150,7 @@ class ConsolidateStage:
         }
         held |= {name: _held(batch[name], why) for name, why in guilty.items()}
         if len(held) > HELD_MAX:
-            raise errors.Blocked(
+            raise ReviewFull(
                 f"memory {project}/{memory} holds {len(held)} rollouts for review; at most {HELD_MAX} can be",
                 hint="`runlore review` lists them with reasons",
             )
@@ -187,7 +193,9 @@ def load_state(revision: revisions.Revision | None) -> Memory:
     """The pure state of a revision."""
     if revision is None:
         return Memory(notes.Notes.load({}), {})
-    return Memory(notes.Notes.load(dict(revision.map("notes").items())), dict(revision.map("selected").items()))
+    return Memory(
+        notes.Notes.load(dict(revision.map("notes").items())), dict(revision.map("selected").items())
+    )
 
 
 def accept(

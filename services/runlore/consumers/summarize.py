@@ -105,7 +105,8 @@ async def advance(
         "rollout": first["rollout"],
         "kind": head.body.get("kind", first["ids"]["kind"]),
         "original": head.body.get("original", first["ids"]["original"]),
-        "subject": head.body.get("subject") or first.get("subject_alias"),
+        # Of all its runs: a rollout whose runs were for two subjects is shown to neither.
+        "subject": (summary or {}).get("subject"),
         "layout": head.body.get("layout", first["layout"]),
         "updated_at": latest(entry["ended_at"] for entry in runs.values()),
         "runs": runs,

@@ -246,6 +246,8 @@ def _causes(out: dict[str, Any]) -> list[str]:
     for stage in ("record", "consolidate", "index"):
         if out[stage].get("state", "running") != "running":
             causes.append(f"{stage} {out[stage]['state']} since {out[stage]['since']}: {out[stage]['cause']}")
+    for name, why in out["consolidate"].get("memories", {}).items():
+        causes.append(f"memory {name} can not go on: {why}")
     if out["dead"]["open"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in out["dead"]["reasons"].items())
         causes.append(f"{out['dead']['open']} dead letters ({reasons}): `runlore dead` lists them")

@@ -31,6 +31,9 @@ TEMPLATES_MAX = 6
 STEPS_MAX = 3
 PERSONAL_WORDS_MAX = 4_000
 """Words of the run's data that are masked in a signature, as long as only one subject has met it."""
+ECHO_CHARS_MIN = 14
+"""A stretch of a message this long that the user said too is taken for the user's words."""
+ECHO_TEXT_CHARS_MAX = 2_000
 ENUMERATED_MIN = 3
 """A field of one answer that gives the same value so often enumerates; it does not name anybody."""
 
@@ -65,7 +68,7 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
         "requests": _requests(items, made),
         "answer": _answer(payload, items),
         "open": _open(items, made, payload),
-        "failures": _failures(found, made, meta),
+        "failures": _failures(found, made, meta.subject is not None, [said for _, said in users]),
         "verified": _verified(made, found),
         "last_failing": _last_failing(made, found),
         "facts": _facts(made, found),
@@ -150,9 +153,9 @@ def _open(
 
 
 def _failures(
-    found: list[failures.Failure], made: list[calls.Call], meta: values.RunMeta
+    found: list[failures.Failure], made: list[calls.Call], is_personal: bool, said: list[str]
 ) -> list[dict[str, Any]]:
-    personal = _personal_words(made) if meta.subject else frozenset()
+    personal = _personal_words(made) if is_personal else frozenset()
     out = []
     for one in found[:FAILURES_MAX] if len(found) <= FAILURES_MAX else _most_telling(found):
         entry: dict[str, Any] = {
@@ -168,7 +171,8 @@ def _failures(
         }
         if one.call.command:
             entry["call"] = text.inline(one.call.command, COMMAND_CHARS_MAX)
-        masked = sorted(set(re.findall(r"[^\W\d_]+", one.signature.shown)) & personal)
+        doubtful = personal | _echoed(one.message, said) if is_personal else personal
+        masked = sorted(set(_WORD.findall(one.signature.shown)) & doubtful)
         if masked:
             entry["masked"] = masked[:16]
         if one.is_flaky:
@@ -177,6 +181,25 @@ def _failures(
             entry["fix"] = _fix(one.fix, made)
         out.append(entry)
     return out
+
+
+def _echoed(message: str, said: list[str]) -> frozenset[str]:
+    """The words of `message` that repeat a stretch of what the user said: a tool that quotes its caller."""
+    spoken = "\n".join(text.inline(turn, ECHO_TEXT_CHARS_MAX) for turn in said[-20:])
+    words: set[str] = set()
+    for start in range(max(0, len(message) - ECHO_CHARS_MIN + 1)):
+        stretch = message[start : start + ECHO_CHARS_MIN]
+        if stretch in spoken:
+            words |= {
+                word.group()
+                for word in _WORD.finditer(message)
+                if _overlap(word, start, start + ECHO_CHARS_MIN)
+            }
+    return frozenset(words)
+
+
+def _overlap(word: re.Match[str], start: int, end: int) -> bool:
+    return word.start() < end and start < word.end()
 
 
 def _most_telling(found: list[failures.Failure]) -> list[failures.Failure]:

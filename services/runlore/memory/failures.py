@@ -141,9 +141,9 @@ def _refusal(call: calls.Call, same: list[calls.Call], structured: int) -> dict[
         # This tool answers data, and here it answered a short sentence.
         return {call.number: "shape"}
     answer = _answer_to(call, same)
-    if answer is not None and calls.template(answer) != calls.template(call):
-        if _is_usual(answer, same) and _is_always_retried(call, same) and not _is_always_retried(answer, same):
-            return {call.number: "retried"}
+    is_other = answer is not None and calls.template(answer) != calls.template(call)
+    if is_other and _is_usual(answer, same) and _is_always_retried(call, same):
+        return {} if _is_always_retried(answer, same) else {call.number: "retried"}
     # Nothing in this run tells. Kept as a question for the other runs, if it looks like a sentence.
     is_open = is_short and len(same) <= 4 and not call.command
     return {call.number: "maybe"} if is_open and len(call.text.strip()) >= 6 else {}
@@ -232,9 +232,9 @@ def _with_fixes(context: fixes.Context, found: list[Failure], reasons: dict[int,
 def _is_flaky(failure: Failure, made: list[calls.Call], same: list[calls.Call], failed: set[int]) -> bool:
     """Whether the very same call worked later although nothing had been changed in between."""
     for later in same:
-        if later.number > failure.call.number and later.number not in failed and _works(later):
-            if calls.is_same(failure.call, later):
-                return not any(is_change(call) for call in made[failure.call.number + 1 : later.number])
+        is_later_success = later.number > failure.call.number and later.number not in failed and _works(later)
+        if is_later_success and calls.is_same(failure.call, later):
+            return not any(is_change(call) for call in made[failure.call.number + 1 : later.number])
     return False
 
 

@@ -51,6 +51,8 @@ def of(
     if not paths or len(paths) > CHANGES_MAX:
         return None
     changes = [_change(context, failing, working, path) for path in paths]
+    if all(_says_nothing(failing, working, change) for change in changes):
+        return None
     return {"changes": _by_list(changes), "item": working.index}
 
 
@@ -88,6 +90,13 @@ def _change(context: Context, failing: calls.Call, working: calls.Call, path: st
         change["is"] = text.inline(added[0], VALUE_CHARS_MAX)
         change["from"] = _source(context, failing, working, path, added[0])
     return {name: value for name, value in change.items() if value}
+
+
+def _says_nothing(failing: calls.Call, working: calls.Call, change: dict[str, Any]) -> bool:
+    """Whether all that is known is that some long text was replaced by another."""
+    both = _values(failing, change["path"]) + _values(working, change["path"])
+    is_long = any(len(value) > VALUE_CHARS_MAX or "\n" in value for value in both)
+    return is_long and change["how"] == "set" and not change.get("from")
 
 
 def _by_list(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -128,9 +137,15 @@ def _source(context: Context, failing: calls.Call, working: calls.Call, path: st
         return "error"
     if _sums_to(working, path, message):
         return "error sum"
-    if len(value) < SOURCE_CHARS_MIN or not (any(map(str.isdigit, value)) or len(value) >= 2 * SOURCE_CHARS_MIN):
+    if len(value) < SOURCE_CHARS_MIN or not (
+        any(map(str.isdigit, value)) or len(value) >= 2 * SOURCE_CHARS_MIN
+    ):
         # A plain short word (`economy`, `true`) stands in many places; where it came from can't be told.
-        return "user" if any(index < working.index and _stands_in(value, said) for index, said in context.users) else ""
+        return (
+            "user"
+            if any(index < working.index and _stands_in(value, said) for index, said in context.users)
+            else ""
+        )
     found = _in_answers(context, working, value)
     if found:
         return found
@@ -168,4 +183,3 @@ def _in_answers(context: Context, working: calls.Call, value: str) -> str:
             if looked > SOURCE_LEAVES_MAX:
                 return ""
     return ""
-

@@ -62,5 +62,7 @@ def best(own: Mapping[str, int], spread: Mapping[str, int], rollouts: int, limit
         if rollouts >= 4 and share > 0.4:
             continue
         rarity = 1.0 + math.log((1 + rollouts) / (1 + spread.get(word, 1)))
-        scored.append((-(1 + math.log(max(1, weight))) * rarity, word))
+        # A longer word says more; how much more levels off.
+        size = 1.0 if is_name(word) or len(word) == 2 else min(len(word), 10) / 10
+        scored.append((-(1 + math.log(max(1, weight))) * rarity * size, word))
     return [word for _, word in sorted(scored)[:limit]]

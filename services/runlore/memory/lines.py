@@ -19,6 +19,9 @@ from runlore.memory import summary, text, values
 
 COMMAND_CHARS_MAX = 160
 FIXES_MAX = 2
+STATEMENT_CHARS_MAX = 600
+ROLLOUTS_MIN = 2
+"""Rollouts that must show what every run is told."""
 SHARE_SUBJECTS_MIN = 2
 """A value counts as common knowledge once this many subjects' rollouts show it."""
 
@@ -71,7 +74,7 @@ def placeholder(value: str) -> str:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A failure as the notes tell it, ready to be ranked and written."""
+    """A failure as the notes tell it, ready to be ranked and written. `fixed`: rollouts that its best cure cured."""
 
     note: str
     head: str
@@ -84,7 +87,7 @@ class Lesson:
     text: str
     """The full sentence."""
     brief: str
-    """The same without numbers, for the summary."""
+    """The same for the summary, which tells only what two rollouts support; "" where they do not."""
 
 
 def lessons(all_notes: _notes.Notes) -> list[Lesson]:
@@ -151,34 +154,64 @@ def _is_cured(fix: Mapping[str, Any], one: Mapping[str, Any], profile: _Profile 
 def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) -> Lesson | None:
     profile = tools.get(entry["key"]["head"])
     told = {rollout: one for rollout, one in entry["support"].items() if _is_told(one, profile)}
-    if not told or any(one.get("flaky") for one in told.values()):
+    flaky = sum(bool(one.get("flaky")) for one in told.values())
+    if not told or flaky > sum(bool(one["fixes"]) for one in told.values()):
         return None
     shared = _shared(told.values())
     for one in told.values():
         shared.saw(entry["key"]["head"], one.get("subject"))
     head = entry["key"]["head"]
     shown = _shown(told.values(), shared)
-    cures = _phrases(told.values(), profile, shared)
+    if not _tells(shown):
+        # All that would be left is a placeholder: nobody could recognise the failure by it.
+        return None
+    cures = _phrases(told, profile, shared)
     count, at = (
         sum(one["count"] for one in told.values()),
         max(values.time_key(one["at"]) for one in told.values())[1],
     )
-    fixed = sum(n for _, n in cures)
+    fixed = max((n for _, n in cures), default=0)
     head = text.inline(_tool_and_program(head, shared), 80)
     said = f'`{head}` answered "{shown}"'
     times = _times(count, len(told), at)
     if cures:
         worked = "; or ".join(f"{phrase}{f' ({n}×)' if n > 1 else ''}" for phrase, n in cures[:FIXES_MAX])
         full = f"{said} ({times}). What worked: {worked}."
-        brief = f"{said} → worked: {'; or '.join(phrase for phrase, _ in cures[:FIXES_MAX])}"
+        brief = _brief(said, cures[:FIXES_MAX], len(told), is_shape=_is_shape(told.values()))
     else:
-        full = f"{said} ({times}). No retry with other arguments has worked yet."
-        brief = f"{said} → no retry has worked"
+        full = f"{said} ({times}). No cure is known."
+        brief = ""
     agent = _most_common(one.get("agent", "") for one in told.values())
     memory = _most_common(one.get("memory", "") for one in told.values())
     return Lesson(
-        identity, entry["key"]["head"], memory, agent, count, len(told), fixed, at or values.UNKNOWN, full, brief
+        identity,
+        entry["key"]["head"],
+        memory,
+        agent,
+        count,
+        len(told),
+        fixed,
+        at or values.UNKNOWN,
+        full,
+        brief,
     )
+
+
+def _brief(said: str, cures: list[tuple[str, int]], rollouts: int, *, is_shape: bool) -> str:
+    """A line for `memory_summary.md`.
+
+    Two rollouts must have met the failure. A cure that one of them showed is told as such, if it is the shape
+    of a change; of a command line, whose words are of that one run, two rollouts must have shown it.
+    """
+    if rollouts < ROLLOUTS_MIN:
+        return ""
+    sure = [(phrase, n) for phrase, n in cures if is_shape or n >= ROLLOUTS_MIN]
+    told = [phrase + (" (once)" if n < ROLLOUTS_MIN else "") for phrase, n in sure]
+    return f"{said} → worked: {'; or '.join(told)}" if told else ""
+
+
+def _is_shape(told: Iterable[Mapping[str, Any]]) -> bool:
+    return all("changes" in fix for one in told for fix in one["fixes"])
 
 
 def _tool_and_program(head: str, shared: Shared) -> str:
@@ -195,7 +228,11 @@ def own_sentence(head: str, one: Mapping[str, Any]) -> str:
     cures = list(dict.fromkeys(phrase for fix in one["fixes"] if (phrase := _phrase([fix], shared))))
     if one.get("flaky"):
         return f"{said}{times}. The same call worked later with nothing changed."
-    return f"{said}{times}. What worked: {'; or '.join(cures)}." if cures else f"{said}{times}. No retry worked."
+    return (
+        f"{said}{times}. What worked: {'; or '.join(cures)}."
+        if cures
+        else f"{said}{times}. No cure is known."
+    )
 
 
 def _times(count: int, rollouts: int, at: str) -> str:
@@ -239,36 +276,63 @@ def _most_common(found: Iterable[str]) -> str:
     return min(counts, key=lambda one: (-counts[one], one), default="")
 
 
-def _phrases(told: Iterable[Mapping[str, Any]], profile: _Profile | None, shared: Shared) -> list[tuple[str, int]]:
-    """What worked, in words, with how often, the most frequent first.
+Cure = tuple[str, dict[str, Any]]
+"""A rollout, and a fix that it showed."""
 
-    Fixes of the same argument paths are one. A fix that did more than another one is counted with that one:
-    what both have in common is what mattered.
-    """
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for one in told:
-        for fix in one["fixes"]:
-            if _is_cured(fix, one, profile):
-                groups[summary.fix_shape(fix)].append(fix)
-    ranked = sorted(groups, key=lambda name: (-len(groups[name]), len(name), name))
-    kept: dict[str, int] = {}
-    for name in ranked:
-        core = next((one for one in kept if _is_part(one, name)), None)
-        kept[core or name] = kept.get(core or name, 0) + len(groups[name])
-    found: dict[str, int] = {}
-    for name, count in kept.items():
-        phrase = _phrase(groups[name], shared)
+
+def _phrases(
+    told: Mapping[str, Mapping[str, Any]], profile: _Profile | None, shared: Shared
+) -> list[tuple[str, int]]:
+    """What worked, in words, with in how many rollouts, the most frequent first."""
+    cures = [
+        (rollout, fix)
+        for rollout, one in told.items()
+        for fix in one["fixes"]
+        if _is_cured(fix, one, profile)
+    ]
+    found: dict[str, set[str]] = {}
+    for group in [*_by_path(cures), *_by_words(cures)]:
+        phrase = _phrase([fix for _, fix in group], shared)
         if phrase:
-            found[phrase] = found.get(phrase, 0) + count
-    return sorted(found.items(), key=lambda pair: (-pair[1], len(pair[0]), pair[0]))
+            found[phrase] = found.get(phrase, set()) | {rollout for rollout, _ in group}
+    counted = [(phrase, len(rollouts)) for phrase, rollouts in found.items()]
+    return sorted(counted, key=lambda pair: (-pair[1], len(pair[0]), pair[0]))
 
 
-def _is_part(shape: str, other: str) -> bool:
-    """Whether the fix `other` did all that the fix `shape` did, and more."""
-    mine, theirs = json.loads(shape), json.loads(other)
-    if isinstance(mine, list) and isinstance(theirs, list) and all(isinstance(one, str) for one in [*mine, *theirs]):
-        return set(mine) < set(theirs)
-    return False
+def _by_path(cures: list[Cure]) -> list[list[Cure]]:
+    """Fixes of arguments, grouped by what they have in common, and cut down to it.
+
+    The path that most rollouts changed comes first and takes every fix that changed it: what else some of
+    them changed is not what mattered. Then the same for the fixes that are left.
+    """
+    left = [(rollout, fix) for rollout, fix in cures if "changes" in fix]
+    groups = []
+    while left:
+        by: dict[str, set[str]] = defaultdict(set)
+        for rollout, fix in left:
+            for change in fix["changes"]:
+                by[change["path"]].add(rollout)
+        first = min(by, key=lambda path: (-len(by[path]), path))
+        taken = [cure for cure in left if first in _paths(cure[1])]
+        common = set.intersection(*(_paths(fix) for _, fix in taken))
+        groups.append(
+            [(r, {"changes": [c for c in fix["changes"] if c["path"] in common]}) for r, fix in taken]
+        )
+        left = [cure for cure in left if first not in _paths(cure[1])]
+    return groups
+
+
+def _paths(fix: Mapping[str, Any]) -> set[str]:
+    return {change["path"] for change in fix["changes"]}
+
+
+def _by_words(cures: list[Cure]) -> list[list[Cure]]:
+    """Fixes of commands, those that are the same together."""
+    groups: dict[str, list[Cure]] = defaultdict(list)
+    for rollout, fix in cures:
+        if "changes" not in fix:
+            groups[summary.fix_shape(fix)].append((rollout, fix))
+    return list(groups.values())
 
 
 def _phrase(fixes: list[dict[str, Any]], shared: Shared) -> str:
@@ -277,11 +341,15 @@ def _phrase(fixes: list[dict[str, Any]], shared: Shared) -> str:
     if "changes" in first:
         paths = [change["path"] for change in first["changes"]]
         same = [[c for fix in fixes for c in fix["changes"] if c["path"] == path] for path in paths]
-        return ", and ".join(_change(path, changes, shared) for path, changes in zip(paths, same, strict=True))
+        return ", and ".join(
+            _change(path, changes, shared) for path, changes in zip(paths, same, strict=True)
+        )
     if "command" in first:
         return f"`{_code(first['command'], shared)}` instead of `{_code(first['was'], shared)}`"
     if "pieces" in first:
-        pieces = [f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in first["pieces"] if now]
+        pieces = [
+            f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in first["pieces"] if now
+        ]
         return ", and ".join(pieces)
     steps = [f"`{_code(step, shared)}`" for step in dict.fromkeys(first.get("after", ()))]
     return "the same call, after " + ", ".join(steps) if steps else ""
@@ -346,6 +414,7 @@ class Fact:
     note: str
     subject: str | None
     """Whose seeds may show it; None for everybody's."""
+    memory: str
     agent: str
     rollouts: int
     count: int
@@ -367,6 +436,64 @@ def facts(all_notes: _notes.Notes) -> list[Fact]:
         words = f"`{text.inline(entry['key']['command'], COMMAND_CHARS_MAX)}` worked"
         words += f" in `{text.inline(where, 120)}`" if where else ""
         agent = _most_common(one.get("agent", "") for one in told)
+        memory = _most_common(one.get("memory", "") for one in told)
         line = f"{words} ({_times(count, len(told), at)})."
-        out.append(Fact(identity, subject, agent, len(told), count, at, line))
+        out.append(Fact(identity, subject, memory, agent, len(told), count, at, line))
     return sorted(out, key=lambda one: (-one.rollouts, -one.count, _newest(one.at), one.note))
+
+
+# --- statements -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a model said, as it is to be shown."""
+
+    note: str
+    section: str
+    subject: str | None
+    rollouts: tuple[str, ...]
+    """Those that support it, the newest last."""
+    text: str
+
+
+def statements(all_notes: _notes.Notes) -> list[Statement]:
+    """The statements that stand: not retired since they were last said, and not merged into another.
+
+    The newest wording is shown. All is decided by the times that the contributions carry, so the order in
+    which they came does not matter.
+    """
+    merged: dict[str, set[str]] = defaultdict(set)
+    standing: dict[str, tuple[dict[str, Any], set[str]]] = {}
+    for identity, entry in all_notes.of_kind("text"):
+        by_action: dict[str, list[tuple[tuple[int, str], str]]] = defaultdict(list)
+        for rollout, one in entry["support"].items():
+            by_action[one.get("action", "add")].append((values.time_key(one.get("at", "")), rollout))
+        said = sorted(by_action["add"] + by_action["amend"])
+        into = {str(entry["support"][rollout].get("into")) for _, rollout in by_action["merge"]}
+        if said and max(by_action["retire"], default=((0, ""), ""))[0] <= said[-1][0] and by_action["add"]:
+            standing[identity] = (entry, {rollout for _, rollout in said})
+            for other in into:
+                merged[other] |= {rollout for _, rollout in said}
+    out = []
+    for identity, (entry, rollouts) in standing.items():
+        if any(
+            one.get("action") == "merge" and one.get("into") in standing for one in entry["support"].values()
+        ):
+            continue
+        out.append(_statement(identity, entry, rollouts | merged.get(identity, set())))
+    return sorted(out, key=lambda one: (-len(one.rollouts), one.note))
+
+
+def _statement(identity: str, entry: dict[str, Any], rollouts: set[str]) -> Statement:
+    told = [(values.time_key(one.get("at", "")), rollout, one) for rollout, one in entry["support"].items()]
+    said = sorted((at, rollout, one["text"]) for at, rollout, one in told if one.get("text"))
+    newest = said[-1][2] if said else entry["key"]["text"]
+    ordered = sorted((values.time_key(entry["support"].get(r, {}).get("at", "")), r) for r in rollouts)
+    return Statement(
+        note=identity,
+        section=entry["key"]["section"],
+        subject=entry["key"]["subject"],
+        rollouts=tuple(rollout for _, rollout in ordered),
+        text=text.plain(newest, STATEMENT_CHARS_MAX),
+    )

@@ -19,11 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from runlore.memory import notes as _notes
-from runlore.memory import redact, signatures, text, values
+from runlore.memory import handbook, redact, signatures, text, values
 
 ACTIONS = ("add", "amend", "retire", "merge")
-SECTIONS = ("preferences", "knowledge", "failures")
-"""Where a model's statement may stand: the three block sections of MEMORY.md."""
 TEXT_CHARS_MAX = 600
 EVIDENCE_MAX = 32
 CONTRIBUTION_BYTES_MAX = 64 * 1024
@@ -211,7 +209,7 @@ def _reason_against_add(op: Operation) -> str | None:
     if op.kind in ("text", "correction") and op.key.get("subject") != op.subject:
         return "what is known from a subject's rollout must stay with that subject"
     if op.kind == "text":
-        if op.key.get("section") not in SECTIONS:
+        if op.key.get("section") not in handbook.SECTIONS:
             return f"there is no section {op.key.get('section')!r}"
         return _reason_against_text(op.body.get("text"))
     return None

@@ -163,6 +163,7 @@ class Simulation:
         bus: MemoryBus | None = None,
         list_page: int = 1000,
         watch: Callable[[Simulation, Call, bytes | None], None] | None = None,
+        private: Callable[[Call], bool] | None = None,
     ) -> None:
         self.gen = gen
         self.allow(faults)
@@ -170,6 +171,8 @@ class Simulation:
         self.bus = bus or MemoryBus(partitions=1)
         self.list_page = list_page
         self.watch = watch
+        self.private = private or (lambda call: False)
+        """Calls that no other process can notice or disturb: nobody else goes on just before one."""
         self.processes: list[Process] = []
         self.current: Process | None = None
         self.late: list[Call] = []
@@ -229,7 +232,7 @@ class Simulation:
         """What may happen next: (process, action, which late write). The undisturbed way comes first."""
         first = self.current if self.current in alive else alive[0]
         others: Sequence[Process] = [process for process in alive if process is not first]
-        if self.current in alive and self.switches == 0:
+        if first is self.current and (self.switches == 0 or (first.call and self.private(first.call))):
             others = []
         options: list[tuple[Process | None, str, int]] = []
         for process in [first, *others]:

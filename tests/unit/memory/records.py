@@ -109,7 +109,9 @@ class World:
         return call(self.tool, self.args(value, other), self.refusal.format(value), id=id)
 
     def granted(self, value: str, other: str = "x1", *, id: str) -> Turn:
-        return call(self.tool, self.args(value, other), {"nr": hash_of(value) % 1000, self.field: value}, id=id)
+        return call(
+            self.tool, self.args(value, other), {"nr": hash_of(value) % 1000, self.field: value}, id=id
+        )
 
 
 WORLDS = [

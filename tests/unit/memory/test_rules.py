@@ -94,10 +94,13 @@ def test_other_runs_tell_that_a_sentence_was_a_refusal():
     world = records.WORLDS[0]
     alone = records.summary(world.refused(world.wrong, id="a"), about=records.meta("r1"))
     others = [
-        records.summary(world.granted(world.right, id="a"), about=records.meta(f"r{number}")) for number in (2, 3)
+        records.summary(world.granted(world.right, id="a"), about=records.meta(f"r{number}"))
+        for number in (2, 3)
     ]
     assert "Reisetag" not in records.tree(records.learn([alone]))["MEMORY.md"].partition("## Failures")[2]
-    assert "Reisetag" in records.tree(records.learn([alone, *others]))["MEMORY.md"].partition("## Failures")[2]
+    assert (
+        "Reisetag" in records.tree(records.learn([alone, *others]))["MEMORY.md"].partition("## Failures")[2]
+    )
 
 
 def test_another_errand_of_the_same_tool_is_not_a_fix():
@@ -114,7 +117,9 @@ def test_another_errand_of_the_same_tool_is_not_a_fix():
 def test_an_odd_object_that_the_agent_answered_with_a_changed_call_is_a_failure():
     learnt = records.summary(
         records.call("kurs", {"von": "EUR", "nach": "XXQ"}, {"grund": "Währung unbekannt"}),
-        records.call("kurs", {"von": "EUR", "nach": "USD"}, {"wert": 1.1, "stand": "2026-01-01", "quelle": "EZB"}),
+        records.call(
+            "kurs", {"von": "EUR", "nach": "USD"}, {"wert": 1.1, "stand": "2026-01-01", "quelle": "EZB"}
+        ),
     )
     assert [failure["key"] for failure in learnt["failures"]] == ["Währung unbekannt"]
     assert fixes(learnt)[0]["changes"][0]["path"] == "nach"
@@ -134,7 +139,9 @@ def test_an_error_object_of_a_protocol_is_a_failure_without_any_retry(answer):
     assert [failure["reason"] for failure in learnt["failures"]] == ["error object"]
 
 
-@pytest.mark.parametrize("answer", [{"error": None, "wert": 1}, {"errors": [], "wert": 1}, {"status": 200, "wert": 1}])
+@pytest.mark.parametrize(
+    "answer", [{"error": None, "wert": 1}, {"errors": [], "wert": 1}, {"status": 200, "wert": 1}]
+)
 def test_an_object_whose_error_is_empty_is_no_failure(answer):
     assert records.summary(records.call("tabelle", {"spalte": "qty2"}, answer))["failures"] == []
 
@@ -157,18 +164,28 @@ def test_a_stack_trace_is_recognised_by_its_frames_and_named_by_its_exception():
 def test_the_new_value_is_traced_to_where_it_came_from():
     learnt = records.summary(
         records.user("Bitte zahlen"),
-        records.call("konten", {"kunde": "k1"}, {"konten": [{"nummer": "giro-77123"}, {"nummer": "spar-88123"}]}),
+        records.call(
+            "konten", {"kunde": "k1"}, {"konten": [{"nummer": "giro-77123"}, {"nummer": "spar-88123"}]}
+        ),
         records.call("zahle", {"kunde": "k1", "konto": "alt-00001", "betrag": 10}, "Konto alt-00001 ist zu"),
         records.call("zahle", {"kunde": "k1", "konto": "giro-77123", "betrag": 10}, {"beleg": 5}),
     )
     assert fixes(learnt)[0]["changes"] == [
-        {"path": "konto", "how": "set", "was": "alt-00001", "is": "giro-77123", "from": "answer konten konten[].nummer"}
+        {
+            "path": "konto",
+            "how": "set",
+            "was": "alt-00001",
+            "is": "giro-77123",
+            "from": "answer konten konten[].nummer",
+        }
     ]
 
 
 def test_parts_that_add_up_to_the_number_in_the_error_are_seen():
     def pay(*amounts, answer):
-        return records.call("zahle", {"kunde": "k", "ziel": "z", "teile": [{"betrag": a} for a in amounts]}, answer)
+        return records.call(
+            "zahle", {"kunde": "k", "ziel": "z", "teile": [{"betrag": a} for a in amounts]}, answer
+        )
 
     learnt = records.summary(pay(100, 50, answer="Summe 150, nötig 175"), pay(100, 75, answer={"beleg": 5}))
     assert fixes(learnt)[0]["changes"][0]["from"] == "error sum"
@@ -227,27 +244,56 @@ def test_the_resume_note_tells_the_open_call_and_the_last_failing_command():
         state="interrupted",
     )
     told = records.tree(records.learn([learnt]), rollout="r1")["memory_summary.md"]
-    for wanted in ("Mach weiter mit dem Bericht", "freigabe a-7", "bau bericht.md", "Kapitel 3 fehlt", "interrupted"):
+    for wanted in (
+        "Mach weiter mit dem Bericht",
+        "freigabe a-7",
+        "bau bericht.md",
+        "Kapitel 3 fehlt",
+        "interrupted",
+    ):
         assert wanted in told
     assert "bericht" not in records.tree(records.learn([learnt]))["memory_summary.md"].lower()
 
 
 def test_an_empty_or_broken_record_has_an_empty_digest():
-    for broken in ("", "{", "[]", "null", '{"input": 5, "generated_items": {"a": 1}}', '{"input":[null,3,["x"]]}'):
+    for broken in (
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"input": 5, "generated_items": {"a": 1}}',
+        '{"input":[null,3,["x"]]}',
+    ):
         assert rules.digest(broken, records.meta())["failures"] == []
 
 
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=20),
-        lambda inner: st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(
-                ["type", "role", "content", "output", "arguments", "call_id", "name", "text", "action", "error"]
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "type",
+                        "role",
+                        "content",
+                        "output",
+                        "arguments",
+                        "call_id",
+                        "name",
+                        "text",
+                        "action",
+                        "error",
+                    ]
+                )
+                | st.text(max_size=5),
+                inner
+                | st.sampled_from(
+                    ["function_call", "shell_call", "mcp_call", "message", "function_call_output"]
+                ),
+                max_size=6,
             )
-            | st.text(max_size=5),
-            inner | st.sampled_from(["function_call", "shell_call", "mcp_call", "message", "function_call_output"]),
-            max_size=6,
         ),
         max_leaves=25,
     )
@@ -260,6 +306,9 @@ def test_no_item_however_odd_breaks_the_digest_or_the_tree(odd):
 def test_a_digest_keeps_within_its_size():
     from runlore.memory import digest
 
-    long = [records.call("werk", {"k": f"{n}", "t": "ß漢" * 400}, {"error": "漢字" * 3000 + str(n)}) for n in range(200)]
+    long = [
+        records.call("werk", {"k": f"{n}", "t": "ß漢" * 400}, {"error": "漢字" * 3000 + str(n)})
+        for n in range(200)
+    ]
     made = records.digest(*[records.user("あ" * 5000 + str(n)) for n in range(50)], *long)
     assert len(json.dumps(made)) <= digest.DIGEST_BYTES_MAX * 1.1
