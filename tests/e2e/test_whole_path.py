@@ -7,6 +7,14 @@ import pytest
 
 from runlore.commit import keys
 
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A home on which every command is a process of its own."""
+    return homes.Home(tmp_path / "home", processes=True)
+
+
 FILES = {"memories/memory_summary.md", "memories/MEMORY.md", "memories/raw_memories.md"}
 
 
@@ -69,7 +77,7 @@ def test_the_samples_make_memory_that_can_be_read_searched_and_explained(home):
     assert [row["revision"] for row in rows] == [1] and rows[0]["notes"] > 0
     files = {one["path"]: one["bytes"] for one in home.json("show")["files"]}
     for path, size in files.items():
-        assert len(home.json("show", path)["text"].encode()) == size
+        assert len(home.call("show", path, "--json").json["text"].encode()) == size
     summary = home.json("show", "memory_summary.md")["text"].splitlines()
     told = [number for number, line in enumerate(summary, 1) if line.startswith("- `")]
     for number in told[:3]:

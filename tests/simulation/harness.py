@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from runlore import errors
 from runlore.bus.port import Outgoing
-from runlore.commit import keys, revisions
+from runlore.commit import heads, keys, revisions, rollouts
 from runlore.consumers import consolidate, dead, record
 from runlore.consumers.runtime import SEQUENTIAL
 from runlore.events import envelope, models
@@ -121,6 +121,18 @@ def reverter(to=1):
             await consolidate.revert(
                 store, bus, revisions.Reader(store), PROJECT, MEMORY, to=to, reason="bad merge"
             )
+
+    return main
+
+
+def newer():
+    """A newer version of Runlore, which keeps one more field in every head that it finds."""
+
+    async def main(store, bus):
+        for prefix, fmt in ((keys.ROLLOUTS, rollouts.HEAD_FORMAT), (keys.MEMORIES, revisions.HEAD_FORMAT)):
+            async for row in store.list(f"{PROJECT}/{prefix}/"):
+                head = await heads.read(store, row.key, fmt=fmt)
+                await heads.move(store, head, {"from_the_future": 1}, fmt=fmt)
 
     return main
 
@@ -282,6 +294,12 @@ class Scenario:
         if kind in (keys.ROLLOUTS, keys.MEMORIES):
             after = simulation.store.body(call.what)
             found += invariants.moved_well(call.what, before, after)
+            if kind == keys.ROLLOUTS and after is not None:
+                rollout = call.what.rpartition("/")[2].removesuffix(".json")
+                named = invariants.rollout_names_what_exists(
+                    simulation.store, PROJECT, MEMORY, rollout, after
+                )
+                found += finish(named)
             if kind == keys.MEMORIES and after is not None:
                 found += self._moved(simulation, before, after)
         elif kind == keys.MANIFESTS:

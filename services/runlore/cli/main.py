@@ -49,6 +49,11 @@ inspect.register(app)
 operate.register(app)
 
 
+def command() -> typer.core.TyperGroup:
+    """The commands as an object, for what describes them: docs and tests."""
+    return typer.main.get_command(app)  # type: ignore[return-value]
+
+
 def main() -> None:
     """The entry point of the `runlore` script."""
     try:

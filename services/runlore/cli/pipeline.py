@@ -240,6 +240,9 @@ def import_(
             )
         ids.check_name(project, "project")
         ids.check_name(memory, "memory")
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise errors.NotFound(f"{missing[0]} does not exist")
         settings = ui.settings_of(home)
         if dry_run:
             await _import(out, None, fmt, paths, project, memory)
@@ -264,9 +267,6 @@ async def _import(out: ui.Out, producer: Any, fmt: str, paths: list[Path], proje
     from runlore import errors, sources
     from runlore import producer as producers
 
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise errors.NotFound(f"{missing[0]} does not exist")
     runs, rollouts, problems = 0, set(), ui.Problems()
     batch: list[dict[str, Any]] = []
     held = 0

@@ -31,8 +31,10 @@ TEMPLATES_MAX = 6
 STEPS_MAX = 3
 PERSONAL_WORDS_MAX = 4_000
 """Words of the run's data that are masked in a signature, as long as only one subject has met it."""
-ECHO_CHARS_MIN = 14
-"""A stretch of a message this long that the user said too is taken for the user's words."""
+ECHO_CHARS_MIN = 24
+ECHO_DENSE_CHARS_MIN = 10
+"""A stretch of a message this long that the user said too is taken for the user's words; the second number is
+for scripts in which two or three characters are a word."""
 ECHO_TEXT_CHARS_MAX = 2_000
 ENUMERATED_MIN = 3
 """A field of one answer that gives the same value so often enumerates; it does not name anybody."""
@@ -187,14 +189,11 @@ def _echoed(message: str, said: list[str]) -> frozenset[str]:
     """The words of `message` that repeat a stretch of what the user said: a tool that quotes its caller."""
     spoken = "\n".join(text.inline(turn, ECHO_TEXT_CHARS_MAX) for turn in said[-20:])
     words: set[str] = set()
-    for start in range(max(0, len(message) - ECHO_CHARS_MIN + 1)):
-        stretch = message[start : start + ECHO_CHARS_MIN]
+    size = ECHO_DENSE_CHARS_MIN if any(char >= "\u2e80" for char in message) else ECHO_CHARS_MIN
+    for start in range(max(0, len(message) - size + 1)):
+        stretch = message[start : start + size]
         if stretch in spoken:
-            words |= {
-                word.group()
-                for word in _WORD.finditer(message)
-                if _overlap(word, start, start + ECHO_CHARS_MIN)
-            }
+            words |= {word.group() for word in _WORD.finditer(message) if _overlap(word, start, start + size)}
     return frozenset(words)
 
 
@@ -416,7 +415,7 @@ def _keywords(
     texts = [item.text for item in items if item.kind == "user"]
     counted = keywords.count(texts)
     for call in made:
-        counted[call.head.rpartition(": ")[2]] += 2
+        counted[call.head.rpartition(": ")[2]] += 3
     counted.update(keywords.count(one.message for one in found))
     counted.update({name.rsplit("/", 1)[-1]: 3 for name in _files(made)})
     ranked = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -20,6 +20,8 @@ RAW_MEMORY_BYTES_MAX = 3_500
 SUMMARY_BYTES_MAX = 12 * 1024
 RESUME_TOKENS_MAX = 340
 TITLE_CHARS_MAX = 110
+TITLE_CHARS_MIN = 12
+"""What is left of a request below this length is no title."""
 KEYWORDS_MAX = 10
 SLUG_WORDS = 3
 FAILURES_SHOWN_MAX = 8
@@ -35,7 +37,7 @@ def title(card: dict[str, Any], common: Container[str] = ()) -> str:
     if not asked:
         return "A run without a request"
     told = sentences(asked["text"])
-    while len(told) > 1 and told[0] in common:
+    while len(told) > 1 and told[0] in common and len(" ".join(told[1:])) >= TITLE_CHARS_MIN:
         told = told[1:]
     return text.plain(" ".join(told), TITLE_CHARS_MAX)
 

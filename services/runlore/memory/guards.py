@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from runlore.memory import documents, handbook, lines, redact, render, text
+from runlore.memory import documents, handbook, lines, redact, render, summary, text
 from runlore.memory import notes as _notes
 
 SUMMARY_TOKENS_MAX = 1_500
@@ -220,19 +220,27 @@ def _sizes(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Vi
 def _subjects(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Violation]:
     """Each rollout's parts carry its subject, and no shared part holds a subject's own words or values."""
     public = {name: part.text for name, part in parts.items() if part.subject is None}
-    cards = [card for _, entry in after.of_kind("rollout") for card in entry["support"].values()]
-    said_by_nobody = {words for card in cards if card["subject"] is None for words in _own_words(card)}
-    for _, entry in after.of_kind("rollout"):
-        for rollout, card in entry["support"].items():
-            for name, part in parts.items():
-                if part.rollout == rollout and part.subject != card["subject"]:
-                    yield Violation("subject", f"{name} is not marked with its rollout's subject", (rollout,))
-            if card["subject"] is None:
-                continue
-            for name, body in public.items():
-                if any(words in body for words in _own_words(card) if words not in said_by_nobody):
-                    yield Violation("subject", f"{name} holds the words of a subject", (rollout,))
-    yield from _values_crossing(after, public)
+    whole = "\n".join(public.values())
+    cards = {
+        card["rollout"]: card for _, entry in after.of_kind("rollout") for card in entry["support"].values()
+    }
+    said_by_nobody = {
+        words for card in cards.values() if card["subject"] is None for words in _own_words(card)
+    }
+    for name, part in parts.items():
+        card = cards.get(part.rollout or "")
+        if card is not None and part.subject != card["subject"]:
+            message = f"{name} is not marked with its rollout's subject"
+            yield Violation("subject", message, (card["rollout"],))
+    for rollout, card in cards.items():
+        if card["subject"] is None:
+            continue
+        # One look at everything first: a leak is rare, and only then it matters where it stands.
+        told = [words for words in _own_words(card) if words not in said_by_nobody and words in whole]
+        for name, body in public.items() if told else ():
+            if any(words in body for words in told):
+                yield Violation("subject", f"{name} holds the words of a subject", (rollout,))
+    yield from _values_crossing(after, public, whole)
 
 
 def _own_words(card: dict[str, Any]) -> list[str]:
@@ -244,16 +252,18 @@ def _own_words(card: dict[str, Any]) -> list[str]:
     ]
 
 
-def _values_crossing(after: _notes.Notes, public: Mapping[str, str]) -> Iterable[Violation]:
+def _values_crossing(after: _notes.Notes, public: Mapping[str, str], whole: str) -> Iterable[Violation]:
     """Values of a fix that one subject alone has shown must not stand in a shared part."""
     seen: dict[str, set[str | None]] = {}
     where: dict[str, str] = {}
     for _, entry in after.of_kind("failure"):
         for rollout, one in entry["support"].items():
             for value in _fix_values(one):
-                seen.setdefault(value, set()).add(one.get("subject"))
+                by = seen.setdefault(value, set())
+                by |= {one.get("subject")} - {summary.MIXED}
                 where.setdefault(value, rollout)
-    own = [value for value, by in seen.items() if None not in by and len(by) < lines.SHARE_SUBJECTS_MIN]
+    alone = (value for value, by in seen.items() if None not in by and len(by) < lines.SHARE_SUBJECTS_MIN)
+    own = [value for value in alone if value in whole]
     for name, body in public.items():
         for value in own:
             if value in body and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", body):

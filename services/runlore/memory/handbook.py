@@ -182,7 +182,8 @@ def tips(all_notes: _notes.Notes, told: list[lines.Lesson]) -> list[Line]:
         for one in lines.facts(all_notes)
         if one.subject is None and one.rollouts >= ROLLOUTS_MIN
     ]
-    return _within(cured, TIPS_TOKENS_MAX * 3 // 4) + _within(worked, TIPS_TOKENS_MAX // 4)
+    facts = _within(worked, TIPS_TOKENS_MAX // 4)
+    return _within(cured, TIPS_TOKENS_MAX - sum(text.token_estimate(line) + 1 for line, _ in facts)) + facts
 
 
 def preferences(all_notes: _notes.Notes, subject: str | None) -> list[Line]:
@@ -205,8 +206,9 @@ def index(cards: Mapping[str, dict[str, Any]], told: list[lines.Lesson], memory_
     note = _card_note(max(cards))
     day = max(values.time_key(card["updated_at"]) for card in cards.values())[1][:10]
     spread = _spread(cards)
-    common = [word for word, count in spread.items() if count >= ROLLOUTS_MIN and keywords.is_name(word)]
-    ranked = sorted(common, key=lambda word: (-spread[word], word))[:SHARED_WORDS_MAX]
+    common = [word for word, count in spread.items() if count >= ROLLOUTS_MIN]
+    names = [word for word in common if keywords.is_name(word) or not word.isascii()]
+    ranked = sorted(names, key=lambda word: (-spread[word], word))[:SHARED_WORDS_MAX]
     out = [(f"### {memory_name}", note), ("", note)]
     if day:
         out += [(f"#### {day}", note), ("", note)]

@@ -39,6 +39,9 @@ class Shared:
         self._is_own = is_own
 
     def saw(self, body: str, subject: str | None) -> None:
+        """Note the words of `body`. A rollout of several subjects counts for none: one of them may be known already."""
+        if subject == summary.MIXED:
+            return
         for piece in _PIECE.findall(body):
             self._by[piece].add(subject or "")
 
@@ -428,8 +431,9 @@ def facts(all_notes: _notes.Notes) -> list[Fact]:
     for identity, entry in all_notes.of_kind("fact"):
         told = list(entry["support"].values())
         subjects = {one.get("subject") for one in told}
-        is_public = None in subjects or len(subjects) >= SHARE_SUBJECTS_MIN
-        subject = None if is_public else next(iter(subjects))
+        known = subjects - {summary.MIXED}
+        is_public = None in known or len(known) >= SHARE_SUBJECTS_MIN
+        subject = None if is_public else next(iter(known), summary.MIXED)
         where = _most_common(one["where"] for one in told if one.get("where")) if is_public else ""
         at = max(values.time_key(one["at"]) for one in told)[1]
         count = sum(one["count"] for one in told)

@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runlore.memory import notes as _notes
 from runlore.memory import handbook, redact, signatures, text, values
+from runlore.memory import notes as _notes
 
 ACTIONS = ("add", "amend", "retire", "merge")
 TEXT_CHARS_MAX = 600

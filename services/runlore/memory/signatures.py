@@ -133,7 +133,9 @@ def of(message: str, arguments: Iterable[tuple[str, str]]) -> Signature:
 
 
 def _tidy(shown: str) -> str:
-    return re.sub(r"<(\S+?)> ([,.;:!?)\]])", r"<\1>\2", text.clip(shown, MESSAGE_CHARS_MAX - 40))
+    shown = text.clip(shown, MESSAGE_CHARS_MAX - 40)
+    shown = re.sub(r"(<[^\s<>]+>) (?=[,.;:!?)\]」』）、。：])", r"\1", shown)
+    return re.sub(r"(?<=[(\[「『（]) (<[^\s<>]+>)", r"\1", shown)
 
 
 def _own_values(arguments: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:

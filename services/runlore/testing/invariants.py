@@ -72,6 +72,9 @@ class MemoryView:
     def held(self) -> Mapping[str, Any]:
         return self.head.body.get("held", {})
 
+    def marks_name(self, rollout: str) -> bool:
+        return any(rollout in mark.rollouts for mark in self.marks)
+
     def end(self, rollout: str, run: str, attempt: int) -> str | None:
         """The terminal state of a run (`superseded`, `held`, `consolidated`), or None: something is left to do."""
         head = self.rollouts.get(rollout)
@@ -369,9 +372,8 @@ async def offsets_follow_effects(
         attempts = view.records.get(rollout, {}).get(incoming.run, {}) if view else {}
         if view is None or incoming.data.attempt not in attempts:
             out.append(Violation(MARKED, where, f"committed, but run {incoming.run} is not recorded"))
-        elif view.end(rollout, incoming.run, incoming.data.attempt) is None:
-            if not any(rollout in mark.rollouts for mark in view.marks):
-                out.append(Violation(MARKED, where, f"run {incoming.run} waits, but no mark names {rollout}"))
+        elif view.end(rollout, incoming.run, incoming.data.attempt) is None and not view.marks_name(rollout):
+            out.append(Violation(MARKED, where, f"run {incoming.run} waits, but no mark names {rollout}"))
     return out
 
 
@@ -503,6 +505,21 @@ async def objects_have_their_names(store: store_port.ObjectStore, project: str) 
             except errors.Fatal as exc:
                 out.append(Violation(DANGLING, row.key, exc.message))
     return out
+
+
+async def rollout_names_what_exists(
+    store: store_port.ObjectStore, project: str, memory: str, rollout: str, head: bytes
+) -> list[Violation]:
+    """The head of a rollout must name only runs that are recorded: at the moment at which it is moved."""
+    where = (project, memory, rollout)
+    body = json.loads(head)
+    named = [(run, int(entry["attempt"])) for run, entry in body.get("runs", {}).items()]
+    found = await store.get_many([keys.record(*where, run, attempt) for run, attempt in named])
+    return [
+        Violation(DANGLING, keys.rollout_head(*where), f"run {run} attempt {attempt} has no record")
+        for (run, attempt), stored in zip(named, found, strict=True)
+        if stored is None
+    ]
 
 
 async def manifest_names_what_exists(

@@ -114,6 +114,17 @@ def test_another_errand_of_the_same_tool_is_not_a_fix():
     assert fixes(learnt) == []
 
 
+def test_a_retry_that_changed_too_much_at_once_teaches_nothing():
+    first = {name: name * 2 for name in "abcdefgh"}
+    for changed, taught in (("abcd", 1), ("abcde", 0)):
+        second = first | {name: name * 3 for name in changed}
+        learnt = records.summary(
+            records.call("lager_buchen", first, "Kein Platz im Regal"),
+            records.call("lager_buchen", second, {"beleg": 1}),
+        )
+        assert len(fixes(learnt)) == taught
+
+
 def test_an_odd_object_that_the_agent_answered_with_a_changed_call_is_a_failure():
     learnt = records.summary(
         records.call("kurs", {"von": "EUR", "nach": "XXQ"}, {"grund": "Währung unbekannt"}),
