@@ -207,13 +207,13 @@ class Scenario:
 
     def explore(self):
         """Every schedule. Raises `Broken` on the first that breaks an invariant."""
-        self._checked, self._ends = {}, {}
+        self._checked, self._ends, self._begun = {}, {}, None
         self._wanted = self._calm_meaning() if self.compare else None
         return exhaust.explore(self._run, schedules_max=self.schedules_max)
 
     def run(self, gen):
         """One schedule; its simulation."""
-        self._checked, self._ends = {}, {}
+        self._checked, self._ends, self._begun = {}, {}, None
         self._wanted = self._calm_meaning() if self.compare else None
         return self._run(gen)
 
@@ -232,18 +232,26 @@ class Scenario:
         return world.Simulation(gen, list_page=self.list_page, watch=self._watch, private=private)
 
     def _prepared(self, gen):
+        if self._begun is None:
+            self._begun = self._begin()
         simulation = self._world(gen)
+        simulation.store, simulation.bus = self._begun.store.copy(), self._begun.bus.copy()
+        simulation.named, simulation.trace = set(self._begun.named), list(self._begun.trace)
+        simulation.allow(self.faults)
+        for number, main in enumerate(self.processes):
+            simulation.spawn(f"p{number}", main, restarts=self.restarts)
+        return simulation
+
+    def _begin(self):
+        """The world at the moment at which choices begin: the same in every schedule."""
+        simulation = self._world(exhaust.Replay([]))
         for number, (messages, main) in enumerate(self.before):
             finish(simulation.bus.produce(messages))
             simulation.spawn(f"before{number}", main)
             simulation.run()
-        simulation.processes.clear()
         finish(simulation.bus.produce(self.messages))
         if self.replay:
             finish(simulation.bus.rewind(group="record", topic="runs"))
-        simulation.allow(self.faults)
-        for number, main in enumerate(self.processes):
-            simulation.spawn(f"p{number}", main, restarts=self.restarts)
         return simulation
 
     def _run(self, gen):

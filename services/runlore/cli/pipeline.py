@@ -47,14 +47,15 @@ def up(
         from runlore.worker.loop import Worker
 
         settings = ui.settings_of(home)
+        stopping = asyncio.Event()
+        # Before it says anywhere that it is up, so that whoever waits for that can stop it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         async with wiring.open_home(settings, create=True) as opened:
             with wiring.only_one(opened.root):
                 index = Index(opened.index_path)
                 try:
-                    worker = Worker(opened.store, opened.bus, index, settings)
-                    loop = asyncio.get_running_loop()
-                    for number in (signal.SIGTERM, signal.SIGINT):
-                        loop.add_signal_handler(number, worker.stopping.set)
+                    worker = Worker(opened.store, opened.bus, index, settings, stopping=stopping)
                     if once:
                         await _drain(out, worker, opened)
                     else:

@@ -29,6 +29,7 @@ KEYWORDS_MAX = 48
 TOOLS_MAX = 32
 TEMPLATES_MAX = 6
 STEPS_MAX = 3
+CHECKS_MAX = 8
 PERSONAL_WORDS_MAX = 4_000
 """Words of the run's data that are masked in a signature, as long as only one subject has met it."""
 ECHO_CHARS_MIN = 24
@@ -72,6 +73,8 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
         "open": _open(items, made, payload),
         "failures": _failures(found, made, meta.subject is not None, [said for _, said in users]),
         "verified": _verified(made, found),
+        "passed": _passed(made, found),
+        "broken": _broken(found),
         "last_failing": _last_failing(made, found),
         "facts": _facts(made, found),
         "corrections": _corrections(items, made, found),
@@ -277,6 +280,27 @@ def _verified(made: list[calls.Call], found: list[failures.Failure]) -> dict[str
             shown = {"item": call.index, "call": describe(call)}
             return shown | ({"failed": did_fail[-1].index} if did_fail else {})
     return None
+
+
+def _passed(made: list[calls.Call], found: list[failures.Failure]) -> list[dict[str, Any]]:
+    """Commands that ended well after the last change: a check, where an earlier run saw the same one fail."""
+    failed = {one.call.number for one in found}
+    last = max((call.number for call in made if failures.is_change(call)), default=-1)
+    passed = [
+        {"id": _same(call), "item": call.index, "call": describe(call)}
+        for call in made[last + 1 :]
+        if call.number not in failed and call.output is not None and call.output.exit_code == 0
+    ]
+    return passed[-CHECKS_MAX:]
+
+
+def _broken(found: list[failures.Failure]) -> list[str]:
+    """The calls that failed, by what they ask for: so that a later run's pass is known for a check."""
+    return list(dict.fromkeys(_same(one.call) for one in found if one.is_sure))[-CHECKS_MAX:]
+
+
+def _same(call: calls.Call) -> str:
+    return calls.fingerprint("same", call.head, repr(call.leaves))
 
 
 def _last_failing(made: list[calls.Call], found: list[failures.Failure]) -> dict[str, Any] | None:

@@ -221,7 +221,8 @@ def steps(card: dict[str, Any], note: str) -> list[Line]:
     for one in asked.values():
         out.append((f'- the user asked: "{text.inline(one["text"], 240)}"', note))
     if card["verified"]:
-        failed = " It had failed before." if card["verified"].get("failed") is not None else ""
+        known = card["verified"].get("failed") is not None or card["verified"].get("earlier")
+        failed = " It had failed before." if known else ""
         check = text.inline(card["verified"]["call"], VALUE_CHARS_MAX)
         out.append((f"- check: `{check}` passed after the last change.{failed}", note))
     if card["answer"]:

@@ -24,6 +24,10 @@ SDK_TOOL_ERROR = "An error occurred while running the tool. Please try again."
 # What pydantic and so the SDK's own tools answer to arguments that do not fit their schema.
 _VALIDATION = re.compile(r"\A.{0,200}?\d+ validation errors? for \S+\n\S+.*\n\s+.+\[type=\w+", re.DOTALL)
 
+# The shell's grammar: `> file` and `>> file`, but no `2> log`, no `>&1` and no device.
+_REDIRECTED = re.compile(r"(?<![<>&\d=-])>>?\s*(?!/dev/|&)[\w.~$/{-]")
+_QUOTED = re.compile(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"")
+
 RETRY_CALLS_MAX = 12
 """How many calls may lie between a failing call and the retry that is its answer."""
 SHORT_CHARS_MAX = 600
@@ -230,11 +234,15 @@ def _with_fixes(context: fixes.Context, found: list[Failure], reasons: dict[int,
 
 
 def _is_flaky(failure: Failure, made: list[calls.Call], same: list[calls.Call], failed: set[int]) -> bool:
-    """Whether the very same call worked later although nothing had been changed in between."""
+    """Whether the very same call worked later although nothing had been changed in between.
+
+    What another command line did in between can not be known, so after one the rules abstain.
+    """
     for later in same:
         is_later_success = later.number > failure.call.number and later.number not in failed and _works(later)
         if is_later_success and calls.is_same(failure.call, later):
-            return not any(is_change(call) for call in made[failure.call.number + 1 : later.number])
+            between = made[failure.call.number + 1 : later.number]
+            return not any(is_change(call) or _may_change(call, failure.call) for call in between)
     return False
 
 
@@ -278,10 +286,19 @@ def _came_back(failure: Failure, working: calls.Call, found: list[Failure]) -> b
     )
 
 
+def _may_change(call: calls.Call, failing: calls.Call) -> bool:
+    return bool(call.command) and not calls.is_same(call, failing)
+
+
 def is_change(call: calls.Call) -> bool:
-    """Whether a call looks like a change to the workspace: a patch, or arguments that carry lines of content."""
+    """Whether a call looks like a change to the workspace.
+
+    A patch, arguments that carry lines of content, or a command line that writes its output to a file.
+    """
     if call.output is not None and call.output.is_error:
         return False
+    if call.command and _REDIRECTED.search(_QUOTED.sub("", call.command[:4_000])):
+        return True
     return call.tool == "apply_patch" or any(
         value.count("\n") >= 1 and len(value) >= 40 for _, value in call.leaves
     )

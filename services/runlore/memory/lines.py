@@ -348,14 +348,19 @@ def _phrase(fixes: list[dict[str, Any]], shared: Shared) -> str:
             _change(path, changes, shared) for path, changes in zip(paths, same, strict=True)
         )
     if "command" in first:
-        return f"`{_code(first['command'], shared)}` instead of `{_code(first['was'], shared)}`"
+        return _instead(first["was"], first["command"], shared)
     if "pieces" in first:
-        pieces = [
-            f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in first["pieces"] if now
-        ]
-        return ", and ".join(pieces)
-    steps = [f"`{_code(step, shared)}`" for step in dict.fromkeys(first.get("after", ()))]
+        pieces = [_instead(was, now, shared) for was, now in first["pieces"] if now]
+        return ", and ".join(piece for piece in pieces if piece)
+    masked = [_code(step, shared) for step in dict.fromkeys(first.get("after", ()))]
+    steps = [f"`{step}`" for step in masked if _tells_enough(step)]
     return "the same call, after " + ", ".join(steps) if steps else ""
+
+
+def _instead(was: str, now: str, shared: Shared) -> str:
+    """`<new> instead of <old>`; "" where masking left nothing of the difference."""
+    before, after = _code(was, shared), _code(now, shared)
+    return f"`{after}` instead of `{before}`" if after != before and _tells_enough(after) else ""
 
 
 def _code(body: str, shared: Shared) -> str:
@@ -405,6 +410,12 @@ def _example(changes: list[dict[str, Any]], shared: Shared) -> str:
 def _tells(masked: str) -> bool:
     """Whether anything but placeholders is left."""
     return bool(_PIECE.search(re.sub(r"<\w+>", "", masked)))
+
+
+def _tells_enough(masked: str) -> bool:
+    """Whether a command is still more words than placeholders: with fewer, nobody could use it."""
+    rest, holes = re.subn(r"<\w+>", "", masked)
+    return len(_PIECE.findall(rest)) > holes
 
 
 # --- facts ------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def _at(one: dict[str, Any]) -> list[Any]:
 
 
 def _card(summary: dict[str, Any]) -> dict[str, Any]:
-    dropped = ("v", "engine", "seen", "retried", "runs_unsure", "tools")
+    dropped = ("v", "engine", "seen", "broken", "retried", "runs_unsure", "tools")
     card = {name: value for name, value in summary.items() if name not in dropped}
     return card | {"runs": summary["runs"][-8:], "failures": [_brief(one) for one in summary["failures"]]}
 

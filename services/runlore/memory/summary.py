@@ -21,6 +21,8 @@ RUNS_MAX = 64
 """Newest runs that are kept by name; of older ones only their number, and the attempt where it is not 1."""
 SEEN_MAX = 256
 """Newest events kept by fingerprint: a resumed run repeats its history, which must not count twice."""
+BROKEN_MAX = 32
+"""Calls that failed in a run, kept by fingerprint: one that ends well later is a check that passed."""
 REQUESTS_MAX = 6
 FAILURES_MAX = 32
 FIXES_MAX = 2
@@ -105,6 +107,10 @@ def _step(state: dict[str, Any], digest: dict[str, Any]) -> dict[str, Any]:
     new["open"] = [one | where for one in digest["open"]]
     for name in ("verified", "last_failing"):
         new[name] = digest[name] and digest[name] | where
+    if new["verified"] is None:
+        checks = [one for one in digest["passed"] if one["id"] in new["broken"]]
+        new["verified"] = {**checks[-1], **where, "earlier": True} if checks else None
+    new["broken"] = list(dict.fromkeys([*new["broken"], *digest["broken"]]))[-BROKEN_MAX:]
     _requests(new, digest, where, seen)
     _failures(new, digest, where, seen)
     _facts(new, digest, where)
@@ -136,6 +142,7 @@ def _empty(digest: dict[str, Any]) -> dict[str, Any]:
         "runs_unsure": False,
         "retried": {},
         "seen": [],
+        "broken": [],
         "first": None,
         "requests": [],
         "failures": [],

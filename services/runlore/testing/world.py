@@ -194,6 +194,9 @@ class Simulation:
             alive = [process for process in self.processes if process.alive]
             if not alive:
                 return
+            if len(alive) == 1 and not self.late and not any(self.left.values()):
+                self._take(alive[0], OK, 0)
+                continue
             options = self._options(alive)
             chosen = self.gen.choose(len(options), self.state) if len(options) > 1 else 0
             self._take(*options[chosen])

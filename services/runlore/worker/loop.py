@@ -85,6 +85,7 @@ class Worker:
         settings: Settings,
         *,
         on_progress: Callable[[Progress], None] | None = None,
+        stopping: asyncio.Event | None = None,
     ) -> None:
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
@@ -95,7 +96,7 @@ class Worker:
         self._index = index_consumer.IndexStage(store, index)
         self._on_progress = on_progress
         self.progress = Progress()
-        self.stopping = asyncio.Event()
+        self.stopping = stopping or asyncio.Event()
 
     # --- until stopped ----------------------------------------------------------------------------------
 
