@@ -121,6 +121,7 @@ def racing_consolidators():
         [event("b", rollout="r2")],
         before=[([event("a")], recorder())],
         processes=[recorder(), consolidator(), consolidator()],
+        faults=Faults(switches=3),
         compare=False,
     )
 

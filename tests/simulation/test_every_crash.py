@@ -14,7 +14,8 @@ from harness import Scenario, event, garbage, worker
 from runlore.testing.world import Faults
 
 RUNS = [event("a"), event("b"), event("c", rollout="r2")]
-# A run's second attempt comes before its first, another body claims to be that attempt, one rollout passes no guard, and one message is no event.
+# A run's second attempt comes before its first, other bytes claim to be that attempt, one rollout passes no
+# guard, and one message is no event.
 TROUBLE = [
     event("a", attempt=2),
     event("a", attempt=1),

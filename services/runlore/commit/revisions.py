@@ -1,7 +1,8 @@
 """Revisions: a memory's immutable, numbered versions, each named by one manifest.
 
-A manifest holds four paged maps (`MAPS`), the packs that hold their pages and contents, its parent, and what it newly covers. Written in the order
-pack → manifest → head (invariant 1); found by number through a LIST of one prefix.
+A manifest holds four paged maps (`MAPS`), the packs that hold their pages and contents, its parent, and what
+it newly covers. Written in the order pack → manifest → head (invariant 1); found by number through a LIST of
+one prefix.
 """
 
 from __future__ import annotations

@@ -103,14 +103,11 @@ class ConsolidateStage:
         if not found:
             return Pass()
         head = await self._reader.head(project, memory)
-        held_now = head.body.get("held", {})
-        # A release whose writer died before its mark is worked with whatever mark comes next.
-        released = {name for name, why in held_now.items() if why.get("released")}
-        named = sorted({rollout for mark in found for rollout in mark.rollouts} | released)
+        named = sorted({rollout for mark in found for rollout in mark.rollouts})
         inputs = await self._inputs(project, memory, named)
         before = await self._reader.current(head, project, memory)
         held: dict[str, Any] = dict(head.body.get("held", {}))
-        pending = uncovered(before, held, inputs)
+        pending = uncovered(before, held, released(held, found), inputs)
         batch, later = pending[:ROLLOUTS_PER_REVISION_MAX], pending[ROLLOUTS_PER_REVISION_MAX:]
         made = Pass()
         if batch:
@@ -148,7 +145,7 @@ class ConsolidateStage:
         held: dict[str, Any] = {
             name: why for name, why in head.body.get("held", {}).items() if name not in accepted
         }
-        held |= {name: _held(batch[name], why) for name, why in guilty.items()}
+        held |= {name: _held(batch[name], why, head.counter + 1) for name, why in guilty.items()}
         if len(held) > HELD_MAX:
             raise ReviewFull(
                 f"memory {project}/{memory} holds {len(held)} rollouts for review; at most {HELD_MAX} can be",
@@ -169,14 +166,27 @@ class ConsolidateStage:
         return Pass(number, tuple(sorted(accepted)), tuple(sorted(guilty))), head
 
 
+def released(held: Mapping[str, Any], found: Iterable[marks.Mark]) -> set[str]:
+    """The rollouts whose present hold a mark lifts; a hold that came later is another one."""
+    return {
+        name
+        for mark in found
+        for name, hold in mark.releases.items()
+        if held.get(name, {}).get("hold") == hold
+    }
+
+
 def uncovered(
-    before: revisions.Revision | None, held: Mapping[str, Any], inputs: Mapping[str, heads.Head]
+    before: revisions.Revision | None,
+    held: Mapping[str, Any],
+    released: set[str],
+    inputs: Mapping[str, heads.Head],
 ) -> list[str]:
     """The rollouts whose summary's counter is above the one covered, oldest first; held ones wait for a person."""
     coverage = before.map("coverage") if before else None
     pending = []
     for name, head in inputs.items():
-        if name in held and not held[name].get("released"):
+        if name in held and name not in released:
             continue
         known = coverage.get(name) if coverage else None
         if known is None or int(known["counter"]) < head.counter or name in held:
@@ -335,9 +345,15 @@ def _nothing(name: str) -> bytes:
     raise errors.Corrupt(f"an empty map has no page {name[:12]}")
 
 
-def _held(head: heads.Head, violations: Iterable[guards.Violation]) -> dict[str, Any]:
+def _held(head: heads.Head, violations: Iterable[guards.Violation], hold: int) -> dict[str, Any]:
     first = [f"{one.kind}: {one.message}" for one in violations][:5]
-    return {"counter": head.counter, "kind": "guard", "reason": "; ".join(first), "at": clock.now_iso()}
+    return {
+        "counter": head.counter,
+        "kind": "guard",
+        "reason": "; ".join(first),
+        "at": clock.now_iso(),
+        "hold": hold,
+    }
 
 
 async def revert(
@@ -387,7 +403,7 @@ async def revert(
         }
         draft = revisions.Draft(maps, contents, frozenset(live), facts)
         revision = await revisions.write(store, reader, project, memory, parent=before, draft=draft)
-        why = {"kind": "revert", "reason": reason, "at": clock.now_iso()}
+        why = {"kind": "revert", "reason": reason, "at": clock.now_iso(), "hold": head.counter + 1}
         held = {name: {"counter": counter, **why} for name, counter in reverted.items()}
         changes = {
             "revision": revision.number,
@@ -424,26 +440,17 @@ async def release(
     *,
     reason: str,
 ) -> None:
-    """Let held rollouts be taken in again. Raises `errors.NotFound` for one that is not held."""
-    for _ in range(summarize.RESTARTS_MAX):
-        head = await reader.head(project, memory)
-        held = dict(head.body.get("held", {}))
-        unknown = [name for name in rollouts if name not in held]
-        if unknown:
-            raise errors.NotFound(f"{project}/{memory} does not hold {', '.join(unknown)}")
-        for name in rollouts:
-            held[name] = {
-                **held[name],
-                "released": True,
-                "released_why": reason,
-                "released_at": clock.now_iso(),
-            }
-        try:
-            await heads.move(store, head, {"held": held}, fmt=revisions.HEAD_FORMAT)
-        except errors.HeadMoved:
-            continue
-        # The mark after the head: whoever works it finds the release.
-        await marks.put(store, project, memory, rollouts)
-        await record.ring(bus, [models.Changed(kind="mark", project=project, memory=memory)])
-        return
-    raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")
+    """Let held rollouts be taken in again. Raises `errors.NotFound` for one that is not held.
+
+    It is one write: a mark that names the holds which it lifts. Whoever works it takes the rollouts in and
+    ends the holds in one move of the head. In two writes (the head, then a mark) a crash between them would
+    leave rollouts that nothing says wait; and a mark that named no hold could, worked twice, lift a later one.
+    """
+    head = await reader.head(project, memory)
+    held = head.body.get("held", {})
+    unknown = [name for name in rollouts if name not in held]
+    if unknown:
+        raise errors.NotFound(f"{project}/{memory} does not hold {', '.join(unknown)}")
+    lifted = {name: int(held[name]["hold"]) for name in rollouts}
+    await marks.put(store, project, memory, rollouts, releases=lifted, reason=reason)
+    await record.ring(bus, [models.Changed(kind="mark", project=project, memory=memory)])

@@ -108,7 +108,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.state = SUPERSEDED
         story.next = f"attempt {head.body['runs'][row['run']]['attempt']} of this run took its place"
         return story
-    if held and not held.get("released"):
+    if held:
         story.state = HELD
         story.step("consolidate", f"held: {held['reason']}", at=held["at"], kind=held["kind"])
         story.next = f"`runlore review release {rollout} --project {project} --memory {memory} --reason …`"

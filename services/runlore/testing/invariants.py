@@ -85,7 +85,7 @@ class MemoryView:
         if int(entry["attempt"]) > attempt:
             return "superseded"
         if rollout in self.held:
-            return None if self.held[rollout].get("released") else "held"
+            return "held"
         covered = int(self.coverage.get(rollout, {"counter": 0})["counter"])
         return "consolidated" if covered >= int(entry["since"]) else None
 

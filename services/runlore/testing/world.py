@@ -332,6 +332,8 @@ class Simulation:
                 process.call = process.context.run(process.coroutine.send, result)
             else:
                 process.call = process.context.run(process.coroutine.throw, error)
+            if not isinstance(process.call, Call):
+                raise AssertionError(f"{process.name} waits for something that is no port: {process.call}")
         except StopIteration:
             process.coroutine = process.call = None
         except errors.Retryable as exc:
