@@ -8,7 +8,12 @@ import random
 
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 TOOLS = ("run_query", "fetch_page", "send_form", "read_sheet")
-CAUSES = ("no such column: total_cents", "the form needs a field region", "sheet 7 is locked", "404: page moved")
+CAUSES = (
+    "no such column: total_cents",
+    "the form needs a field region",
+    "sheet 7 is locked",
+    "404: page moved",
+)
 
 
 def moment(minute):

@@ -49,17 +49,32 @@ class Home:
 
     def __init__(self, root, *, processes=False, **settings):
         self.root, self.processes = Path(root), processes
-        self.environment = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "PYTHONPATH") if name in os.environ}
+        self.environment = {
+            name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "PYTHONPATH") if name in os.environ
+        }
         # Syncing costs the tests minutes, and no test pulls the plug.
-        given = {"home": self.root, "fsync": "0", "marks_interval_seconds": "0.5", "poll_timeout_seconds": "0.2"}
-        self.environment |= {f"RUNLORE_{name}".upper(): str(value) for name, value in {**given, **settings}.items()}
+        given = {
+            "home": self.root,
+            "fsync": "0",
+            "marks_interval_seconds": "0.5",
+            "poll_timeout_seconds": "0.2",
+        }
+        self.environment |= {
+            f"RUNLORE_{name}".upper(): str(value) for name, value in {**given, **settings}.items()
+        }
         self.environment["HOME"] = str(self.root.parent)
 
     def run(self, *words, code=0, stdin=b"", cwd=None):
         """Run a command to its end, and expect its exit code."""
         made = [RUNLORE, *map(str, words)]
         got = subprocess.run(
-            made, input=stdin, env=self.environment, cwd=cwd, capture_output=True, timeout=WAIT_SECONDS_MAX, check=False
+            made,
+            input=stdin,
+            env=self.environment,
+            cwd=cwd,
+            capture_output=True,
+            timeout=WAIT_SECONDS_MAX,
+            check=False,
         )
         done = Done(made[1:], got.returncode, got.stdout.decode(), got.stderr.decode())
         assert code in (None, done.code), done
@@ -164,7 +179,8 @@ class Home:
                 "selected": dict(revision.map("selected").items()),
                 "covered": sorted(key for key, _ in revision.map("coverage").items()),
                 "files": {
-                    key: (entry, revision.text(entry["sha256"])) for key, entry in revision.map("files").items()
+                    key: (entry, revision.text(entry["sha256"]))
+                    for key, entry in revision.map("files").items()
                 },
                 "held": sorted(head.body.get("held", {})),
             }

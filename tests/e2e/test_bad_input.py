@@ -8,9 +8,9 @@ import os
 import sys
 
 import homes
-import made
 import pytest
 
+import made
 from runlore import producer
 
 LONG_BYTES = 300 * 1024 * 1024

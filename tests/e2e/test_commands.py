@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 
 import homes
-import made
 import pytest
 from typer.testing import CliRunner
 
+import made
 from runlore.cli import main
 
 COMMANDS = {
@@ -119,7 +121,55 @@ def test_the_table_above_has_every_command():
     }
 
 
-PROCESSES = [("status",), ("show", "no-such-file.md"), ("log", "--no-such-option"), ("dead", "list"), ("seed", "conv-1")]
+DOCUMENTED = {
+    # the row of docs/CLI.md → the words that give its object
+    "`up`": ("up", "--once"),
+    "`emit`": ("emit", "-"),
+    "`import` without FORMAT": ("import",),
+    "`seed`": ("seed", "conv-1", *homes.MEANT),
+    "`seed` without ID": ("seed",),
+    "`log`": ("log",),
+    "`show`": ("show",),
+    "`show` PATH": ("show", "MEMORY.md"),
+    "`diff`": ("diff",),
+    "`why`": ("why",),
+    "`why` PATH:LINE": ("why", "MEMORY.md:1"),
+    "`search` WORDS": ("search", "task"),
+    "`explain` EVENT_ID": ("explain", "run-1"),
+    "`explain` without EVENT_ID": ("explain",),
+    "`status`": ("status",),
+    "`verify`": ("verify",),
+    "`doctor`": ("doctor",),
+    "`dead list`": ("dead", "list"),
+    "`dead redrive`, `dead drop`": ("dead", "redrive", "--all"),
+    "`review list`": ("review", "list"),
+    "any, where the memory is not clear": ("log", "--project", "nobody"),
+}
+
+
+@pytest.mark.parametrize("row", DOCUMENTED)
+def test_the_docs_name_every_field_of_a_commands_object(row, filled):
+    table = (homes.ROOT / "docs" / "CLI.md").read_text("utf-8").split("## JSON objects")[1]
+    (text,) = [line for line in table.splitlines() if line.startswith(f"| {row} |")]
+    named = set(re.findall(r"`([a-z_]+)`", text.split("|")[2]))
+    answer = filled.json(*DOCUMENTED[row], code=None)
+    inner = [
+        value[0]
+        for value in answer.values()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    assert set(answer) <= named
+    if "rows of the index" not in text and row not in ("`seed` without ID",):
+        assert {name for one in inner for name in one} <= named | {"memories"} or row == "`status`"
+
+
+PROCESSES = [
+    ("status",),
+    ("show", "no-such-file.md"),
+    ("log", "--no-such-option"),
+    ("dead", "list"),
+    ("seed", "conv-1"),
+]
 
 
 @pytest.mark.parametrize("words", PROCESSES, ids=" ".join)
@@ -135,7 +185,9 @@ def test_every_command_has_help_with_an_example_and_help_for_every_option(words)
     assert told.exit_code == 0
     if not getattr(command, "commands", {}):
         assert f"Example: runlore {' '.join(words)}" in command.help
-        assert {"--json", "--home"} <= {name for one in command.params for name in one.opts} or words == ("import",)
+        assert {"--json", "--home"} <= {name for one in command.params for name in one.opts} or words == (
+            "import",
+        )
     for one in command.params:
         assert getattr(one, "help", None), f"{one.name} of {words} has no help"
 
@@ -151,6 +203,27 @@ def test_emit_reads_stdin_by_dash_and_by_default(home):
     assert home.json("emit", "-", stdin=made.lines([made.event(1)]))["sent"] == 1
     assert home.json("emit", stdin=made.lines([made.event(2)]))["sent"] == 1
     assert home.up_once()["recorded"] == 2
+
+
+def test_a_logged_failure_tells_where_it_happened_and_not_what_users_said(tmp_path):
+    code = """
+import structlog
+from runlore.cli import ui
+from runlore.settings import Settings
+ui.configure_logs(Settings(log_format={form!r}))
+try:
+    secret = "canary-" + "of-a-user"
+    raise KeyError("bug")
+except KeyError:
+    structlog.get_logger().exception("the engine failed")
+"""
+    for form in ("json", "text"):
+        words = [sys.executable, "-c", code.replace("{form!r}", repr(form))]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert "KeyError" in done.stderr and "line 8" in done.stderr and "canary-of-a-user" not in done.stderr
+        assert done.stdout == "" and (
+            form == "text" or json.loads(done.stderr)["event"] == "the engine failed"
+        )
 
 
 def test_a_reader_that_goes_away_is_no_error(filled):
@@ -174,7 +247,9 @@ def test_a_terminal_that_can_not_show_a_character_ends_no_command(filled):
 
 def test_ctrl_c_of_an_import_ends_with_130_and_running_it_again_finishes_it(home, tmp_path):
     talk = [{"role": "user", "content": "x" * 20_000}, {"role": "assistant", "content": "done"}]
-    lines = [json.dumps({"messages": [*talk, {"role": "user", "content": f"{number}"}]}) for number in range(1500)]
+    lines = [
+        json.dumps({"messages": [*talk, {"role": "user", "content": f"{number}"}]}) for number in range(1500)
+    ]
     (tmp_path / "talks.jsonl").write_text("\n".join(lines) + "\n")
     words = ("import", "chat", tmp_path / "talks.jsonl", *homes.MEANT)
     process = home.start(*words)
@@ -195,7 +270,10 @@ def test_control_characters_in_memory_do_not_reach_the_terminal(home):
     files = [one["path"] for one in home.json("show")["files"]]
     words = [*(("show", path) for path in files), ("seed",), ("explain",), ("diff",), ("search", "caf\u00e9")]
     outs = [home.call(*one).out for one in words]
-    assert not {char for out in outs for char in out if ord(char) < 32 or 127 <= ord(char) < 160} - {"\n", "\t"}
+    assert not {char for out in outs for char in out if ord(char) < 32 or 127 <= ord(char) < 160} - {
+        "\n",
+        "\t",
+    }
     home.verified()
 
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 
 import homes
-import made
 
+import made
 from runlore import producer
 
 PERSONAL = ("canary-text-anna", "canary-argument-4411", "canary-output-7733", "canary-answer-2299")
@@ -18,7 +18,9 @@ def personal_run(number, words, tool="book_flight"):
     """A run whose request, arguments, outputs and answer hold these words, in failures and fixes too."""
     text, argument, output, answer = words
     items = [
-        *made.call(f"{number}a", tool, {"who": argument, "class": "first"}, {"error": f"no seat for {output}"}),
+        *made.call(
+            f"{number}a", tool, {"who": argument, "class": "first"}, {"error": f"no seat for {output}"}
+        ),
         *made.call(f"{number}b", tool, {"who": argument, "class": "economy"}, {"ok": output}),
         *made.call(f"{number}c", tool, {"who": argument, "meal": text}, f"Error: {output} unknown to us"),
     ]
@@ -42,7 +44,9 @@ def test_nothing_personal_of_one_subject_is_shown_to_another_or_to_nobody(home, 
     events = [
         made.event(1, rollout="anna-1", subject="anna@example.org", record=personal_run(1, PERSONAL)),
         made.event(2, rollout="anna-2", subject="anna@example.org", record=personal_run(2, PERSONAL)),
-        made.event(3, rollout="bert-1", subject="bert", record=personal_run(3, ("b-text", "b-arg", "b-out", "b-end"))),
+        made.event(
+            3, rollout="bert-1", subject="bert", record=personal_run(3, ("b-text", "b-arg", "b-out", "b-end"))
+        ),
         made.event(4, rollout="no-one", record=made.payload(4)),
     ]
     home.emit(made.lines(events))
@@ -87,7 +91,12 @@ def test_no_command_of_one_project_shows_another(home):
     record = personal_run(1, PERSONAL)
     home.emit(made.lines([made.event(1, record=record), made.event(2, project="zoo", rollout="zoo-conv")]))
     home.up_once()
-    said = [everything(home, *OTHER), home.json("log", *OTHER), home.json("seed", *OTHER), home.json("review", "list", *OTHER)]
+    said = [
+        everything(home, *OTHER),
+        home.json("log", *OTHER),
+        home.json("seed", *OTHER),
+        home.json("review", "list", *OTHER),
+    ]
     said += [home.json("search", "task", *OTHER), home.json("verify", "-p", "zoo"), home.json("show", *OTHER)]
     assert "canary" not in json.dumps(said) and "conv-1" not in json.dumps(said)
     # Two projects with the same words share no object.

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import homes
-import made
 import pytest
 
+import made
 from runlore.producer import Producer
 
 KILLS = 50
@@ -36,7 +36,9 @@ def events():
     for number in range(2 * KILLS):
         out.append(made.event(number, subject=f"person-{number % 3}" if number % 4 == 0 else None))
         if number % 9 == 0:
-            out.append(made.event(number, attempt=2, record=made.payload(number, text=f"task {number}, again")))
+            out.append(
+                made.event(number, attempt=2, record=made.payload(number, text=f"task {number}, again"))
+            )
         if number % 11 == 0:
             out.append(out[-1])
         if number % 25 == 0:
@@ -110,7 +112,9 @@ def test_a_killed_import_or_emit_is_finished_by_running_it_again(tmp_path, comma
     dice = random.Random(SEED)
     for _ in range(4):
         process = home.start(*words)
-        homes.wait_until(lambda process=process: (home.root / "log.db").exists() or process.poll() == 0, "it to begin")
+        homes.wait_until(
+            lambda process=process: (home.root / "log.db").exists() or process.poll() == 0, "it to begin"
+        )
         time.sleep(dice.random() * 0.2)
         homes.kill(process)
     home.run(*words)
@@ -177,7 +181,9 @@ def test_a_killed_seed_is_finished_by_running_it_again(tmp_path, monkeypatch):
             died = True
         monkeypatch.undo()
         lookup_seeds.write_into(later, work)
-        got = {path: body for path, body in homes.tree(work).items() if not path.startswith(".runlore/seed.json")}
+        got = {
+            path: body for path, body in homes.tree(work).items() if not path.startswith(".runlore/seed.json")
+        }
         assert got == {path: one.text.encode() for path, one in later.files.items()}, moments
         moments += 1
         if not died:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import homes
-import made
 import pytest
 
+import made
 from runlore.commit import keys
 
 
@@ -79,7 +79,9 @@ def test_a_held_rollout_is_released_by_the_name_that_review_lists(home):
 def test_explain_tells_the_state_at_every_step(home):
     event = made.event(1)
     home.emit(made.lines([event]))
-    assert state_of(home, event["id"]) == {1: "waiting"} == state_of(home, "run-1") == state_of(home, "conv-1")
+    assert (
+        state_of(home, event["id"]) == {1: "waiting"} == state_of(home, "run-1") == state_of(home, "conv-1")
+    )
 
     async def record(opened):
         from runlore.consumers import record as stage
@@ -102,7 +104,9 @@ def test_explain_tells_the_state_at_every_step(home):
 
 
 def test_a_late_attempt_is_noted_as_superseded(home):
-    events = [made.event(7, attempt=attempt, record=made.payload(7, text=f"try {attempt}")) for attempt in (3, 1, 2)]
+    events = [
+        made.event(7, attempt=attempt, record=made.payload(7, text=f"try {attempt}")) for attempt in (3, 1, 2)
+    ]
     for event in events:
         home.emit(made.lines([event]))
         home.up_once()

@@ -6,9 +6,9 @@ import base64
 import json
 
 import homes
-import made
 import pytest
 
+import made
 from runlore.events import envelope
 
 SEED = ("seed", "conv-1", *homes.MEANT)
@@ -36,7 +36,9 @@ def test_seeding_twice_writes_nothing_the_second_time(filled, tmp_path):
     assert memory_of(tmp_path / "w") == before
 
 
-@pytest.mark.parametrize("where", ["memories", ".runlore", "memories/memory_summary.md", "memories/rollout_summaries"])
+@pytest.mark.parametrize(
+    "where", ["memories", ".runlore", "memories/memory_summary.md", "memories/rollout_summaries"]
+)
 def test_nothing_is_written_through_a_symlink(filled, tmp_path, where):
     outside = tmp_path / "outside"
     outside.mkdir()

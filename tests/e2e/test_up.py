@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 
 import homes
-import made
 import pytest
+
+import made
 
 
 def stop(process, number=signal.SIGTERM):

@@ -8,7 +8,6 @@ import pytest
 from runlore.commit import keys
 
 
-
 @pytest.fixture
 def home(tmp_path):
     """A home on which every command is a process of its own."""
@@ -65,7 +64,8 @@ def test_a_broken_file_is_named_and_does_not_stop_the_others(home, tmp_path):
     good = homes.ROOT / "examples" / "sessions"
     told = home.json("import", "agents-sdk", broken.parent, good, *homes.MEANT)
     assert told["runs"] > 0
-    assert [(one["file"], one["line"]) for one in told["problems"]][0] == (str(broken), 1)
+    first = told["problems"][0]
+    assert (first["file"], first["line"]) == (str(broken), 1)
     home.json("import", "agents-sdk", broken, *homes.MEANT, code=2)
 
 

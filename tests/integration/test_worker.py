@@ -1,4 +1,4 @@
-"""The worker's loops on the shipped fakes: what a fault of the store, a permission or one memory stops, and what not."""
+"""The worker's loops on the shipped fakes: what a fault, a permission or one memory stops, and what not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import json
 
-import made
 import pytest
 
+import made
 from runlore import errors
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, dead, record
@@ -77,7 +77,9 @@ class World:
         for one in events:
             made_event = envelope.from_structured(one)
             checked = models.run_completed(made_event.data)
-            messages.append(record.message_of(made_event, f"{checked.project}/{checked.rollout.alias}", "runs"))
+            messages.append(
+                record.message_of(made_event, f"{checked.project}/{checked.rollout.alias}", "runs")
+            )
         await self.bus.produce(messages)
 
     def new_worker(self):
@@ -124,7 +126,7 @@ def world(tmp_path):
 
 async def until(condition, seconds=20):
     async with asyncio.timeout(seconds):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -171,7 +173,9 @@ async def test_a_stage_that_is_stopped_buries_nothing_and_the_others_go_on(world
         status.write_text(json.dumps(told))
         causes = (await explain.status(world.store, world.bus, world.index, status, 1))["causes"]
         wanted = "blocked" if isinstance(problem, errors.Blocked) else "waiting"
-        assert any(f"consolidate {wanted} since" in cause and str(problem) in cause for cause in causes), causes
+        assert any(f"consolidate {wanted} since" in cause and str(problem) in cause for cause in causes), (
+            causes
+        )
         assert await dead.read_all(world.bus) == []
         world.store.fault = lambda call, key: None
         await world.settled()
@@ -258,7 +262,9 @@ async def test_a_rollout_that_a_guard_refuses_is_held_and_the_rest_proceed(world
     monkeypatch.setattr(guards, "check", check)
     events = [made.event(number, rollout=f"conv-{number}") for number in range(20)]
     for number in (3, 11, 12):
-        events.append(made.event(100 + number, rollout=f"bad-{number}", record=made.payload(number, text="BAD words")))
+        events.append(
+            made.event(100 + number, rollout=f"bad-{number}", record=made.payload(number, text="BAD words"))
+        )
     await world.emit(*events)
     worker = world.new_worker()
     await worker.drain()
@@ -267,7 +273,9 @@ async def test_a_rollout_that_a_guard_refuses_is_held_and_the_rest_proceed(world
     assert set(head.body["held"]) == {"bad-3", "bad-11", "bad-12"}
     assert all("leak" in why["reason"] for why in head.body["held"].values())
     assert not await marks.marked(world.store)
-    stories = await explain.explain(world.store, world.bus, revisions.Reader(world.store), world.index, "bad-11")
+    stories = await explain.explain(
+        world.store, world.bus, revisions.Reader(world.store), world.index, "bad-11"
+    )
     assert [story.state for story in stories] == ["held"]
     # Another run of it does not bring it in, and makes no revision.
     await world.emit(made.event(200, rollout="bad-3"))
@@ -307,7 +315,9 @@ async def test_a_memory_that_holds_too_many_stops_alone(world, monkeypatch):
     await world.emit(made.event(9, project="zoo"))
     async with world.up() as stages:
         await world.settled("zoo")
-        await until(lambda: _is(lambda: "review_full" in stages["consolidate"].memories.get("acme/support", "")))
+        await until(
+            lambda: _is(lambda: "review_full" in stages["consolidate"].memories.get("acme/support", ""))
+        )
         assert stages["consolidate"].state == loop.RUNNING
         monkeypatch.setattr(consolidate, "HELD_MAX", 3)
         await world.settled("acme", "zoo")
@@ -333,7 +343,9 @@ async def test_batches_and_marks_beyond_their_limits_are_worked_in_passes(world,
     other.index.close()
 
 
-async def test_beyond_the_limit_the_newest_rollouts_have_notes_and_older_ones_stay_covered(world, monkeypatch):
+async def test_beyond_the_limit_the_newest_rollouts_have_notes_and_older_ones_stay_covered(
+    world, monkeypatch
+):
     monkeypatch.setattr(consolidate, "ROLLOUTS_SELECTED_MAX", 6)
     monkeypatch.setattr(consolidate, "ROLLOUTS_PER_REVISION_MAX", 5)
     await world.emit(*(made.event(number, rollout=f"conv-{number:02d}") for number in reversed(range(20))))
@@ -344,7 +356,9 @@ async def test_beyond_the_limit_the_newest_rollouts_have_notes_and_older_ones_st
     assert {row["rollout"] for row in world.index.search("task", "acme", "support", limit=100)} == {
         f"conv-{number:02d}" for number in range(20)
     }
-    stories = await explain.explain(world.store, world.bus, revisions.Reader(world.store), world.index, "run-0")
+    stories = await explain.explain(
+        world.store, world.bus, revisions.Reader(world.store), world.index, "run-0"
+    )
     assert [story.state for story in stories] == ["consolidated"] and "searchable" in stories[0].next
     # A new run of an old rollout brings it back in, and moves the oldest out.
     await world.emit(made.event(90, rollout="conv-03"))

@@ -18,7 +18,7 @@ from runlore.testing.world import Faults
 TWO = [event("a"), event("b")]
 APART = [event("a"), event("b", rollout="r2")]
 DEEP = bool(os.environ.get("RUNLORE_TEST_DEEP"))
-"""Without bounds the larger scenarios take minutes: for a nightly run. Ran once without: nothing was found."""
+"""Without bounds on switches the smaller scenarios take a minute each and the larger ones hours: not for every day."""
 
 
 def switches(count):
@@ -54,8 +54,8 @@ def test_two_workers_of_which_one_dies_and_comes_back():
 
 
 def test_two_recorders_of_one_rollout_with_a_lost_reply():
-    scenario = Scenario(TWO, processes=[recorder(), recorder()], faults=Faults(lost=1, switches=switches(3)))
-    assert scenario.explore().complete > 500
+    scenario = Scenario(TWO, processes=[recorder(), recorder()], faults=Faults(lost=1, switches=switches(2)))
+    assert scenario.explore().complete > 200
 
 
 def test_two_consolidators_beside_a_recorder():
@@ -63,9 +63,9 @@ def test_two_consolidators_beside_a_recorder():
         [event("b", rollout="r2")],
         before=[([event("a")], recorder())],
         processes=[recorder(), consolidator(), consolidator()],
-        faults=Faults(switches=switches(3)),
+        faults=Faults(switches=switches(2)),
     )
-    assert scenario.explore().complete > 500
+    assert scenario.explore().complete > 200
 
 
 def test_marks_listed_page_by_page_while_others_come_and_go():

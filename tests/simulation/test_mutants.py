@@ -29,7 +29,8 @@ def test_the_scenarios_of_the_mutants_hold_without_them():
             str(scenario.faults),
             str(scenario.before)[:200],
         )
-        if name in done or scenario.processes[0].__qualname__.startswith("releaser"):
+        # The one with three processes is in test_every_interleaving.
+        if name in done or len(scenario.processes) > 2:
             continue
         done.add(name)
         scenario.explore()

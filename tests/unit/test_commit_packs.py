@@ -39,7 +39,9 @@ def test_any_changed_byte_of_a_pack_is_noticed(contents, data):
         packs.decode(pack.sha256, bytes(pack.raw[:at]))
 
 
-@pytest.mark.parametrize("body", [b"", b"not zlib", zlib.compress(b"other bytes"), zlib.compress(b"x" * 10)[:-3]])
+@pytest.mark.parametrize(
+    "body", [b"", b"not zlib", zlib.compress(b"other bytes"), zlib.compress(b"x" * 10)[:-3]]
+)
 def test_a_frame_with_other_bytes_than_its_name_is_corrupt(body):
     frame = packs.name(b"the content")
     pack = packs.encode({frame: body})
@@ -75,7 +77,9 @@ def test_repacking_keeps_every_live_frame_and_its_bounds_through_any_history(ste
         new = {}
         for slot in changed:
             # Hardly compressible, so that bytes count.
-            content = b"".join(packs.name(f"{slot}/{size}/{at}".encode()).encode() for at in range(size // 64 + 1))
+            content = b"".join(
+                packs.name(f"{slot}/{size}/{at}".encode()).encode() for at in range(size // 64 + 1)
+            )
             live[slot] = packs.name(content)
             new[live[slot]] = content
         live.pop(dropped, None)
@@ -89,7 +93,22 @@ def test_repacking_keeps_every_live_frame_and_its_bounds_through_any_history(ste
         again = packs.Frames([packs.decode(pack.sha256, pack.raw) for pack in held])
         used = sum(len(again._where[frame].stored(frame)) for frame in named)
         assert all(packs.name(again.content(frame)) == frame for frame in named)
-        assert all(any(frame in named for frame in pack.index) for pack in held), "a pack without a live frame"
+        assert all(any(frame in named for frame in pack.index) for pack in held), (
+            "a pack without a live frame"
+        )
         total = sum(len(pack.raw) for pack in held)
         overhead = sum(len(pack.raw) - sum(size for _, size in pack.index.values()) for pack in held)
         assert total <= 2 * used + packs.DEAD_BYTES_SLACK + overhead
+
+
+def test_a_long_line_of_revisions_names_few_packs_and_writes_each_byte_a_few_times():
+    held, named, sizes, written_bytes = [], set(), [], 0
+    for number in range(300):
+        content = "".join(packs.name(f"{number}/{at}".encode()) for at in range(8)).encode()
+        named.add(packs.name(content))
+        held, written = packs.repack(packs.Frames(held), named, {packs.name(content): content})
+        written_bytes += len(written.raw)
+        sizes.append(len(held))
+    assert max(sizes) == packs.PACKS_MAX
+    live = sum(len(pack.raw) for pack in held)
+    assert written_bytes < 8 * live, f"{written_bytes / live:.1f} times"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import hypothesis
 from hypothesis import stateful
 from hypothesis import strategies as st
@@ -79,7 +81,9 @@ class PagedMapMachine(stateful.RuleBasedStateMachine):
         assert dict(self.paged.items()) == self.model
 
 
-PagedMapMachine.TestCase.settings = hypothesis.settings(max_examples=40, stateful_step_count=25, deadline=None)
+PagedMapMachine.TestCase.settings = hypothesis.settings(
+    max_examples=40, stateful_step_count=25, deadline=None
+)
 TestPagedMap = PagedMapMachine.TestCase
 
 
@@ -112,7 +116,7 @@ def test_a_change_costs_the_square_root_of_the_map():
         new = {}
         root = paged.flush(new)
         costs.append(sum(map(len, new.values())) + 68 * len(root["pages"]))
-    assert all(later < 3 * earlier for earlier, later in zip(costs, costs[1:], strict=False)), costs
+    assert all(later < 3 * earlier for earlier, later in itertools.pairwise(costs)), costs
     assert costs[-1] < 12 * costs[0], costs
 
 

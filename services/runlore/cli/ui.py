@@ -209,12 +209,17 @@ def configure_logs(settings: Settings) -> None:
 
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
-    renderer = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()
+    # Plain traces: the rich ones show local variables, and so what users said.
+    plain = structlog.dev.plain_traceback
+    as_lines = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+    renderers = (
+        [as_lines] if as_text else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

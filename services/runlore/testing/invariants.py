@@ -20,7 +20,7 @@ from typing import Any
 from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, packs, revisions, rollouts
-from runlore.consumers import dead, record, summarize
+from runlore.consumers import consolidate, dead, record, summarize
 from runlore.memory import rules
 from runlore.store import port as store_port
 
@@ -85,7 +85,8 @@ class MemoryView:
         if int(entry["attempt"]) > attempt:
             return "superseded"
         if rollout in self.held:
-            return "held"
+            lifted = consolidate.released(self.held, self.marks)
+            return None if rollout in lifted else "held"
         covered = int(self.coverage.get(rollout, {"counter": 0})["counter"])
         return "consolidated" if covered >= int(entry["since"]) else None
 
