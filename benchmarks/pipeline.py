@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import os
 import statistics
@@ -37,6 +38,7 @@ from runlore.store.directory import DirectoryStore
 from runlore.worker import concurrency
 
 LANES = 8
+START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 POLL = 100
 ROUNDS = 3
 
@@ -46,14 +48,15 @@ def sample(number: int, runs_per_rollout: int) -> dict[str, Any]:
     items: list[dict[str, Any]] = []
     for call in range(12):
         wrong = call == 4
-        arguments = json.dumps({"path": f"src/module_{(number + call) % 40}.py", "mode": "x" if wrong else "r"})
+        arguments = json.dumps(
+            {"path": f"src/module_{(number + call) % 40}.py", "mode": "x" if wrong else "r"}
+        )
         output = "ValueError: mode 'x' is not one of r, w" if wrong else f"line {call} " + "lorem ipsum " * 40
         name = f"call_{number}_{call}"
         items.append({"type": "function_call", "name": "read_file", "arguments": arguments, "call_id": name})
         items.append({"type": "function_call_output", "call_id": name, "output": output})
-    minutes, seconds = divmod(number, 60)
     line = {
-        "updated_at": f"2026-03-{1 + minutes // 1440 % 28:02}T{minutes // 60 % 24:02}:{minutes % 60:02}:{seconds:02}+00:00",
+        "updated_at": (START + dt.timedelta(minutes=number)).isoformat(),
         "input": [{"role": "user", "content": f"Please look at module {number % 40} and say what it does."}],
         "generated_items": items,
         "terminal_metadata": {"terminal_state": "completed", "has_final_output": True},
@@ -153,7 +156,8 @@ async def measure_events(events: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             took, written = await through_record(Path(name), datas)
             rows["with rules"].append(took)
-        counts = {"writes_per_event": len(written) / events, "bytes_per_event": sum(len(b) for _, b in written) / events}
+        size = sum(len(body) for _, body in written)
+        counts = {"writes_per_event": len(written) / events, "bytes_per_event": size / events}
     best = {name: events / statistics.median(seconds) for name, seconds in rows.items()}
     ratio = {name: best[name] / best["bare writes"] for name in best}
     return {"events": events, "per_second": best, "of_bare": ratio, **counts}
@@ -167,7 +171,9 @@ async def measure_revisions(rollouts: int) -> list[dict[str, Any]]:
         store, bus = Counting(Path(name) / "store"), SqliteBus(Path(name) / "log.db")
         runtime = concurrency.runtime(LANES)
         stage = record.RecordStage(store, bus, runtime=runtime)
-        consolidation = consolidate.ConsolidateStage(store, bus, reader=revisions.Reader(store), runtime=runtime)
+        consolidation = consolidate.ConsolidateStage(
+            store, bus, reader=revisions.Reader(store), runtime=runtime
+        )
         consumer = await bus.consumer(group="record", topics=["runs"])
         made = 0
 
@@ -218,7 +224,9 @@ def measure_start() -> dict[str, float]:
         times = []
         for _ in range(9):
             begin = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "100"})
+            subprocess.run(
+                command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "100"}
+            )
             times.append(time.perf_counter() - begin)
         return statistics.median(times) * 1000
 
@@ -230,9 +238,13 @@ def measure_start() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, default=400, help="events of part 1 (default 400)")
-    parser.add_argument("--rollouts", type=int, default=1000, help="rollouts that part 2 grows to (default 1000)")
+    parser.add_argument(
+        "--rollouts", type=int, default=1000, help="rollouts that part 2 grows to (default 1000)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     found = {
@@ -244,16 +256,19 @@ def main() -> None:
         print(json.dumps(found, indent=2))
         return
     events = found["events"]
-    print(f"1. {events['events']} events of about 8 KB, 4 to a rollout, median of {ROUNDS} interleaved rounds")
+    print(
+        f"1. {events['events']} events of about 8 KB, 4 to a rollout, median of {ROUNDS} interleaved rounds"
+    )
     for name, per_second in events["per_second"].items():
         print(f"   {name:<16} {per_second:8.0f} events/s   {events['of_bare'][name]:5.2f}x bare")
-    print(f"   {events['writes_per_event']:.2f} writes and {events['bytes_per_event'] / 1024:.1f} KiB per event")
+    print(
+        f"   {events['writes_per_event']:.2f} writes and {events['bytes_per_event'] / 1024:.1f} KiB per event"
+    )
     print("2. the nth revision of one memory (each takes in one new rollout)")
     print("   rollouts   time ms   objects     bytes   of which pack")
     for row in found["revisions"]:
-        print(
-            f"   {row['rollouts']:8}  {row['milliseconds']:8.1f}  {row['objects']:8}  {row['bytes']:8}  {row['of_which_pack']:8}"
-        )
+        told = f"{row['rollouts']:8}  {row['milliseconds']:8.1f}  {row['objects']:8}  {row['bytes']:8}"
+        print(f"   {told}  {row['of_which_pack']:8}")
     print("3. cold start, median of 9")
     for name, milliseconds in found["start_milliseconds"].items():
         print(f"   {name:<18} {milliseconds:6.0f} ms")

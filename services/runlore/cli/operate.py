@@ -291,7 +291,9 @@ def _resolve(
         would = "would " if dry_run else ""
         out.say(f"{would}{verb} {len(chosen)} dead letters")
         if left:
-            out.note(f"{len(left)} are too large for the bus: `runlore dead show ID --out FILE` writes one out")
+            out.note(
+                f"{len(left)} are too large for the bus: `runlore dead show ID --out FILE` writes one out"
+            )
         if chosen and verb == "redrive" and not dry_run:
             out.note("next: `runlore up` takes them up again")
 
