@@ -6,11 +6,13 @@ that a stage would judge. An event is a function of the run, so sending it twice
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
-import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+import queue
+import threading
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -25,6 +27,8 @@ LINE_BYTES_MAX = models.RECORD_BYTES_MAX + 1024 * 1024
 """Longest input line that is read as an event, in bytes; a longer one becomes a dead letter unread."""
 READ_BYTES = 1024 * 1024
 BATCH = 100
+IDLE_SECONDS = 0.2
+"""What was read is sent after this much time without another line, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +65,39 @@ class Producer:
         Yields what became of each batch once it is durable. A line that no stage can take is published as
         it came, and becomes a dead letter with its reason; one too long for the bus goes to the store.
         """
+        lines = _Lines(stream)
+        try:
+            async for batch in self._emit(lines, source, first_line):
+                yield batch
+        finally:
+            lines.end()
+
+    async def _emit(self, lines: _Lines, source: str, first_line: int) -> AsyncIterator[list[Sent]]:
         batch: list[tuple[bus_port.Outgoing, Sent]] = []
-        for number, raw, rest in _lines(stream, first_line):
-            if rest is None and not raw.strip():
-                continue
-            if rest is not None:
-                if batch:
-                    yield await self._send(batch)
-                    batch = []
-                sent = await self._bury_long_line(number, raw, rest)
-                yield [sent]
-                continue
-            batch.append(await self._message(number, raw, source))
-            if len(batch) == BATCH:
+        number = first_line - 1
+        while True:
+            asked = lines.ask(LINE_BYTES_MAX + 1)
+            try:
+                # What a slow pipe has brought does not wait for what it has not.
+                done, _ = await asyncio.wait({asked}, timeout=IDLE_SECONDS)
+            except asyncio.CancelledError:
+                await self._send(batch)
+                raise
+            if batch and not done:
                 yield await self._send(batch)
                 batch = []
-        if batch:
-            yield await self._send(batch)
+            raw = await asked
+            number += 1
+            is_long = len(raw) > LINE_BYTES_MAX and not raw.endswith(b"\n")
+            if raw.strip() and not is_long:
+                batch.append(await self._message(number, raw, source))
+            if batch and (is_long or not raw or len(batch) == BATCH):
+                yield await self._send(batch)
+                batch = []
+            if is_long:
+                yield [await self._bury_long_line(number, raw, lines)]
+            if not raw:
+                return
 
     async def _send(self, batch: Sequence[tuple[bus_port.Outgoing, Sent]]) -> list[Sent]:
         await self._bus.produce([message for message, _ in batch])
@@ -139,14 +159,16 @@ class Producer:
         claim = await put_claim(self._store, checked.project, raw)
         return {**rest, "record_claim": claim.model_dump()}
 
-    async def _bury_long_line(self, number: int, start: bytes, rest: Iterator[bytes]) -> Sent:
+    async def _bury_long_line(self, number: int, start: bytes, lines: _Lines) -> Sent:
         """A line longer than `LINE_BYTES_MAX`: its bytes to the store, and a dead letter that points to them."""
         digest = hashlib.sha256()
 
-        def parts() -> Iterator[bytes]:
-            for part in itertools.chain([start], rest):
+        async def parts() -> AsyncIterator[bytes]:
+            part = start
+            while part:
                 digest.update(part)
                 yield part
+                part = b"" if part.endswith(b"\n") else await lines.ask(READ_BYTES)
 
         stored = await dead.put_parts(self._store, parts())
         problem = errors.EventTooLarge(
@@ -203,19 +225,44 @@ def source_of(project: str) -> str:
     return f"/runlore/{ids.check_name(project, 'project')}"
 
 
-def _lines(stream: BinaryIO, first: int) -> Iterator[tuple[int, bytes, Iterator[bytes] | None]]:
-    """Lines with their numbers. A line above the limit comes as its start and an iterator over its rest."""
-    number = first
-    while raw := stream.readline(LINE_BYTES_MAX + 1):
-        if len(raw) <= LINE_BYTES_MAX or raw.endswith(b"\n"):
-            yield number, raw, None
-        else:
-            yield number, raw, _rest(stream)
-        number += 1
+class _Lines:
+    """A stream's lines, read on a thread of its own: a pipe may stand still, and the loop may not.
+
+    The thread is a daemon, because nothing can wake it from a read: it must not hold the process at its end.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked: queue.SimpleQueue[tuple[int, asyncio.Future[bytes]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(stream,), name="runlore-emit", daemon=True).start()
+
+    def ask(self, bytes_max: int) -> asyncio.Future[bytes]:
+        """The next line, or as much of it; empty at the end."""
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._asked.put((bytes_max, future))
+        return future
+
+    def end(self) -> None:
+        """Let the thread go, once it is not in a read."""
+        self._asked.put(None)
+
+    def _read(self, stream: BinaryIO) -> None:
+        while asked := self._asked.get():
+            bytes_max, future = asked
+            try:
+                raw: bytes | Exception = stream.readline(bytes_max)
+            except (OSError, ValueError) as exc:
+                raw = exc
+            try:
+                self._loop.call_soon_threadsafe(_answer, future, raw)
+            except RuntimeError:  # The loop has ended.
+                return
 
 
-def _rest(stream: BinaryIO) -> Iterator[bytes]:
-    while part := stream.readline(READ_BYTES):
-        yield part
-        if part.endswith(b"\n"):
-            return
+def _answer(future: asyncio.Future[bytes], raw: bytes | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(raw, Exception):
+        future.set_exception(raw)
+    else:
+        future.set_result(raw)

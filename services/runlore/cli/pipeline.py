@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -160,14 +160,25 @@ def emit(
             out.note("reading events from the terminal; end with Ctrl-D")
         settings = ui.settings_of(home)
         try:
-            stream = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115, ASYNC230
+            # Not closed: its reader may be waiting in it, and would not let go.
+            stream = _stdin() if file == "-" else open(file, "rb")  # noqa: SIM115, ASYNC230
         except OSError as exc:
             raise errors.NotFound(f"{file} can not be read: {exc.strerror}") from None
-        with stream:
-            async with wiring.open_home(settings, create=True) as opened:
-                await _emit(out, Producer(opened.store, opened.bus), stream, file)
+        async with wiring.open_home(settings, create=True) as opened:
+            await _emit(out, Producer(opened.store, opened.bus), stream, file)
+        stream.close()
 
     ui.run(work, as_json=as_json)
+
+
+def _stdin() -> BinaryIO:
+    """Standard input as a stream of its own: the interpreter's would be locked at exit by a waiting reader."""
+    import os
+
+    try:
+        return open(os.dup(sys.stdin.fileno()), "rb")
+    except (OSError, ValueError):
+        return sys.stdin.buffer
 
 
 async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:

@@ -8,7 +8,7 @@ letter. A value too large for the topic lies in the store, and the letter points
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from runlore import clock, errors
@@ -67,14 +67,18 @@ async def letter(
     name = letter_id(message.topic, message.partition, message.offset)
     if message.value is None or len(message.value) <= VALUE_BYTES_MAX:
         return compose(name, message, error)
-    stored = await put_parts(store, [message.value])
+    stored = await put_parts(store, _whole(message.value))
     return compose(name, message, error, stored=stored)
 
 
-async def put_parts(store: store_port.ObjectStore, parts: Iterable[bytes]) -> tuple[list[str], int]:
+async def _whole(value: bytes) -> AsyncIterator[bytes]:
+    yield value
+
+
+async def put_parts(store: store_port.ObjectStore, parts: AsyncIterator[bytes]) -> tuple[list[str], int]:
     """Put the bytes of a value that the bus can not take, part by part: (their keys, their size in bytes)."""
     pointers, size = [], 0
-    for part in parts:
+    async for part in parts:
         size += len(part)
         for at in range(0, len(part), PART_BYTES):
             piece = part[at : at + PART_BYTES]

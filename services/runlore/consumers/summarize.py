@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from runlore import errors
 from runlore.commit import heads, keys, rollouts
 from runlore.consumers.runtime import Runtime
 from runlore.events import ids
 from runlore.memory import rules, values
 from runlore.store import port
+
+log = structlog.get_logger("runlore.summarize")
 
 RESTARTS_MAX = 32
 """How often one effect starts again from its head before it gives up for now (the worker then retries it)."""
@@ -91,14 +95,8 @@ async def advance(
     first = records[0].meta
     summary = head.body.get("summary")
     if fresh:
-        digests = [await runtime.offload(digest, record) for record in fresh]
-        summary = (
-            None
-            if rebuild or not _same_rules(summary)
-            else await runtime.offload(rules.extend, summary, digests)
-        )
-        if summary is None:
-            summary = await _rebuild(store, first, runs, digests, runtime)
+        known = None if rebuild or not _same_rules(summary) else summary
+        summary = await _summary(store, known, first, runs, fresh, runtime)
     changes = {
         "project": first["project"],
         "memory": first["memory"],
@@ -174,6 +172,30 @@ def latest(times: Iterable[str]) -> str:
 
 def subject_of(data_subject: str | None) -> str | None:
     return ids.subject_alias(data_subject.strip()) if data_subject and data_subject.strip() else None
+
+
+async def _summary(
+    store: port.ObjectStore,
+    known: Mapping[str, Any] | None,
+    first: Mapping[str, Any],
+    runs: Mapping[str, Any],
+    fresh: Sequence[rollouts.Record],
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """The summary with `fresh` taken in: onto the `known` one, or from every record.
+
+    A bug in the rules must not stop a partition: the rollout then has a summary that says so, the engine holds
+    it for review, and the next run (or a release, once mended) builds it anew.
+    """
+    try:
+        digests = [await runtime.offload(digest, record) for record in fresh]
+        summary = await runtime.offload(rules.extend, known, digests) if known is not None else None
+        return summary if summary is not None else await _rebuild(store, first, runs, digests, runtime)
+    except errors.RunloreError:
+        raise
+    except Exception:
+        log.exception("the rules failed on a rollout", rollout=first["rollout"])
+        return {"engine": {"name": "none", "version": 0}, "subject": first.get("subject_alias")}
 
 
 async def _rebuild(
