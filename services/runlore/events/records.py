@@ -21,6 +21,7 @@ DEPTH_MAX = 100
 """Deepest nesting of lists and objects in an event or a record: what parses might not encode again."""
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+_decode = json.JSONDecoder(strict=False).decode
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -90,7 +91,7 @@ def map_strings(line: str, change: Callable[[str], str]) -> str:
     def one(match: re.Match[str]) -> str:
         literal = match.group()
         try:
-            text = json.loads(literal, strict=False)
+            text = _decode(literal) if "\\" in literal else literal[1:-1]
         except ValueError:
             return literal
         changed = change(text)

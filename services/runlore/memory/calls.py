@@ -18,6 +18,9 @@ from typing import Any
 from runlore.memory import transcript
 
 HEAD_CHARS_MAX = 80
+SCALAR_CHARS_MAX = 400
+_SCALAR = re.compile(r"-?[\d.,]+%?|\"[^\"]{0,40}\"|true|false|null|True|False|None")
+_VALUE = re.compile(r"[\d/\\]")
 LEAVES_MAX = 400
 """Leaves of one call's arguments that are compared."""
 CONTAINER_CHARS_MAX = 200_000
@@ -48,6 +51,10 @@ class Call:
     output: transcript.Output | None
     container: Any
     """The answer as JSON (an object or a list), or None where it is neither."""
+    shape: str
+    """The kind of the answer: `none`, `empty`, `object`, `list`, `scalar`, `text`."""
+    template: str
+    """A finer shape: an object's keys, or how a text's first line is built once its values are taken out."""
 
     @property
     def text(self) -> str:
@@ -93,6 +100,8 @@ def _call(number: int, item: transcript.Item, is_shell: bool) -> Call:
     else:
         head = item.tool
         pairs = [(path, _as_text(value)) for path, value in transcript.leaves(item.args)][:LEAVES_MAX]
+    container = _container(item.output.text) if item.output else None
+    kind = _shape(item.output, container)
     return Call(
         number=number,
         index=item.index,
@@ -102,7 +111,9 @@ def _call(number: int, item: transcript.Item, is_shell: bool) -> Call:
         command=command,
         leaves=tuple(pairs),
         output=item.output,
-        container=_container(item.output.text) if item.output else None,
+        container=container,
+        shape=kind,
+        template=_template(kind, item.output, container),
     )
 
 
@@ -163,30 +174,24 @@ def _python_literal(body: str) -> Any:
         return None
 
 
-def shape(call: Call) -> str:
-    """The kind of the answer: `none`, `empty`, `object`, `list`, `scalar`, `text`."""
-    if call.output is None:
+def _shape(output: transcript.Output | None, container: Any) -> str:
+    if output is None:
         return "none"
-    if call.container is not None:
-        return "object" if isinstance(call.container, dict) else "list"
-    body = call.text.strip()
+    if container is not None:
+        return "object" if isinstance(container, dict) else "list"
+    body = output.text.strip()
     if not body:
         return "empty"
-    if re.fullmatch(r"-?[\d.,]+%?|\"[^\"]{0,40}\"|true|false|null|True|False|None", body):
-        return "scalar"
-    return "text"
+    return "scalar" if len(body) <= SCALAR_CHARS_MAX and _SCALAR.fullmatch(body) else "text"
 
 
-def template(call: Call) -> str:
-    """A finer shape: an object's keys, or how a text's first line is built once its values are taken out."""
-    kind = shape(call)
+def _template(kind: str, output: transcript.Output | None, container: Any) -> str:
     if kind == "object":
-        return "object:" + ",".join(sorted(map(str, call.container))[:16])
-    if kind != "text":
+        return "object:" + ",".join(sorted(map(str, container))[:16])
+    if kind != "text" or output is None:
         return kind
-    first = next((line for line in call.text.splitlines() if line.strip()), "")[:200]
-    words = [word for word in re.split(r"\s+", first) if word and not re.search(r"[\d/\\]", word)]
-    return "text:" + " ".join(words[:6])
+    first = output.text.lstrip()[:200].splitlines()[0]
+    return "text:" + " ".join([word for word in first.split() if not _VALUE.search(word)][:6])
 
 
 def is_same(a: Call, b: Call) -> bool:

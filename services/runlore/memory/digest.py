@@ -171,7 +171,7 @@ def _failures(
             "message": one.message,
             "reason": one.reason,
             "sure": one.is_sure,
-            "shape": calls.fingerprint(calls.template(one.call))[:6],
+            "shape": calls.fingerprint(one.call.template)[:6],
             "item": one.call.index,
         }
         if one.call.command:
@@ -215,7 +215,7 @@ def _fix(fix: dict[str, Any], made: list[calls.Call]) -> dict[str, Any]:
     working = next((call for call in made if call.index == fix["item"]), None)
     out = {name: value for name, value in fix.items() if name != "after"}
     if working is not None:
-        out["shape"] = calls.fingerprint(calls.template(working))[:6]
+        out["shape"] = calls.fingerprint(working.template)[:6]
     if "after" in fix:
         out["after"] = [describe(call) for call in fix["after"][-STEPS_MAX:]]
     return out
@@ -424,10 +424,10 @@ def _tools(made: list[calls.Call]) -> list[dict[str, Any]]:
         for place, call in enumerate(same):
             following = same[place + 1] if place + 1 < len(same) else None
             retried = following is not None and calls.is_variant(call, following)
-            tally = shapes.setdefault(calls.fingerprint(calls.template(call))[:6], [0, 0])
+            tally = shapes.setdefault(calls.fingerprint(call.template)[:6], [0, 0])
             tally[0] += 1
             tally[1] += retried
-        kinds = sum(calls.shape(call) in ("object", "list") for call in same)
+        kinds = sum(call.shape in ("object", "list") for call in same)
         ranked = sorted(shapes.items(), key=lambda pair: (-pair[1][0], pair[0]))[:TEMPLATES_MAX]
         out.append({"head": head, "calls": len(same), "data": kinds, "shapes": dict(sorted(ranked))})
     return out

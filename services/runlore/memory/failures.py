@@ -123,13 +123,13 @@ def _is_error_object(answer: dict[Any, Any]) -> bool:
 def _by_behaviour(same: list[calls.Call], known: dict[int, str]) -> dict[int, str]:
     """Reasons for the calls of one head that its own other answers tell."""
     open_calls = [call for call in same if call.number not in known and _is_judged(call)]
-    kinds = Counter(calls.shape(call) for call in open_calls)
+    kinds = Counter(call.shape for call in open_calls)
     structured = kinds["object"] + kinds["list"]
     out: dict[int, str] = {}
     for call in open_calls:
-        if calls.shape(call) == "text":
+        if call.shape == "text":
             out |= _refusal(call, open_calls, structured)
-        elif calls.shape(call) == "object":
+        elif call.shape == "object":
             out |= _odd_object(call, open_calls)
     return out
 
@@ -145,7 +145,7 @@ def _refusal(call: calls.Call, same: list[calls.Call], structured: int) -> dict[
         # This tool answers data, and here it answered a short sentence.
         return {call.number: "shape"}
     answer = _answer_to(call, same)
-    is_other = answer is not None and calls.template(answer) != calls.template(call)
+    is_other = answer is not None and answer.template != call.template
     if is_other and _is_usual(answer, same) and _is_always_retried(call, same):
         return {} if _is_always_retried(answer, same) else {call.number: "retried"}
     # Nothing in this run tells. Kept as a question for the other runs, if it looks like a sentence.
@@ -189,15 +189,15 @@ def _answer_to(call: calls.Call, same: list[calls.Call]) -> calls.Call | None:
 
 def _is_usual(answer: calls.Call, same: list[calls.Call]) -> bool:
     """Whether this tool gave such an answer at least twice, or one clearly richer than the refused one."""
-    kind = calls.template(answer)
-    return sum(calls.template(call) == kind for call in same) >= 2
+    kind = answer.template
+    return sum(call.template == kind for call in same) >= 2
 
 
 def _is_always_retried(call: calls.Call, same: list[calls.Call]) -> bool:
     """Whether the agent tried again after every answer of this shape: its own way to say that it failed."""
-    kind = calls.template(call)
+    kind = call.template
     for place, one in enumerate(same):
-        if calls.template(one) == kind:
+        if one.template == kind:
             following = same[place + 1] if place + 1 < len(same) else None
             if following is None or following.number - one.number > RETRY_CALLS_MAX:
                 return False
@@ -222,8 +222,8 @@ def _with_fixes(context: fixes.Context, found: list[Failure], reasons: dict[int,
             out.append(replace(failure, is_flaky=True))
         else:
             # An unsure failure may be cured by an answer that is as unsure, if it is another sentence.
-            kind = calls.template(failure.call)
-            others = {call.number for call in same if call.number in unsure and calls.template(call) != kind}
+            kind = failure.call.template
+            others = {call.number for call in same if call.number in unsure and call.template != kind}
             ruled_out = failed if failure.is_sure else failed - others
             out.append(replace(failure, fix=_fix(context, failure, found, same, ruled_out)))
     flaky = {(one.call.head, one.signature.key) for one in out if one.is_flaky}
