@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import typer
@@ -21,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -47,6 +48,20 @@ def _root(
 pipeline.register(app)
 inspect.register(app)
 operate.register(app)
+
+
+def _shorten(group: typer.Typer) -> None:
+    """What a list says of each command: its first words, whole, where typer would cut the line anywhere."""
+    for one in group.registered_commands:
+        first = (one.callback.__doc__ or "").strip().splitlines()[0]
+        one.short_help = re.split(r"[:;,.(]", first, maxsplit=1)[0].strip()
+    for below in group.registered_groups:
+        if below.typer_instance is not None:
+            below.short_help = str(below.typer_instance.info.help).partition(":")[0]
+            _shorten(below.typer_instance)
+
+
+_shorten(app)
 
 
 def command() -> typer.core.TyperGroup:
