@@ -53,11 +53,41 @@ class InvalidInput(RunloreError):
     exit_code = 2
 
 
+class HostileArchive(InvalidInput):
+    """The archive holds what no honest workspace holds."""
+
+    kind = "hostile_archive"
+
+
+class BadArchive(InvalidInput):
+    """The archive is damaged, cut off, or no tar."""
+
+    kind = "bad_archive"
+
+
+class ArchiveLimit(InvalidInput):
+    """The archive is beyond a limit."""
+
+    kind = "archive_limit"
+
+
 class NotFound(RunloreError):
     """There is no such thing."""
 
     kind = "not_found"
     exit_code = 3
+
+
+class SnapshotNotFound(NotFound):
+    """There is no such snapshot in this project."""
+
+    kind = "snapshot_not_found"
+
+
+class PathNotFound(NotFound):
+    """There is no such path in the snapshot."""
+
+    kind = "path_not_found"
 
 
 class Refused(RunloreError):
@@ -83,6 +113,18 @@ class UnsafeTarget(Refused):
     """The target would make Runlore write outside of it."""
 
     kind = "unsafe_target"
+
+
+class NativeSnapshot(Refused):
+    """The snapshot is a provider's own reference: only that provider's sandbox can restore it."""
+
+    kind = "native_snapshot"
+
+
+class RestoreFailed(Refused):
+    """The snapshot could not be written here; the target is as it was."""
+
+    kind = "restore_failed"
 
 
 class SeedExpired(Refused):

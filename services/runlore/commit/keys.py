@@ -11,6 +11,7 @@ import hashlib
 
 ROLLOUTS, RECORDS, MARKS, MEMORIES = "rollouts", "records", "marks", "memories"
 MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
+SNAPSHOTS, BLOBS = "snapshots", "blobs"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 
@@ -64,6 +65,17 @@ def manifests(project: str, memory: str, revision: int | None = None) -> str:
 
 def pack(project: str, sha256: str) -> str:
     return f"{project}/{PACKS}/{sha256[:2]}/{sha256}"
+
+
+def snapshot_pack(project: str, pack: str) -> str:
+    """Where a pack of a snapshot lies: `<pack>` holds data alone, `<snapshot>/<pack>` its snapshot's root too."""
+    kind = SNAPSHOTS if "/" in pack else BLOBS
+    return f"{project}/{kind}/{pack[:2]}/{pack}"
+
+
+def snapshot_roots(project: str, snapshot: str) -> str:
+    """The prefix of the root packs of one snapshot: usually one, more where writers with other bases met."""
+    return f"{project}/{SNAPSHOTS}/{snapshot[:2]}/{snapshot}/"
 
 
 def claim(project: str, sha256: str) -> str:

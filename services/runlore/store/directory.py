@@ -95,6 +95,12 @@ class DirectoryStore:
                 found += stored
         return found
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        return await self._run(self._part, check_key(key), offset, length)
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        return await self._run(self._part, check_key(key), None, length)
+
     async def put(self, key: str, body: bytes) -> str:
         return await self._run(self._put, check_key(key), body)
 
@@ -144,6 +150,19 @@ class DirectoryStore:
         try:
             with open(self._path(key), "rb", buffering=0) as file:
                 return file.readall()
+        except OSError as exc:
+            if exc.errno in _MISSING:
+                return None
+            raise
+
+    def _part(self, key: str, offset: int | None, length: int) -> bytes | None:
+        """`length` bytes from `offset` on, or (None) the last `length` ones."""
+        try:
+            with open(self._path(key), "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                start = max(0, size - length) if offset is None else offset
+                length = min(length, size - start)  # A forged length must not allocate memory.
+                return os.pread(file.fileno(), length, start) if length > 0 else b""
         except OSError as exc:
             if exc.errno in _MISSING:
                 return None

@@ -86,6 +86,14 @@ class ObjectStore(Protocol):
         """`get` for each key, in order; an adapter may run them at the same time."""
         ...
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        """`length` bytes of the object at `key` from `offset` on, fewer where it ends before; None if missing."""
+        ...
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        """The last `length` bytes of the object at `key`, all of a shorter one; None if missing."""
+        ...
+
     async def put(self, key: str, body: bytes) -> str:
         """Write `key` whatever was there; its etag. For content-named objects, where it is idempotent."""
         ...

@@ -29,6 +29,14 @@ class MemoryStore:
     async def get_many(self, keys: Sequence[str]) -> list[Stored | None]:
         return [await self.get(key) for key in keys]
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        stored = await self.get(key)
+        return stored.body[offset : offset + length] if stored else None
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        stored = await self.get(key)
+        return stored.body[max(0, len(stored.body) - length) :] if stored else None
+
     async def put(self, key: str, body: bytes) -> str:
         with self._lock:
             return self._write(key, body)

@@ -406,6 +406,12 @@ class SimStore:
     async def get_many(self, keys: Sequence[str]) -> list[Stored | None]:
         return [await self.get(key) for key in keys]
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        return await self._call("get", key, lambda: self._inner.get_range(key, offset, length))
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        return await self._call("get", key, lambda: self._inner.get_tail(key, length))
+
     async def put(self, key: str, body: bytes) -> str:
         return await self._call("put", key, lambda: self._inner.put(key, body))
 
