@@ -216,6 +216,42 @@ class RunConflict(Poison):
     kind = "run_conflict"
 
 
+class ArchiveRefused(Poison):
+    """The workspace's archive can not become a snapshot."""
+
+    kind = "archive_refused"
+
+
+class FolderRefused(Poison):
+    """The workspace's folder is not below one that this stage may read."""
+
+    kind = "folder_refused"
+
+
+class SnapshotMissing(Poison):
+    """The snapshot that the event names is not in its project, or not whole."""
+
+    kind = "snapshot_missing"
+
+
+class SnapshotExpired(Poison):
+    """The snapshot that the event names was saved so long ago that parts of it may be gone."""
+
+    kind = "snapshot_expired"
+
+
+class SnapshotConflict(Poison):
+    """The same run and attempt left another snapshot before."""
+
+    kind = "snapshot_conflict"
+
+
+class BranchesFull(Poison):
+    """The rollout has as many branches as it may; merge or delete some, then redrive."""
+
+    kind = "branches_full"
+
+
 # --- the store ----------------------------------------------------------------------------------------
 
 
@@ -261,6 +297,12 @@ class HeadMoved(Retryable):
     """The head moved while its next version was made; start again from the head."""
 
     kind = "head_moved"
+
+
+class CommitTooLate(Retryable):
+    """The write began so long ago that what it refers to may be gone; start again from the head."""
+
+    kind = "commit_too_late"
 
 
 class Blocked(RunloreError):

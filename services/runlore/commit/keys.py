@@ -12,6 +12,7 @@ import hashlib
 ROLLOUTS, RECORDS, MARKS, MEMORIES = "rollouts", "records", "marks", "memories"
 MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
+WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 
@@ -76,6 +77,20 @@ def snapshot_pack(project: str, pack: str) -> str:
 def snapshot_roots(project: str, snapshot: str) -> str:
     """The prefix of the root packs of one snapshot: usually one, more where writers with other bases met."""
     return f"{project}/{SNAPSHOTS}/{snapshot[:2]}/{snapshot}/"
+
+
+def snapshot_head(project: str, rollout: str, agent: str) -> str:
+    """The head of a workspace's line. Apart from the packs, so that a LIST of heads costs what heads there are."""
+    return f"{project}/{WORKSPACES}/{spread(rollout)}/{rollout}/{agent}.json"
+
+
+def outcomes(project: str, rollout: str, agent: str) -> str:
+    """The prefix of what became of a line's runs that its head does not name any more."""
+    return f"{project}/{OUTCOMES}/{spread(rollout)}/{rollout}/{agent}/"
+
+
+def outcome(project: str, rollout: str, agent: str, run: str, attempt: int) -> str:
+    return f"{outcomes(project, rollout, agent)}{run}.{attempt:06d}"
 
 
 def claim(project: str, sha256: str) -> str:
