@@ -81,7 +81,12 @@ def snapshot_roots(project: str, snapshot: str) -> str:
 
 def snapshot_head(project: str, rollout: str, agent: str) -> str:
     """The head of a workspace's line. Apart from the packs, so that a LIST of heads costs what heads there are."""
-    return f"{project}/{WORKSPACES}/{spread(rollout)}/{rollout}/{agent}.json"
+    return f"{snapshot_heads(project, rollout)}{agent}.json"
+
+
+def snapshot_heads(project: str, rollout: str) -> str:
+    """The prefix of the heads of a rollout's lines."""
+    return f"{project}/{WORKSPACES}/{spread(rollout)}/{rollout}/"
 
 
 def outcomes(project: str, rollout: str, agent: str) -> str:

@@ -77,7 +77,9 @@ class Batch:
 class Builder:
     """Collects the new blobs of one snapshot. `bases` are what it may refer to."""
 
-    def __init__(self, sink: Sink, *, bases: Sequence[reading.Opened] = (), level: int = packs.LEVEL_BULK) -> None:
+    def __init__(
+        self, sink: Sink, *, bases: Sequence[reading.Opened] = (), level: int = packs.LEVEL_BULK
+    ) -> None:
         self.level = level
         self.bases = list(bases)
         self._sink = sink

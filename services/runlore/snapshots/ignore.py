@@ -51,9 +51,13 @@ class Rules:
     def below(self, path: bytes, raw: bytes) -> Rules:
         """These rules and those of the ignore file `raw` in the directory `path`."""
         if len(raw) > IGNORE_BYTES_MAX:
-            raise errors.InvalidInput(f"{names.to_text(path)}/.runloreignore is longer than {IGNORE_BYTES_MAX} bytes")
+            raise errors.InvalidInput(
+                f"{names.to_text(path)}/.runloreignore is longer than {IGNORE_BYTES_MAX} bytes"
+            )
         text = names.to_text(path)
-        level = Level(f"{text}/" if text else "", spec(raw.decode("utf-8", "replace").splitlines()), ".runloreignore")
+        level = Level(
+            f"{text}/" if text else "", spec(raw.decode("utf-8", "replace").splitlines()), ".runloreignore"
+        )
         return Rules((*self.levels, level), self.paths, self.mounts, self.size_bytes_max)
 
     @property
@@ -93,6 +97,8 @@ def mounts_below(root: bytes) -> set[bytes]:
             points = [line.split(b" ")[4] for line in file]
     except (OSError, IndexError):
         return set()
-    unescaped = (point.decode("unicode_escape").encode("latin-1") if b"\\" in point else point for point in points)
-    prefix = root.rstrip(b"/") + b"/"
+    unescaped = (
+        point.decode("unicode_escape").encode("latin-1") if b"\\" in point else point for point in points
+    )
+    prefix = os.path.realpath(root).rstrip(b"/") + b"/"
     return {point[len(prefix) :] for point in unescaped if point.startswith(prefix)}

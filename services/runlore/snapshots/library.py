@@ -8,18 +8,20 @@ a dead writer left is garbage that nothing names. Moving a head is the caller's 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from runlore import clock, errors
 from runlore.commit import keys
 from runlore.snapshots import (
     building,
+    comparing,
     ignore,
     names,
     packs,
@@ -28,6 +30,8 @@ from runlore.snapshots import (
     saving,
     scan,
     statcache,
+    tarin,
+    tarout,
     trees,
 )
 from runlore.store import port
@@ -108,8 +112,8 @@ class Snapshots:
         opened = await self._bases([base, *bases])
         root = _open_root(path)
         try:
-            where = os.fsencode(os.path.abspath(path))
-            rules = ignore.rules(exclude, without, ignore.mounts_below(os.path.realpath(where)), size_bytes_max)
+            where = _absolute(path)
+            rules = ignore.rules(exclude, without, ignore.mounts_below(where), size_bytes_max)
             cache_path = self._cache_path(where)
             uploads = Uploads(self.store, self.project)
             builder = building.Builder(uploads.sink, bases=opened)
@@ -121,7 +125,7 @@ class Snapshots:
         finally:
             os.close(root)
         saved = await self._commit(builder, uploads, tree)
-        if cache_path is not None and tree.cache_changed:
+        if cache_path is not None and tree.cache is not None and tree.cache_changed:
             await asyncio.to_thread(statcache.save, cache_path, tree.cache)
         return saved
 
@@ -188,18 +192,82 @@ class Snapshots:
         """
         opened = await self.open(snapshot)
         made = await restoring.plan(opened, links=links)
-        cache_path = self._cache_path(os.fsencode(os.path.abspath(into)))
+        cache_path = self._cache_path(_absolute(into))
         fetch = restoring.bridge(opened, asyncio.get_running_loop())
         work = _Restore(opened, made, into, fetch, cache_path, replace, progress)
         stats = await asyncio.to_thread(work.run)
         skipped = tuple((names.to_text(path), why) for path, why in made.skipped)
         return Restored(opened.ref, os.fspath(into), stats, await opened.report(), skipped)
 
+    # --- archives -------------------------------------------------------------------------------------------
+
+    async def ingest(
+        self,
+        archive: IO[bytes],
+        *,
+        base: names.Ref | str | None = None,
+        bases: Sequence[names.Ref | str] = (),
+        limits: tarin.Limits | None = None,
+        progress: Progress | None = None,
+    ) -> Saved:
+        """Save what a tar holds (plain or gzipped), or keep a provider's own reference as it is.
+
+        `archive` is read once, in a thread, and never held. Raises `errors.HostileArchive`, `BadArchive`,
+        `ArchiveLimit`; then nothing names what was sent so far.
+        """
+        uploads = Uploads(self.store, self.project)
+        builder = building.Builder(uploads.sink, bases=await self._bases([base, *bases]))
+        work = tarin.Ingest(builder, limits or tarin.Limits(), progress)
+        try:
+            record, needed = await asyncio.to_thread(work.run, archive)
+        finally:
+            await uploads.drain()
+        tree = saving.Tree(record, needed, work.report, None, False, record.files, record.bytes)
+        return await self._commit(builder, uploads, tree)
+
+    async def export(self, snapshot: names.Ref | str) -> io.RawIOBase:
+        """The snapshot as an uncompressed tar: seekable, made as it is read, always the same bytes for one id.
+
+        It restores in the real SDK: what that refuses is left out, and told in `left_out`. Close it.
+        """
+        return await tarout.export(await self.open(snapshot))
+
+    # --- looking --------------------------------------------------------------------------------------------
+
+    async def diff(self, old: names.Ref | str, new: names.Ref | str) -> list[comparing.Change]:
+        """Every path that differs between two snapshots."""
+        one, two = await self.open(old), await self.open(new)
+        return [change async for change in comparing.diff(one, two)]
+
+    async def verify(
+        self, snapshot: names.Ref | str, *, progress: Progress | None = None
+    ) -> comparing.Verified:
+        """Read everything that the snapshot names and hold it against its ids."""
+        return await comparing.verify(await self.open(snapshot), progress=progress)
+
+    async def stats(self, snapshot: names.Ref | str) -> dict[str, int]:
+        """How large a snapshot is: its files, and the packs that it names with what of them it uses."""
+        opened = await self.open(snapshot)
+        stored = {frame: opened.index.frame_stored[frame] for frame in range(len(opened.index.frame_pack))}
+        return _stats(opened.record) | {
+            "packs": len(opened.packs()),
+            "indexes": len(opened.tables),
+            "blobs": len(opened.index),
+            "stored_bytes": sum(stored.values()),
+            "raw_bytes": sum(opened.index.frame_raw),
+        }
+
 
 def _saved(
     ref: names.Ref, record: trees.Record, report: trees.Report, uploads: Uploads, stats: dict[str, int]
 ) -> Saved:
-    return Saved(ref, record.tree.hex(), record.content.hex(), uploads.packs, uploads.bytes, report.as_dict(), stats)
+    return Saved(
+        ref, record.tree.hex(), record.content.hex(), uploads.packs, uploads.bytes, report.as_dict(), stats
+    )
+
+
+def _absolute(path: str | os.PathLike[str]) -> bytes:
+    return os.fsencode(os.path.abspath(path))
 
 
 def _stats(record: trees.Record) -> dict[str, int]:

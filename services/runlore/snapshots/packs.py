@@ -98,7 +98,12 @@ class Table:
             {"packs": self.packs, "frames": [number for frame in self.frames for number in frame]}
         )
         count = len(self.ids)
-        body = [struct.pack(">II", len(header), count), header, *self.ids, struct.pack(f">{count}I", *self.lengths)]
+        body = [
+            struct.pack(">II", len(header), count),
+            header,
+            *self.ids,
+            struct.pack(f">{count}I", *self.lengths),
+        ]
         return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(b"".join(body))
 
 

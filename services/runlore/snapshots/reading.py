@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ RANGE_BYTES_MAX = 4 * 1024 * 1024
 """One ranged read, in bytes."""
 FRAMES_KEPT_BYTES = 32 * 1024 * 1024
 """Inflated frames that a reader keeps."""
+FRAMES_AHEAD = 8
+"""Frames that one read of a sequence fetches."""
 REQUESTS_MAX = 8
 """Ranged reads at the same time."""
 
@@ -66,7 +68,9 @@ def decode_root(raw: bytes) -> Root:
     body = packs.loads(raw)
     try:
         if body["format"] != ROOT_FORMAT:
-            raise errors.Fatal(f"a root has the format {body['format']!r}; this Runlore reads {ROOT_FORMAT!r}")
+            raise errors.Fatal(
+                f"a root has the format {body['format']!r}; this Runlore reads {ROOT_FORMAT!r}"
+            )
         refs = tuple(IndexRef(names.check_pack(p), int(at), int(size)) for p, at, size in body["indexes"])
         if len(refs) > INDEXES_MAX or any(ref.at < 0 or ref.bytes < 0 for ref in refs):
             raise errors.Corrupt("a root names indexes that can not be")
@@ -103,7 +107,9 @@ class Opened:
     def packs(self) -> set[str]:
         """The key of every pack that this snapshot names: what a sweep must keep for it."""
         found = {name for loaded in self.tables for name in loaded.table.packs if name != packs.SELF}
-        return {self.key(name) for name in found | {self.ref.pack} | {loaded.ref.pack for loaded in self.tables}}
+        return {
+            self.key(name) for name in found | {self.ref.pack} | {loaded.ref.pack for loaded in self.tables}
+        }
 
     # --- blobs ------------------------------------------------------------------------------------------
 
@@ -129,6 +135,14 @@ class Opened:
             found.update((blob, cut(self.index, blob, content)) for blob in by_frame[frame])
             self._keep(frame, content)
         return found
+
+    async def blob_ahead(self, blob: bytes) -> bytes:
+        """One blob, verified, of a sequence of reads: the frames behind its own are fetched with it."""
+        frame = self.index.locate(blob)[0]
+        if frame not in self._kept:
+            async for found, content in self.frames(_following(self.index, frame)):
+                self._keep(found, content)
+        return cut(self.index, blob, self._kept[frame])
 
     def _keep(self, frame: int, content: bytes) -> None:
         self._kept[frame] = content
@@ -176,7 +190,7 @@ class Opened:
         for _ in range(trees.DEPTH_MAX):
             raws = await self.blobs({below for _, below in level})
             # Many directories may be one tree (an empty one, say): it is decoded once.
-            decoded = {below: trees.decode(raw) for below, raw in raws.items()}
+            decoded = await off_loop(_decode_all, raws)
             following = []
             for path, below in level:
                 found = decoded[below]
@@ -208,7 +222,9 @@ class Opened:
             return trees.Report().as_dict()
         return trees.decode_report(await self.blob(self.record.report))
 
-    async def content(self, file: trees.File, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+    async def content(
+        self, file: trees.File, *, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]:
         """The bytes of a file from `offset` on, a few chunks at a time; holes as zeros."""
         end = file.size if length is None else min(file.size, offset + length)
         for start, chunk, size in spans(file, self.index):
@@ -217,8 +233,12 @@ class Opened:
                     for zeros in _zeros(min(end, start + size) - max(offset, start)):
                         yield zeros
                 continue
-            body = await self.blob(chunk)
+            body = await self.blob_ahead(chunk)
             yield body[max(0, offset - start) : end - start]
+
+
+def _decode_all(raws: Mapping[bytes, bytes]) -> dict[bytes, trees.Tree]:
+    return {tree: trees.decode(raw) for tree, raw in raws.items()}
 
 
 def _zeros(count: int) -> Iterable[bytes]:
@@ -239,7 +259,9 @@ def spans(file: trees.File, index: packs.Index) -> Iterable[tuple[int, bytes | N
             blob = next(chunk, None)
             size = index.length(blob) if blob is not None else 0
             if blob is None or size == 0 or at + size > end:
-                raise errors.Corrupt(f"the chunks of {names.to_text(file.name)!r} are not as long as the file")
+                raise errors.Corrupt(
+                    f"the chunks of {names.to_text(file.name)!r} are not as long as the file"
+                )
             yield at, blob, size
             at += size
     if next(chunk, None) is not None:
@@ -306,6 +328,12 @@ def plan(index: packs.Index, wanted: Iterable[int]) -> list[Range]:
     return ranges
 
 
+def _following(index: packs.Index, frame: int) -> list[int]:
+    """`frame` and those behind it in its pack."""
+    pack, last = index.frame_pack[frame], min(frame + FRAMES_AHEAD, len(index.frame_pack))
+    return [one for one in range(frame, last) if index.frame_pack[one] == pack]
+
+
 # --- opening ----------------------------------------------------------------------------------------------
 
 
@@ -338,7 +366,8 @@ async def open_snapshot(store: port.ObjectStore, project: str, snapshot: names.R
     if failure is not None:
         raise failure
     raise errors.SnapshotNotFound(
-        f"there is no snapshot {snapshot[:12]} in project {project}", hint="`runlore snapshot ls` shows what there is"
+        f"there is no snapshot {snapshot[:12]} in project {project}",
+        hint="`runlore snapshot ls` shows what there is",
     )
 
 
@@ -347,7 +376,8 @@ async def open_exact(store: port.ObjectStore, project: str, ref: names.Ref) -> O
     opened = await _open_root(store, project, ref)
     if opened is None:
         raise errors.SnapshotNotFound(
-            f"snapshot {ref.id[:12]} has no root pack {ref.root[:12]}", hint="read the head again: it has moved"
+            f"snapshot {ref.id[:12]} has no root pack {ref.root[:12]}",
+            hint="read the head again: it has moved",
         )
     return opened
 
@@ -381,6 +411,15 @@ async def _open_root(store: port.ObjectStore, project: str, ref: names.Ref) -> O
 async def _indexes(opened: Opened) -> list[bytes]:
     ranges = [Range(ref.pack, ref.at, ref.bytes, ()) for ref in opened.root.indexes]
     return await together([opened.fetch(one) for one in ranges])
+
+
+async def off_loop(work: Callable[..., T], *args: Any) -> T:
+    """`work` in a thread, or here where a simulation drives us and no loop could be held up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
 
 
 async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

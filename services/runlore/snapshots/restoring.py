@@ -17,7 +17,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -526,12 +526,11 @@ def translated(exc: OSError) -> errors.RunloreError:
         errno.EROFS: "restore to a file system that can be written",
         errno.ENAMETOOLONG: "this file system does not take names as long as the snapshot's",
     }
-    return errors.RestoreFailed(f"the snapshot can not be written here: {what}", hint=hints.get(exc.errno or 0))
+    return errors.RestoreFailed(
+        f"the snapshot can not be written here: {what}", hint=hints.get(exc.errno or 0)
+    )
 
 
 def bridge(opened: reading.Opened, loop: asyncio.AbstractEventLoop) -> Fetch:
     """Ranged reads for threads, made on the loop that owns the store."""
     return lambda one: asyncio.run_coroutine_threadsafe(opened.fetch(one), loop)
-
-
-__all__ = ["Awaitable", "Iterable", "Place", "Plan", "Reuse", "Writer", "bridge", "plan", "translated"]

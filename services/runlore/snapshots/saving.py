@@ -38,7 +38,7 @@ class Tree:
     record: trees.Record
     needed: set[bytes]
     report: trees.Report
-    cache: statcache.StatCache
+    cache: statcache.StatCache | None
     cache_changed: bool
     files_read: int
     bytes_read: int
@@ -74,7 +74,11 @@ def _doubt(found: scan.Scan, builder: building.Builder) -> None:
     if not absent:
         return
     for folder in found.folders:
-        lost = [name for name, row in folder.rows.items() if stat.S_ISREG(row[4]) and not absent.isdisjoint(row[5])]
+        lost = [
+            name
+            for name, row in folder.rows.items()
+            if stat.S_ISREG(row[4]) and not absent.isdisjoint(row[5])
+        ]
         for name in lost:
             found.wanted.append(scan.Wanted(folder, name, folder.rows.pop(name)[statcache.SIZE]))
             folder.same = False

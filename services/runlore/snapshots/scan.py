@@ -112,7 +112,9 @@ def scan(
             raise errors.InvalidInput(f"the tree is deeper than {trees.DEPTH_MAX} directories")
         stack.extend((below, own, depth + 1) for below in folder.folders.values())
         if found.entries > ENTRIES_MAX:
-            raise errors.InvalidInput(f"the tree has more than {ENTRIES_MAX} entries", hint="exclude some of it")
+            raise errors.InvalidInput(
+                f"the tree has more than {ENTRIES_MAX} entries", hint="exclude some of it"
+            )
     return found
 
 
@@ -162,7 +164,9 @@ def _look(
                 found.report.count(why)
                 continue
             if is_dir:
-                folder.folders[name] = Folder(join(path, name), status.st_ino, device, mode, status.st_mtime_ns)
+                folder.folders[name] = Folder(
+                    join(path, name), status.st_ino, device, mode, status.st_mtime_ns
+                )
                 continue
             if status.st_nlink > 1 and stat.S_ISREG(mode):
                 found.linked.setdefault(status.st_ino, []).append(join(path, name))

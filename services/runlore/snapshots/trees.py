@@ -178,7 +178,10 @@ def _check(tree: Tree, count: int) -> None:
     for folder in tree.dirs.values():
         if not (0 <= folder.mode <= MODE_MASK and type(folder.mtime_ns) is int and len(folder.tree) == 32):
             raise errors.Corrupt("a tree holds a directory that can not be")
-    if not all(type(link.mtime_ns) is int and link.target and b"\0" not in link.target for link in tree.links.values()):
+    if not all(
+        type(link.mtime_ns) is int and link.target and b"\0" not in link.target
+        for link in tree.links.values()
+    ):
         raise errors.Corrupt("a tree holds a link without a target")
 
 
@@ -195,7 +198,9 @@ def _check_extents(extents: tuple[int, ...], size: int) -> None:
 def _read_extra(extra: list[Any]) -> tuple[tuple[int, ...] | None, dict[str, bytes] | None]:
     (fields,) = extra
     xattrs = fields.get("xattrs")
-    decoded = {name: base64.b64decode(value, validate=True) for name, value in xattrs.items()} if xattrs else None
+    decoded = (
+        {name: base64.b64decode(value, validate=True) for name, value in xattrs.items()} if xattrs else None
+    )
     return (tuple(fields["data"]) if "data" in fields else None), decoded
 
 
@@ -255,7 +260,9 @@ def decode_record(raw: bytes, snapshot: str) -> Record:
         if body["kind"] == NATIVE:
             listed = tuple(bytes.fromhex(chunk) for chunk in body["chunks"])
             content = bytes.fromhex(body["content"])
-            return Record(NATIVE, content=content, bytes=body["bytes"], provider=body["provider"], chunks=listed)
+            return Record(
+                NATIVE, content=content, bytes=body["bytes"], provider=body["provider"], chunks=listed
+            )
         return Record(
             TREE, bytes.fromhex(body["tree"]), bytes.fromhex(body["content"]), body["mode"], body["mtime"],
             body["files"], body["dirs"], body["links"], body["bytes"],
