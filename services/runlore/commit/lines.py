@@ -34,6 +34,8 @@ BRANCHES_MAX = 256
 TAGS_MAX = 256
 VERSIONS_MAX = 100
 """Earlier versions that a head names at most; what retention leaves beyond them stops being named, oldest first."""
+SUPERSEDED_MAX = 5000
+"""Versions that a head remembers until their term ends; a line that moves more often within it has to wait."""
 RESTARTS_MAX = 32
 PUT_ATTEMPTS_MAX = 8
 
@@ -194,7 +196,11 @@ def with_version(
                 }
             )
         change = {"version": int(body.get("counter", 0)) + 1, "ref": ref, "version_at": now}
-        change |= {"base": _base_dict(base), "moved_by": dict(by), "versions": earlier[-VERSIONS_MAX:]}
+        change |= {
+            "base": _base_dict(base),
+            "moved_by": dict(by),
+            "versions": earlier[max(0, len(earlier) - VERSIONS_MAX) :],
+        }
         return change
 
     return changes
@@ -221,6 +227,10 @@ def finish(head: heads.Head, line: Line, changes: heads.Changes) -> Callable[[st
         moment = dt.datetime.fromisoformat(now)
         left = [one for one in head.body.get("superseded", ()) if age.is_kept(one["at"], moment)]
         left += [{"ref": ref, "at": now} for ref in sorted(named(head.body) - named(after))]
+        if len(left) > SUPERSEDED_MAX:
+            raise errors.Blocked(
+                f"{line} moved {len(left)} times within {age.SUPERSEDED_KEPT}; at most {SUPERSEDED_MAX} are kept"
+            )
         identity = {"project": line.project, "rollout": line.rollout, "agent": line.agent}
         return {**identity, **change, "superseded": left}
 
