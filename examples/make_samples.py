@@ -14,8 +14,6 @@ workspace's folder becomes `/workspace`, and times, durations and random ids bec
 code is written so that its tracebacks read the same under every Python from 3.11 on.
 """
 
-# ruff: noqa: E501  (What a model says is one line, however long.)
-
 from __future__ import annotations
 
 import argparse
@@ -151,7 +149,7 @@ class Scenario:
     """One rollout: a conversation of runs in one workspace."""
 
     rollout: str
-    subject: str
+    subject: str | None
     files: dict[str, str | bytes]
     turns: tuple[Turn, ...]
     cast: Callable[[Any], list[Any]] = field(default=lambda model: solo(model, "Fixer"))
@@ -365,6 +363,32 @@ SCENARIOS = (
         ),
         lambda model: solo(model, "Helferin"),
     ),
+    # A scheduled run, for nobody in particular; it meets what inv-204 and inv-219 met.
+    Scenario(
+        "nightly-3",
+        None,
+        {
+            **BILLING,
+            "billing/totals.py": BILLING["billing/totals.py"].replace(
+                "round(net_cents * (100 + rate) / 100, -2)", "(net_cents * (100 + rate) + 50) // 100"
+            ),
+        },
+        (
+            Turn(
+                "Run the tests, then export data/orders.csv to out/orders.json.",
+                (
+                    sh(TEST),
+                    sh(f"BILLING_REGION=eu {TEST}"),
+                    sh("mkdir -p out && python3 tools/export.py data/orders.csv > out/orders.json"),
+                    sh(
+                        "mkdir -p out && python3 tools/export.py data/orders.csv --delimiter ';' > out/orders.json"
+                    ),
+                    sh("python3 -m json.tool out/orders.json > out/check.txt && echo valid"),
+                    Say("The tests pass with BILLING_REGION=eu, and out/orders.json holds both orders."),
+                ),
+            ),
+        ),
+    ),
 )
 
 # --- running them -----------------------------------------------------------------------------------------
@@ -503,7 +527,7 @@ def event_data(scenario: Scenario, number: int, line: str, chain: list[str]) -> 
         "memory": MEMORY,
         "session_id": scenario.rollout,
         "run_id": f"{scenario.rollout}-{number}",
-        "subject": scenario.subject,
+        **({"subject": scenario.subject} if scenario.subject else {}),
         "agents": chain,
         "record": json.loads(line),
     }

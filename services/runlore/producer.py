@@ -66,6 +66,9 @@ class Producer:
             if rest is None and not raw.strip():
                 continue
             if rest is not None:
+                if batch:
+                    yield await self._send(batch)
+                    batch = []
                 sent = await self._bury_long_line(number, raw, rest)
                 yield [sent]
                 continue
@@ -95,10 +98,7 @@ class Producer:
                 raise errors.EventTooLarge(
                     f"the event has {len(message.value or b'')} bytes without its record"
                 )
-            problem = None
-            if event.type != models.RUN_COMPLETED:
-                problem = errors.UnknownType(f"no stage reads events of type {event.type!r}")
-            return message, Sent(number, event.id, problem)
+            return message, Sent(number, event.id, _objection(event))
         except errors.Poison as exc:
             return await self._as_it_came(number, raw, exc)
 
@@ -180,6 +180,15 @@ def event_of(raw: bytes, source: str) -> envelope.Event:
         raise errors.InvalidEvent("the line is not a JSON object")
     checked = models.run_completed(document)
     return envelope.of_run({**document, "record": checked.record}, source=source)
+
+
+def _objection(event: envelope.Event) -> errors.Poison | None:
+    """What the record stage will say against an event's type."""
+    try:
+        envelope.check_type(event, models.RUN_COMPLETED)
+    except errors.Poison as exc:
+        return exc
+    return None
 
 
 def is_structured(raw: bytes) -> bool:

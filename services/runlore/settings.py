@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,7 +14,9 @@ HOME_DEFAULT = "~/.runlore"
 class Settings(BaseSettings):
     """Every setting, with its unit in its name. Each is also documented in docs/SETTINGS.md."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNLORE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="RUNLORE_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     home: Path = Field(
         Path(HOME_DEFAULT), description="Folder that holds all state of the embedded pipeline."
@@ -36,8 +39,12 @@ class Settings(BaseSettings):
     drain_seconds_max: float = Field(
         25.0, gt=0, le=3600, description="How long SIGTERM waits for work in hand."
     )
-    log_level: str = Field("warning", description="debug, info, warning or error.")
-    log_format: str = Field("auto", description="`json`, `text`, or `auto`: text on a terminal.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "warning", description="Least level of what is logged, on stderr."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How a log line looks; `auto` is text on a terminal, else JSON."
+    )
 
     @property
     def root(self) -> Path:

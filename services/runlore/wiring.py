@@ -13,9 +13,11 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
@@ -24,6 +26,7 @@ from runlore.settings import Settings
 from runlore.store import port as store_port
 
 HOME_FORMAT = "runlore.home/1"
+LOCK_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,19 @@ def check_home(root: Path, *, create: bool) -> None:
     } and not any(name.startswith("home.json.") for name in strangers):
         raise errors.Refused(f"{root} holds other files", hint="choose an empty or a new folder for --home")
     root.mkdir(parents=True, exist_ok=True)
-    write_file(marker, (json.dumps({"format": HOME_FORMAT, "made_at": clock.now_iso()}) + "\n").encode())
+    made = {"format": HOME_FORMAT, "made_at": clock.now_iso()}
+    write_file(marker, (json.dumps(made) + "\n").encode(), durable=True)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace `path` in one step."""
+def write_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Replace `path` in one step; `durable` where a power cut must not leave it empty."""
     temporary = path.with_name(f"{path.name}.{clock.new_id()}")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -123,9 +131,7 @@ def only_one(root: Path) -> Iterator[None]:
     folder = root / "run"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "up.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             lock.seek(0)
             holder = lock.read().strip() or "?"
             raise errors.HomeInUse(
@@ -136,6 +142,17 @@ def only_one(root: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock. `up_is_running` holds it for a moment, so one refusal is not an answer yet."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.01)
+    return False
 
 
 def up_is_running(root: Path) -> int | None:

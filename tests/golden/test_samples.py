@@ -58,7 +58,7 @@ def test_the_samples_show_what_memory_is_for(root):
     states = {data["record"]["terminal_metadata"]["terminal_state"] for data in runs}
     assert states >= {"completed", "interrupted", "max_turns_exceeded"}
     assert any(len(data["agents"]) > 1 for data in runs), "a handoff"
-    assert len({data["subject"] for data in runs}) >= 3
+    assert len({data.get("subject") for data in runs}) >= 4, "three people and nobody"
     assert any("\\u" in json.dumps(data["record"]) for data in runs), "one that is not English"
     outputs = [
         (data["session_id"], str(item.get("output")))

@@ -126,7 +126,7 @@ async def test_a_run_with_a_session_gives_only_this_turn():
 
 async def test_a_structured_final_output_gives_the_sdk_s_line():
     shape = agents.AgentOutputSchema(dict[str, int], strict_json_schema=False)
-    worker = agent(assistant_message('{"response": {"n": 1}}'), output_type=shape)
+    worker = agent(assistant_message('{"n": 1}'), output_type=shape)
     result = await Runner.run(worker, "give", run_config=CONFIG)
     assert result.final_output == {"n": 1}
     same(rollouts.build_rollout_payload_from_result(result), ours(result))

@@ -10,5 +10,5 @@ import toy
 @pytest.fixture(autouse=True)
 def _stages(monkeypatch, request):
     harness.install(monkeypatch)
-    if "real_memory" not in request.keywords:
+    if not getattr(request.module, "REAL_MEMORY", False):
         toy.install(monkeypatch)

@@ -8,13 +8,15 @@ included, and that memory means the same as after an undisturbed run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from runlore import errors
 from runlore.bus.port import Outgoing
-from runlore.commit import keys, revisions
-from runlore.consumers import dead, record
+from runlore.commit import heads, keys, revisions, rollouts
+from runlore.consumers import consolidate, dead, record
 from runlore.consumers.runtime import SEQUENTIAL
 from runlore.events import envelope, models
 from runlore.settings import Settings
@@ -23,6 +25,7 @@ from runlore.testing.world import finish
 from runlore.worker import loop
 
 PROJECT, MEMORY = "acme", "support"
+AS_TOLD = "as the scenario says"
 
 
 class Broken(AssertionError):
@@ -41,7 +44,12 @@ class Broken(AssertionError):
 
 def event(run, *, rollout="r1", attempt=1, text=None, at="2026-01-01T00:00:00+00:00", **more):
     """A run-completed event, as the producer sends it."""
-    payload = {"updated_at": at, "input": [], "generated_items": [], "final_output": text or f"{run}.{attempt}"}
+    payload = {
+        "updated_at": at,
+        "input": [],
+        "generated_items": [],
+        "final_output": text or f"{run}.{attempt}",
+    }
     data = {"project": PROJECT, "memory": MEMORY, "session_id": rollout, "run_id": run, "attempt": attempt}
     data |= {"record": json.dumps(payload), **more}
     made = envelope.of_run(data, source="/test")
@@ -51,34 +59,151 @@ def event(run, *, rollout="r1", attempt=1, text=None, at="2026-01-01T00:00:00+00
 
 def garbage(value=b"{"):
     """A message that no stage can take."""
-    headers = [(f"ce_{name}", text) for name, text in (("id", b"g"), ("source", b"/t"), ("specversion", b"1.0"))]
+    headers = [
+        (f"ce_{name}", text) for name, text in (("id", b"g"), ("source", b"/t"), ("specversion", b"1.0"))
+    ]
     return Outgoing("runs", b"k", value, [*headers, ("ce_type", models.RUN_COMPLETED.encode())])
 
 
 # --- processes --------------------------------------------------------------------------------------------
 
+SETTINGS = {count: Settings(poll_records_max=count) for count in (1, 2, 100)}
 
-def worker(records_max=100):
-    """A process that works until nothing is left: the production worker, with jobs in turn instead of tasks."""
-    settings = Settings(poll_records_max=records_max)
 
-    async def main(store, bus):
-        one = loop.Worker(store, bus, None, settings)
-        one._index = SimpleNamespace(reconcile=_nothing)
-        await one.drain()
-
-    return main
+def _worker(store, bus, records_max):
+    one = loop.Worker(store, bus, None, SETTINGS[records_max])
+    one._index = SimpleNamespace(reconcile=_nothing)
+    return one
 
 
 async def _nothing():
     return 0
 
 
+def worker(records_max=100):
+    """A process that works until nothing is left: the production worker, with jobs in turn instead of tasks."""
+
+    async def main(store, bus):
+        await _worker(store, bus, records_max).drain()
+
+    return main
+
+
+def recorder(records_max=100):
+    """The record stage alone: one of the loops of a worker that run at the same time."""
+
+    async def main(store, bus):
+        one = _worker(store, bus, records_max)
+        consumer = await bus.consumer(group="record", topics=["runs"])
+        while messages := await one._tries("record", lambda: one._poll(consumer, timeout_seconds=0.0)):
+            await one._tries("record", lambda messages=messages: one._take(consumer, messages))
+        await consumer.close()
+
+    return main
+
+
+def consolidator(passes=1):
+    """The consolidate stage alone, which looks for marks a few times."""
+
+    async def main(store, bus):
+        one = _worker(store, bus, 100)
+        for _ in range(passes):
+            for project, memory in sorted(await one._tries("consolidate", one._marked)):
+                await one._tries("consolidate", lambda p=project, m=memory: one._work_marks(p, m))
+
+    return main
+
+
+def reverter(to=1):
+    """Somebody who reverts the memory, and tries again if it was interrupted."""
+
+    async def main(store, bus):
+        with contextlib.suppress(errors.Refused):  # It is what the memory has already.
+            await consolidate.revert(
+                store, bus, revisions.Reader(store), PROJECT, MEMORY, to=to, reason="bad merge"
+            )
+
+    return main
+
+
+def newer():
+    """A newer version of Runlore, which keeps one more field in every head that it finds."""
+
+    async def main(store, bus):
+        for prefix, fmt in ((keys.ROLLOUTS, rollouts.HEAD_FORMAT), (keys.MEMORIES, revisions.HEAD_FORMAT)):
+            async for row in store.list(f"{PROJECT}/{prefix}/"):
+                head = await heads.read(store, row.key, fmt=fmt)
+                await heads.move(store, head, {"from_the_future": 1}, fmt=fmt)
+
+    return main
+
+
+def bell_worker():
+    """The consolidate stage as a doorbell calls it: it works the memory without having listed what is marked."""
+
+    async def main(store, bus):
+        one = _worker(store, bus, 100)
+        await one._tries("consolidate", lambda: one._work_marks(PROJECT, MEMORY))
+
+    return main
+
+
+def person(rollout):
+    """Somebody who releases a rollout, sees it held again, and releases it again; notes the hold lifted last."""
+
+    async def main(store, bus):
+        for _ in range(2):
+            await releaser(rollout)(store, bus)
+            head = await revisions.Reader(store).head(PROJECT, MEMORY)
+            person.lifted = head.body["held"][rollout]["hold"]
+            if person.lifted == 1:
+                await bell_worker()(store, bus)
+
+    return main
+
+
+def releaser(*rollouts):
+    """Somebody who lets held rollouts in again."""
+
+    async def main(store, bus):
+        with contextlib.suppress(errors.NotFound):  # They are in already.
+            await consolidate.release(
+                store, bus, revisions.Reader(store), PROJECT, MEMORY, rollouts, reason="looked at"
+            )
+
+    return main
+
+
+def private(call):
+    """Calls whose order against other processes' calls can make no difference.
+
+    Content-named objects are written with one body only and read after something names them; a record never
+    changes; the log is only appended to, and nobody here reads what is appended.
+    """
+    kind = call.what.split("/")[1] if "/" in call.what else call.what
+    immutable = kind in (keys.PACKS, keys.MANIFESTS) or (kind == keys.RECORDS and call.kind == "get")
+    return immutable or call.kind in ("produce", "poll", "commit") or call.what == ""
+
+
 def install(monkeypatch):
-    """Let the worker run its jobs in turn, and say nothing."""
+    """Let the worker run its jobs in turn, and say nothing; parse each message once."""
+    parse, parsed = record.parse, {}
+
+    def parse_once(message):
+        name = (message.offset, message.value)
+        if name not in parsed:
+            parsed[name] = parse(message)
+        return parsed[name]
+
+    monkeypatch.setattr(record, "parse", parse_once)
     monkeypatch.setattr(loop.concurrency, "runtime", lambda lanes: SEQUENTIAL)
-    quiet = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *_, **__: None))
+    quiet = SimpleNamespace(**dict.fromkeys(("warning", "error", "exception"), _say_nothing))
     monkeypatch.setattr(loop, "log", quiet)
+    monkeypatch.setattr(consolidate, "log", quiet)
+
+
+def _say_nothing(*_, **__):
+    return None
 
 
 # --- scenarios --------------------------------------------------------------------------------------------
@@ -92,55 +217,82 @@ class Scenario:
     processes: list = field(default_factory=lambda: [worker()])
     faults: world.Faults = world.NO_FAULTS
     before: list = field(default_factory=list)
-    """Processes that have run, undisturbed and one after the other, before it begins."""
+    """(messages, process) pairs that were sent and that ran, undisturbed, before it begins."""
     replay: bool = False
-    """Whether the topic is replayed from its start after `before`."""
+    """Whether the topic is then replayed from its start."""
     list_page: int = 1000
     compare: bool = True
-    """Whether the end must mean the same as the end of the undisturbed schedule."""
+    """Whether the end must mean what it means after one undisturbed worker."""
+    holds: object = None
+    """What else must hold at the end: a function of the memory's view that gives what is wrong, or None."""
     restarts: bool = True
+    prepare: object = None
+    """Called before each schedule, to set back what a process changed outside of its world."""
     schedules_max: int = 60_000
 
     def explore(self):
         """Every schedule. Raises `Broken` on the first that breaks an invariant."""
-        self._checked = {}
-        self._ends = {}
-        self._wanted = None
-        if self.compare:
-            calm = self._prepared(exhaust.Gen(), world.NO_FAULTS)
-            calm.gen = exhaust.Replay([])
-            calm.run()
-            self._recover(calm)
-            self._wanted = meaning(calm.store, calm.bus)
+        self._checked, self._ends, self._begun = {}, {}, None
+        self._wanted = self._calm_meaning() if self.compare else None
         return exhaust.explore(self._run, schedules_max=self.schedules_max)
 
-    def _prepared(self, gen, faults):
-        simulation = world.Simulation(gen, faults=world.NO_FAULTS, list_page=self.list_page, watch=self._watch)
+    def run(self, gen):
+        """One schedule; its simulation."""
+        self._checked, self._ends, self._begun = {}, {}, None
+        self._wanted = self._calm_meaning() if self.compare else None
+        return self._run(gen)
+
+    def _calm_meaning(self):
+        simulation = self._world(exhaust.Replay([]))
+        for messages, _ in self.before:
+            finish(simulation.bus.produce(messages))
         finish(simulation.bus.produce(self.messages))
-        for number, main in enumerate(self.before):
-            simulation.spawn(f"before{number}", main)
-            simulation.run()
-        simulation.processes.clear()
-        if self.replay:
-            finish(simulation.bus.rewind(group="record", topic="runs"))
-        simulation.allow(faults)
+        simulation.spawn("calm", worker())
+        simulation.run()
+        return meaning(simulation.store, simulation.bus)
+
+    def _world(self, gen):
+        if self.prepare:
+            self.prepare()
+        return world.Simulation(gen, list_page=self.list_page, watch=self._watch, private=private)
+
+    def _prepared(self, gen):
+        if self._begun is None:
+            self._begun = self._begin()
+        simulation = self._world(gen)
+        simulation.store, simulation.bus = self._begun.store.copy(), self._begun.bus.copy()
+        simulation.named, simulation.trace = set(self._begun.named), list(self._begun.trace)
+        simulation.allow(self.faults)
         for number, main in enumerate(self.processes):
             simulation.spawn(f"p{number}", main, restarts=self.restarts)
         return simulation
 
+    def _begin(self):
+        """The world at the moment at which choices begin: the same in every schedule."""
+        simulation = self._world(exhaust.Replay([]))
+        for number, (messages, main) in enumerate(self.before):
+            finish(simulation.bus.produce(messages))
+            simulation.spawn(f"before{number}", main)
+            simulation.run()
+        finish(simulation.bus.produce(self.messages))
+        if self.replay:
+            finish(simulation.bus.rewind(group="record", topic="runs"))
+        return simulation
+
     def _run(self, gen):
-        simulation = self._prepared(gen, self.faults)
+        simulation = self._prepared(gen)
         simulation.run()
         end = (simulation.store.fingerprint(), simulation.bus.fingerprint(ignore=("changed",)))
         late = tuple(sorted(map(str, simulation.late)))
         if self._ends.get((end, late)):
-            return
+            return simulation
         self._recover(simulation)
         if simulation.late:
             # What was under way all the time lands at last, and one more worker looks.
             simulation.land()
             self._recover(simulation)
         self._ends[end, late] = True
+        return simulation
 
     def _recover(self, simulation):
         simulation.quietly()
@@ -153,6 +305,10 @@ class Scenario:
         found += self._seeds(simulation)
         if self._wanted is not None and not found:
             found += differences(self._wanted, meaning(simulation.store, simulation.bus))
+        if self.holds is not None and not found:
+            (view,) = finish(invariants.look(simulation.store, PROJECT))
+            wrong = self.holds(view)
+            found += [invariants.Violation(AS_TOLD, view.name, wrong)] if wrong else []
         if found:
             raise Broken(found, simulation)
 
@@ -171,9 +327,18 @@ class Scenario:
         if kind in (keys.ROLLOUTS, keys.MEMORIES):
             after = simulation.store.body(call.what)
             found += invariants.moved_well(call.what, before, after)
+            if kind == keys.ROLLOUTS and after is not None:
+                rollout = call.what.rpartition("/")[2].removesuffix(".json")
+                named = invariants.rollout_names_what_exists(
+                    simulation.store, PROJECT, MEMORY, rollout, after
+                )
+                found += finish(named)
             if kind == keys.MEMORIES and after is not None:
                 found += self._moved(simulation, before, after)
-        elif call.kind == "commit" or kind == keys.MARKS:
+        elif kind == keys.MANIFESTS:
+            manifest = simulation.store.body(call.what)
+            found += finish(invariants.manifest_names_what_exists(simulation.store, PROJECT, manifest))
+        elif call.kind == "commit" or (kind == keys.MARKS and call.kind != "put_if_absent"):
             found += self._at_rest(simulation)
         if found:
             raise Broken(found, simulation)
@@ -194,7 +359,8 @@ class Scenario:
 
 async def _offsets(store, bus):
     views = {(view.project, view.memory): view for view in await invariants.look(store, PROJECT)}
-    return await invariants.offsets_follow_effects(store, bus, views)
+    committed = await bus.committed(group="record", topic="runs")
+    return await invariants.offsets_follow_effects(bus, views, committed)
 
 
 # --- what memory means ------------------------------------------------------------------------------------
@@ -214,7 +380,7 @@ def meaning(store, bus):
     out["dead"] = sorted((letter.reason, str(letter.event_id)) for letter in finish(dead.read_all(bus)))
     if view.revision is not None:
         out["notes"] = dict(view.revision.map("notes").items())
-        out["selected"] = sorted(view.revision.body["selected"])
+        out["selected"] = sorted(dict(view.revision.map("selected").items()))
         out["files"] = {
             path: view.revision.text(entry["sha256"]) for path, entry in view.revision.map("files").items()
         }
@@ -227,6 +393,3 @@ def differences(wanted, got):
         for name in sorted({*wanted, *got})
         if wanted.get(name) != got.get(name)
     ]
-
-
-__all__ = ["Broken", "Scenario", "event", "garbage", "meaning", "revisions", "worker"]

@@ -8,6 +8,7 @@ A run whose output holds POISON makes a revision that no guard lets through.
 from __future__ import annotations
 
 import json
+from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -70,7 +71,20 @@ def apply(notes, proposed, *, shown):
 
 
 def check(before, after, parts):
-    return [SimpleNamespace(kind="poison", message=name) for name, one in parts.items() if POISON in one.text]
+    return [Violation("poison", name, ()) for name, one in parts.items() if POISON in one.text]
+
+
+Violation = namedtuple("Violation", "kind message where")
+
+
+class Detector:
+    """Which secrets are known: version 2 knows one that version 1 does not."""
+
+    version = 1
+
+
+def redact(text):
+    return (text.replace("SECRET", "[gone]"), {}) if Detector.version == 2 else (text, {})
 
 
 def install(monkeypatch):
@@ -85,5 +99,5 @@ def install(monkeypatch):
     monkeypatch.setattr(consolidate, "notes", SimpleNamespace(Notes=Notes))
     monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
     monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part))
-    monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check))
-    monkeypatch.setattr(record, "redact", SimpleNamespace(line=lambda text: (text, {})))
+    monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=Violation))
+    monkeypatch.setattr(record, "redact", SimpleNamespace(line=redact))

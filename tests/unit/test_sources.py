@@ -226,6 +226,12 @@ def test_a_file_of_another_format_is_given_up(write):
     assert out[-1].kind == "given_up"
 
 
+def test_broken_lines_never_cost_a_good_one_however_many_they_are(write):
+    good = '{"messages": [{"role": "user", "content": "hello"}]}\n'
+    out = read("chat", write(good + "nonsense\n" * 1000 + good))
+    assert sum(isinstance(one, sources.Imported) for one in out) == 2
+
+
 def test_a_folder_is_read_recursively_in_name_order_and_other_files_are_left_alone(write, tmp_path):
     for name in ("b.jsonl", "a/z.jsonl", "a/a.jsonl", "c.txt", "a/notes.md"):
         write(LINE.replace('"rollout_id": "r1", ', ""), name)

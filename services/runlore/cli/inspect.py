@@ -127,15 +127,22 @@ async def _tree(
     opened: Home, project: str, memory: str, at: int | None, subject: str | None
 ) -> tuple[int, dict[str, Any]]:
     """(the revision's number, its files as a seed for `subject` would hold them, without the memory's folder)."""
-    from runlore.events import ids, models
+    from runlore.events import models
     from runlore.lookup import seeds
     from runlore.memory import render
 
     revision = await opened.reader.at(project, memory, at)
-    whom = ids.subject_alias(subject.strip()) if subject and subject.strip() else None
+    whom = whom_of(subject)
     parts = seeds.visible_parts(revision, subject=whom, rollout=None)
     files = render.compose(parts, subject=whom, rollout=None, layout=models.Layout(**revision.body["layout"]))
     return revision.number, dict(files)
+
+
+def whom_of(subject: str | None) -> str | None:
+    """The alias of a subject as given on the command line."""
+    from runlore.events import ids
+
+    return ids.subject_alias(subject.strip()) if subject and subject.strip() else None
 
 
 def show(
@@ -300,13 +307,20 @@ def why(
             if not path or not line.isdigit() or int(line) < 1:
                 raise errors.InvalidInput(f"{where!r} is not PATH:LINE", hint="like memory_summary.md:12")
             name, one = _file(files, path)
-            await _answer_why(out, opened, meant, number, name, one, int(line))
+            await _answer_why(out, opened, meant, number, name, one, int(line), whom_of(subject))
 
     ui.run(work, as_json=as_json)
 
 
 async def _answer_why(
-    out: ui.Out, opened: Home, meant: tuple[str, str], number: int, path: str, one: Any, line: int
+    out: ui.Out,
+    opened: Home,
+    meant: tuple[str, str],
+    number: int,
+    path: str,
+    one: Any,
+    line: int,
+    whom: str | None,
 ) -> None:
     from runlore import errors
     from runlore.lookup import why as lookup_why
@@ -315,7 +329,7 @@ async def _answer_why(
     if line > len(texts):
         raise errors.NotFound(f"{path} has {len(texts)} lines, not {line}")
     revision = await opened.reader.at(*meant, number)
-    notes = await lookup_why.of_line(opened.store, revision, one, line)
+    notes = await lookup_why.of_line(opened.store, revision, one, line, subject=whom)
     out.answer({"revision": number, "path": path, "line": line, "text": texts[line - 1], "notes": notes})
     out.say(f"{path}:{line}  (revision {number})")
     out.say(f"  {texts[line - 1]}")
@@ -332,6 +346,8 @@ async def _answer_why(
             )
             if one_evidence.get("text"):
                 out.say(f"      {one_evidence['text']}")
+            elif one_evidence["subject"] != whom:
+                out.say("      (of a subject; --subject shows what it says)")
         if len(note["evidence"]) > 20:
             out.say(f"  … and {len(note['evidence']) - 20} more (--json lists all)")
 
@@ -351,15 +367,13 @@ def search(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore.events import ids
 
         async with _open(home) as (_, index):
             meant = ui.pick(out, index.memories(), project, memory)
             if meant is None or not query.strip():
                 _list_memories(out, index, project, "runlore search WORDS")
                 return
-            whom = ids.subject_alias(subject.strip()) if subject and subject.strip() else None
-            rows = index.search(query, *meant, subject=whom, limit=limit)
+            rows = index.search(query, *meant, subject=whom_of(subject), limit=limit)
             out.answer({"project": meant[0], "memory": meant[1], "results": rows})
             for row in rows:
                 out.say(f"{row['rollout']}")
@@ -470,7 +484,9 @@ def verify(
                     project=project,
                     on_progress=lambda n, what: bar.update(task, completed=n, detail=what),
                 )
-        problems = [{"invariant": one.invariant, "where": one.where, "what": one.what} for one in found.violations]
+        problems = [
+            {"invariant": one.invariant, "where": one.where, "what": one.what} for one in found.violations
+        ]
         for one in problems:
             out.say(f"[{one['invariant']}] {one['where']}: {one['what']}")
         checked = ", ".join(f"{count} {what}" for what, count in found.checked.items())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import typer
 
 from runlore.cli import inspect, operate, pipeline
@@ -46,9 +49,22 @@ inspect.register(app)
 operate.register(app)
 
 
+def command() -> typer.core.TyperGroup:
+    """The commands as an object, for what describes them: docs and tests."""
+    return typer.main.get_command(app)  # type: ignore[return-value]
+
+
 def main() -> None:
     """The entry point of the `runlore` script."""
-    app()
+    try:
+        app()
+    except SystemExit as exc:
+        # A usage error is told by typer, on stderr; who asked for JSON gets its object too.
+        usage = getattr(exc.__context__, "format_message", None)
+        if usage is not None and "--json" in sys.argv[1:]:
+            error = {"kind": "invalid_input", "message": usage(), "hint": "--help shows the usage"}
+            sys.stdout.write(json.dumps({"error": error}, indent=2) + "\n")
+        raise
 
 
 if __name__ == "__main__":

@@ -78,6 +78,13 @@ def revert(
     ui.run(work, as_json=as_json)
 
 
+def _pass_on(ctx: typer.Context, home: Path | None, as_json: bool) -> None:
+    """Let options that stand before a group's command count for it: `runlore dead --home H list`."""
+    given = {"home": home, "as_json": as_json or None}
+    known = {name: value for name, value in given.items() if value is not None}
+    ctx.default_map = {str(ctx.invoked_subcommand): known}
+
+
 # --- dead letters ---------------------------------------------------------------------------------------
 
 
@@ -86,6 +93,8 @@ def _dead(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption
     """Dead letters: events that could not take effect, kept with their reason. Without a command: list them."""
     if ctx.invoked_subcommand is None:
         dead_list(home=home, as_json=as_json)
+    else:
+        _pass_on(ctx, home, as_json)
 
 
 @dead_app.command(name="list")
@@ -270,13 +279,19 @@ def _resolve(
 
         async with wiring.open_home(ui.settings_of(home)) as opened:
             chosen = choose(await dead.read_all(opened.bus), names, kind, every, limit)
+            # Of many, those that can never be redriven as they are stay; one that is named is refused.
+            left = [] if names or verb != "redrive" else [one for one in chosen if not dead.fits(one)]
+            chosen = [one for one in chosen if one not in left]
             if not dry_run and verb == "redrive":
                 await dead.redrive(opened.bus, opened.store, chosen, why=note)
             elif not dry_run:
                 await dead.drop(opened.bus, chosen, why=note)
-        out.answer({"verb": verb, "dry_run": dry_run, "dead": [_row(one) for one in chosen]})
+        rows, stay = [_row(one) for one in chosen], [_row(one) for one in left]
+        out.answer({"verb": verb, "dry_run": dry_run, "dead": rows, "left": stay})
         would = "would " if dry_run else ""
         out.say(f"{would}{verb} {len(chosen)} dead letters")
+        if left:
+            out.note(f"{len(left)} are too large for the bus: `runlore dead show ID --out FILE` writes one out")
         if chosen and verb == "redrive" and not dry_run:
             out.note("next: `runlore up` takes them up again")
 
@@ -291,6 +306,8 @@ def _review(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOpti
     """Rollouts held for review: what a guard refused, or a revert took out. Without a command: list them."""
     if ctx.invoked_subcommand is None:
         review_list(home=home, as_json=as_json)
+    else:
+        _pass_on(ctx, home, as_json)
 
 
 @review_app.command(name="list")
@@ -357,9 +374,10 @@ def review_release(
         why = ui.needs_reason(reason)
         async with wiring.open_home(ui.settings_of(home)) as opened:
             head = await opened.reader.head(project, memory)
-            names = (
-                sorted(head.body.get("held", {})) if every else [ids.alias(name) for name in rollouts or []]
-            )
+            held = head.body.get("held", {})
+            # As `review list` shows it (an alias), or as the producer gave it.
+            given = [name if name in held else ids.alias(name.strip()) for name in rollouts or []]
+            names = sorted(held) if every else given
             if every and not names:
                 raise errors.NotFound(f"{project}/{memory} holds nothing")
             await consolidate.release(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from runlore.worker.loop import Progress, Worker
 
 BATCH = 100
+BATCH_BYTES = 8 * 1024 * 1024
+"""An import publishes after this many runs, or after this many bytes of records."""
 
 
 def register(app: typer.Typer) -> None:
@@ -45,15 +47,15 @@ def up(
         from runlore.worker.loop import Worker
 
         settings = ui.settings_of(home)
-        ui.configure_logs(settings)
+        stopping = asyncio.Event()
+        # Before it says anywhere that it is up, so that whoever waits for that can stop it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         async with wiring.open_home(settings, create=True) as opened:
             with wiring.only_one(opened.root):
                 index = Index(opened.index_path)
                 try:
-                    worker = Worker(opened.store, opened.bus, index, settings)
-                    loop = asyncio.get_running_loop()
-                    for number in (signal.SIGTERM, signal.SIGINT):
-                        loop.add_signal_handler(number, worker.stopping.set)
+                    worker = Worker(opened.store, opened.bus, index, settings, stopping=stopping)
                     if once:
                         await _drain(out, worker, opened)
                     else:
@@ -99,6 +101,7 @@ async def _run(worker: Worker, opened: Any) -> None:
 
 async def _beat(worker: Worker, opened: Any) -> None:
     import asyncio
+    import contextlib
     import json
     from dataclasses import asdict
 
@@ -110,8 +113,10 @@ async def _beat(worker: Worker, opened: Any) -> None:
             {"stages": {name: asdict(stage) for name, stage in worker.progress.stages.items()}}
         ).encode()
         if body != last:
-            await asyncio.to_thread(wiring.write_file, opened.status_path, body)
-            last = body
+            # Nothing rests on the status file: a full disk must not end the stages.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(wiring.write_file, opened.status_path, body)
+                last = body
         await asyncio.sleep(0.5)
 
 
@@ -169,7 +174,7 @@ async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:
     from runlore import errors
 
     sent = 0
-    problems = []
+    problems = ui.Problems()
     with out.progress() as bar:
         task = bar.add_task("emit", total=None, detail="")
         try:
@@ -177,14 +182,12 @@ async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:
                 sent += len(batch)
                 for one in batch:
                     if one.problem:
-                        problems.append({"line": one.line, "event": one.event_id, **one.problem.as_dict()})
-                        bar.console.print(
-                            f"{name}:{one.line}: {one.problem.kind}: {one.problem.message}", markup=False
-                        )
+                        problems.add({"line": one.line, "event": one.event_id, **one.problem.as_dict()})
+                        out.note(f"{name}:{one.line}: {one.problem.kind}: {one.problem.message}")
                 bar.update(task, completed=sent, detail=f"{len(problems)} problems" if problems else "")
         except OSError as exc:
             raise errors.InvalidInput(f"{name} can not be read: {exc.strerror}") from None
-    out.answer({"sent": sent, "problems": problems})
+    out.answer({"sent": sent, **problems.answer()})
     said = f"sent {sent} events"
     if problems:
         said += f"; {len(problems)} of them will be dead letters (`runlore dead` after the next `up`)"
@@ -238,6 +241,9 @@ def import_(
             )
         ids.check_name(project, "project")
         ids.check_name(memory, "memory")
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise errors.NotFound(f"{missing[0]} does not exist")
         settings = ui.settings_of(home)
         if dry_run:
             await _import(out, None, fmt, paths, project, memory)
@@ -257,46 +263,42 @@ def _list_formats(out: ui.Out) -> None:
 
 
 async def _import(out: ui.Out, producer: Any, fmt: str, paths: list[Path], project: str, memory: str) -> None:
+    from dataclasses import asdict
+
     from runlore import errors, sources
     from runlore import producer as producers
 
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise errors.NotFound(f"{missing[0]} does not exist")
-    runs, rollouts, problems = 0, set(), []
+    runs, rollouts, problems = 0, set(), ui.Problems()
     batch: list[dict[str, Any]] = []
+    held = 0
 
     async def flush() -> None:
+        nonlocal held
         if producer is not None and batch:
             await producer.publish(batch, source=producers.source_of(project))
         batch.clear()
+        held = 0
 
     with out.progress() as bar:
         task = bar.add_task(f"import {fmt}", total=None, detail="")
         for path in paths:
             for found in sources.read(fmt, path, project=project, memory=memory):
                 if isinstance(found, sources.Problem):
-                    problems.append(
-                        {
-                            "file": str(found.file),
-                            "line": found.line,
-                            "kind": found.kind,
-                            "message": found.message,
-                        }
-                    )
+                    problems.add(asdict(found))
                     where = f"{found.file}:{found.line}" if found.line else str(found.file)
-                    bar.console.print(f"{where}: {found.kind}: {found.message}", markup=False)
+                    out.note(f"{where}: {found.kind}: {found.message}")
                     continue
                 runs += 1
                 rollouts.add(
                     found.data.get("conversation_id") or found.data.get("session_id") or found.data["run_id"]
                 )
                 batch.append(found.data)
+                held += len(found.data["record"])
                 bar.update(task, completed=runs, detail=str(path.name))
-                if len(batch) >= BATCH:
+                if len(batch) >= BATCH or held >= BATCH_BYTES:
                     await flush()
         await flush()
-    out.answer({"runs": runs, "rollouts": len(rollouts), "problems": problems, "dry_run": producer is None})
+    out.answer({"runs": runs, "rollouts": len(rollouts), **problems.answer(), "dry_run": producer is None})
     verb = "would publish" if producer is None else "published"
     out.say(
         f"{verb} {runs} runs of {len(rollouts)} rollouts"
@@ -369,8 +371,11 @@ async def _seed(
     from runlore import errors
     from runlore.lookup import seeds
 
+    pinned: seeds.Seed | None = None
     if name.startswith(seeds.PREFIX):
-        pinned: seeds.Seed | None = seeds.parse(name)
+        pinned = seeds.parse(name)
+        if project not in (None, pinned.project) or memory not in (None, pinned.memory):
+            raise errors.NotFound("the seed is not one of this project and memory")
     else:
         if not project or not memory:
             raise errors.InvalidInput(

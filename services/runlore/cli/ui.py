@@ -112,6 +112,27 @@ class Out:
         return Progress(*columns, console=self.err, disable=not sys.stderr.isatty(), transient=True)
 
 
+class Problems:
+    """What went wrong with single lines: all are counted, the first `LISTED_MAX` are kept for `--json`."""
+
+    LISTED_MAX = 1000
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._listed: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, problem: dict[str, Any]) -> None:
+        self._count += 1
+        if self._count <= self.LISTED_MAX:
+            self._listed.append(problem)
+
+    def answer(self) -> dict[str, Any]:
+        return {"problems": self._listed, "problems_total": self._count}
+
+
 def printable(text: str) -> str:
     """`text` without control characters other than newline and tab."""
     return "".join(
@@ -127,7 +148,9 @@ def settings_of(home: Path | None) -> Settings:
     from runlore.settings import Settings
 
     try:
-        return Settings(home=home) if home is not None else Settings()
+        settings = Settings(home=home) if home is not None else Settings()
+        configure_logs(settings)
+        return settings
     except ValidationError as exc:
         wrong = "; ".join(f"RUNLORE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in exc.errors())
         raise errors.InvalidInput(f"the settings are not valid: {wrong}") from None
@@ -138,8 +161,13 @@ def run(work: Callable[[Out], Awaitable[None]], *, as_json: bool) -> None:
     from runlore import errors
 
     out = Out(as_json=as_json)
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that can not show a character must not end the command.
+        sys.stdout.reconfigure(errors="replace")
     try:
         asyncio.run(_interruptible(work(out)))
+        # Here, where a reader that went away can still be told from a failure.
+        sys.stdout.flush()
     except errors.RunloreError as exc:
         out.note(f"error: {exc.message}")
         if exc.hint:
@@ -153,6 +181,17 @@ def run(work: Callable[[Out], Awaitable[None]], *, as_json: bool) -> None:
         # The reader of a pipe went away (`runlore log | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    except Exception as exc:
+        # A bug of ours: say so in words first, and leave the trace for the report of it.
+        import traceback
+
+        out.note(f"internal error: {type(exc).__name__}: {exc}")
+        out.note(
+            "  hint: nothing is lost; run the same command again, and report the trace below if it stays"
+        )
+        out.answer({"error": {"kind": "internal", "message": f"{type(exc).__name__}: {exc}"}})
+        traceback.print_exc()
+        raise typer.Exit(1) from None
 
 
 async def _interruptible(work: Awaitable[None]) -> None:
@@ -168,14 +207,19 @@ def configure_logs(settings: Settings) -> None:
 
     import structlog
 
-    level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.WARNING)
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
-    renderer = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()
+    # Plain traces: the rich ones show local variables, and so what users said.
+    plain = structlog.dev.plain_traceback
+    as_lines = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+    renderers = (
+        [as_lines] if as_text else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -8,8 +8,8 @@ name, exactly when nothing it names is uncovered. Each of these words closes a h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from runlore import clock, errors
 from runlore.commit import keys
@@ -27,10 +27,20 @@ class Mark:
     key: str
     rollouts: tuple[str, ...]
     put_at: str
+    releases: Mapping[str, int] = field(default_factory=dict)
+    """Rollout → the hold on it that this mark lifts (the counter of the head's move that made the hold)."""
 
 
-async def put(store: port.ObjectStore, project: str, memory: str, rollouts: Iterable[str]) -> str:
-    """Put one mark for `rollouts` of a memory; its key."""
+async def put(
+    store: port.ObjectStore,
+    project: str,
+    memory: str,
+    rollouts: Iterable[str],
+    *,
+    releases: Mapping[str, int] | None = None,
+    reason: str | None = None,
+) -> str:
+    """Put one mark for `rollouts` of a memory; its key. `releases` and `reason`: the holds that a person lifts."""
     body = {
         "format": FORMAT,
         "project": project,
@@ -38,6 +48,8 @@ async def put(store: port.ObjectStore, project: str, memory: str, rollouts: Iter
         "rollouts": sorted(set(rollouts)),
         "put_at": clock.now_iso(),
     }
+    if releases:
+        body |= {"releases": dict(releases), "reason": reason}
     for attempt in range(PUT_ATTEMPTS_MAX):
         # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
         key = keys.mark(project, memory, clock.new_id())
@@ -64,7 +76,7 @@ async def read_all(store: port.ObjectStore, project: str, memory: str, *, marks_
 def parse(key: str, raw: bytes) -> Mark:
     try:
         body = json.loads(raw)
-        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")))
+        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), body.get("releases", {}))
     except (ValueError, KeyError, TypeError):
         raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None
 

@@ -1,8 +1,8 @@
 """Revisions: a memory's immutable, numbered versions, each named by one manifest.
 
-A manifest holds three paged maps (coverage: rollout → what of it is covered; notes; files: part → content),
-the packs that hold their pages and contents, its parent, and what it newly covers. Written in the order
-pack → manifest → head (invariant 1); found by number through a LIST of one prefix.
+A manifest holds four paged maps (`MAPS`), the packs that hold their pages and contents, its parent, and what
+it newly covers. Written in the order pack → manifest → head (invariant 1); found by number through a LIST of
+one prefix.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from runlore.store import port
 
 HEAD_FORMAT = "runlore.memory/1"
 MANIFEST_FORMAT = "runlore.manifest/1"
+MAPS = ("coverage", "selected", "notes", "files")
+"""The paged maps of a manifest: rollout → what of it is covered; rollout with notes → when it was updated;
+note id → note; part of a file → its content."""
 CACHE_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of packs that one process keeps in memory."""
 
@@ -44,7 +47,7 @@ class Revision:
         return (int(parent["revision"]), str(parent["manifest"])) if parent else None
 
     def map(self, name: str) -> pages.PagedMap:
-        """A paged map of this revision: `coverage`, `notes` or `files`. A change to it changes nothing here."""
+        """One of the `MAPS` of this revision. A change to it changes nothing here."""
         return pages.PagedMap(self.body["maps"][name], self.frames.content)
 
     def text(self, sha256: str) -> str:
@@ -165,15 +168,14 @@ class Reader:
 class Draft:
     """What the next revision will hold."""
 
-    coverage: pages.PagedMap
-    notes: pages.PagedMap
-    files: pages.PagedMap
+    maps: Mapping[str, pages.PagedMap]
+    """One for each of `MAPS`."""
     contents: Mapping[str, bytes]
     """The contents that `files` names, as far as they are new (name → content)."""
     live: frozenset[str]
     """Every frame that `files` names."""
     facts: Mapping[str, Any]
-    """The manifest's own fields: covers, engine, layout, reason, selected, totals, …"""
+    """The manifest's own fields: covers, engine, layout, reason, totals, …"""
 
 
 async def write(
@@ -187,9 +189,8 @@ async def write(
 ) -> Revision:
     """Write a draft's pack, then its manifest; the revision, which no head names yet."""
     new = dict(draft.contents)
-    maps = {"coverage": draft.coverage, "notes": draft.notes, "files": draft.files}
-    roots = {name: paged.flush(new) for name, paged in maps.items()}
-    live = set(draft.live).union(*(paged.names() for paged in maps.values()))
+    roots = {name: draft.maps[name].flush(new) for name in MAPS}
+    live = set(draft.live).union(*(paged.names() for paged in draft.maps.values()))
     held, written = packs.repack(parent.frames if parent else packs.Frames(), live, new)
     if written is not None:
         await store.put(keys.pack(project, written.sha256), written.raw)

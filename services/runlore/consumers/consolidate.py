@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, marks, packs, pages, revisions
@@ -23,6 +25,8 @@ from runlore.events import envelope, models
 from runlore.memory import guards, notes, operations, render, rules
 from runlore.store import port as store_port
 
+log = structlog.get_logger("runlore.consolidate")
+
 ROLLOUTS_SELECTED_MAX = 256
 """Rollouts that a revision holds notes of: the SDK's `max_raw_memories_for_consolidation`."""
 ROLLOUTS_PER_REVISION_MAX = 256
@@ -30,6 +34,12 @@ ROLLOUTS_PER_REVISION_MAX = 256
 MARKS_PER_PASS_MAX = 512
 HELD_MAX = 2000
 """Rollouts that one memory holds for review at most; past it consolidation of that memory stops and says so."""
+
+
+class ReviewFull(errors.Blocked):
+    """The memory holds as many rollouts for review as it can."""
+
+    kind = "review_full"
 
 
 @dataclass(frozen=True)
@@ -93,14 +103,11 @@ class ConsolidateStage:
         if not found:
             return Pass()
         head = await self._reader.head(project, memory)
-        held_now = head.body.get("held", {})
-        # A release whose writer died before its mark is worked with whatever mark comes next.
-        released = {name for name, why in held_now.items() if why.get("released")}
-        named = sorted({rollout for mark in found for rollout in mark.rollouts} | released)
+        named = sorted({rollout for mark in found for rollout in mark.rollouts})
         inputs = await self._inputs(project, memory, named)
         before = await self._reader.current(head, project, memory)
         held: dict[str, Any] = dict(head.body.get("held", {}))
-        pending = uncovered(before, held, inputs)
+        pending = uncovered(before, held, released(held, found), inputs)
         batch, later = pending[:ROLLOUTS_PER_REVISION_MAX], pending[ROLLOUTS_PER_REVISION_MAX:]
         made = Pass()
         if batch:
@@ -138,9 +145,9 @@ class ConsolidateStage:
         held: dict[str, Any] = {
             name: why for name, why in head.body.get("held", {}).items() if name not in accepted
         }
-        held |= {name: _held(batch[name], why) for name, why in guilty.items()}
+        held |= {name: _held(batch[name], why, head.counter + 1) for name, why in guilty.items()}
         if len(held) > HELD_MAX:
-            raise errors.Blocked(
+            raise ReviewFull(
                 f"memory {project}/{memory} holds {len(held)} rollouts for review; at most {HELD_MAX} can be",
                 hint="`runlore review` lists them with reasons",
             )
@@ -159,14 +166,27 @@ class ConsolidateStage:
         return Pass(number, tuple(sorted(accepted)), tuple(sorted(guilty))), head
 
 
+def released(held: Mapping[str, Any], found: Iterable[marks.Mark]) -> set[str]:
+    """The rollouts whose present hold a mark lifts; a hold that came later is another one."""
+    return {
+        name
+        for mark in found
+        for name, hold in mark.releases.items()
+        if held.get(name, {}).get("hold") == hold
+    }
+
+
 def uncovered(
-    before: revisions.Revision | None, held: Mapping[str, Any], inputs: Mapping[str, heads.Head]
+    before: revisions.Revision | None,
+    held: Mapping[str, Any],
+    released: set[str],
+    inputs: Mapping[str, heads.Head],
 ) -> list[str]:
     """The rollouts whose summary's counter is above the one covered, oldest first; held ones wait for a person."""
     coverage = before.map("coverage") if before else None
     pending = []
     for name, head in inputs.items():
-        if name in held and not held[name].get("released"):
+        if name in held and name not in released:
             continue
         known = coverage.get(name) if coverage else None
         if known is None or int(known["counter"]) < head.counter or name in held:
@@ -183,7 +203,9 @@ def load_state(revision: revisions.Revision | None) -> Memory:
     """The pure state of a revision."""
     if revision is None:
         return Memory(notes.Notes.load({}), {})
-    return Memory(notes.Notes.load(dict(revision.map("notes").items())), dict(revision.body["selected"]))
+    return Memory(
+        notes.Notes.load(dict(revision.map("notes").items())), dict(revision.map("selected").items())
+    )
 
 
 def accept(
@@ -200,9 +222,8 @@ def accept(
 
     def attempt(names: list[str]) -> None:
         nonlocal best
-        made = take_in(state, {name: batch[name] for name in [*accepted, *names]}, layout)
-        violations = guards.check(state.notes, made.state.notes, made.parts)
-        if not violations:
+        made, violations = judge(state, {name: batch[name] for name in [*accepted, *names]}, layout)
+        if made is not None and not violations:
             accepted.extend(names)
             best = made
         elif len(names) == 1:
@@ -214,6 +235,25 @@ def accept(
 
     attempt(list(batch))
     return accepted, guilty, best
+
+
+def judge(
+    state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]
+) -> tuple[Made | None, list[guards.Violation]]:
+    """The state after `batch`, and what the guards say against it.
+
+    An engine that fails on a rollout is a reason to hold that rollout, not to stop its memory.
+    """
+    try:
+        made = take_in(state, batch, layout)
+    except Exception as exc:
+        log.exception("the engine failed", rollouts=len(batch))
+        return None, [
+            guards.Violation(
+                "engine_failed", f"{type(exc).__name__} in the {rules.ENGINE['name']} engine", ()
+            )
+        ]
+    return made, guards.check(state.notes, made.state.notes, made.parts)
 
 
 def take_in(state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]) -> Made:
@@ -248,22 +288,17 @@ def draft_of(
     layout: Mapping[str, Any],
 ) -> revisions.Draft:
     """What the next revision writes: only pages and contents that are not in its parent."""
-    coverage, noted, files = (
-        before.map(name) if before else _empty() for name in ("coverage", "notes", "files")
-    )
+    maps = {name: before.map(name) if before else _empty() for name in revisions.MAPS}
     covers = []
     for name in sorted(accepted):
         body = batch[name].body
-        covers.append(
-            {
-                "rollout": name,
-                "counter": batch[name].counter,
-                "runs": sorted([run, entry["attempt"]] for run, entry in body["runs"].items()),
-            }
-        )
-        coverage.set(name, {"counter": batch[name].counter, "updated_at": body["updated_at"]})
-    noted.replace(made.state.notes.entries())
-    contents, live = lay_out(made.parts, files)
+        known = int(maps["coverage"].get(name, {"counter": 0})["counter"])
+        fresh = [[run, entry["attempt"]] for run, entry in body["runs"].items() if entry["since"] > known]
+        covers.append({"rollout": name, "counter": batch[name].counter, "runs": sorted(fresh)})
+        maps["coverage"].set(name, {"counter": batch[name].counter, "updated_at": body["updated_at"]})
+    maps["notes"].replace(made.state.notes.entries())
+    maps["selected"].replace(dict(made.state.selected))
+    contents, live = lay_out(made.parts, maps["files"])
     facts = {
         "reason": "runs",
         "engine": rules.ENGINE,
@@ -272,10 +307,9 @@ def draft_of(
         "layout": dict(layout),
         "covers": covers,
         "refused": made.refused[:100],
-        "selected": dict(sorted(made.state.selected.items())),
-        "totals": totals(made.parts, made.state, len(coverage)),
+        "totals": totals(made.parts, made.state, len(maps["coverage"])),
     }
-    return revisions.Draft(coverage, noted, files, contents, frozenset(live), facts)
+    return revisions.Draft(maps, contents, frozenset(live), facts)
 
 
 def lay_out(parts: Mapping[str, render.Part], files: pages.PagedMap) -> tuple[dict[str, bytes], set[str]]:
@@ -311,9 +345,15 @@ def _nothing(name: str) -> bytes:
     raise errors.Corrupt(f"an empty map has no page {name[:12]}")
 
 
-def _held(head: heads.Head, violations: Iterable[guards.Violation]) -> dict[str, Any]:
+def _held(head: heads.Head, violations: Iterable[guards.Violation], hold: int) -> dict[str, Any]:
     first = [f"{one.kind}: {one.message}" for one in violations][:5]
-    return {"counter": head.counter, "kind": "guard", "reason": "; ".join(first), "at": clock.now_iso()}
+    return {
+        "counter": head.counter,
+        "kind": "guard",
+        "reason": "; ".join(first),
+        "at": clock.now_iso(),
+        "hold": hold,
+    }
 
 
 async def revert(
@@ -346,11 +386,10 @@ async def revert(
             )
         state = load_state(old)
         made = Made(state, render.parts(state.notes, models.Layout(**old.body["layout"])))
-        files = before.map("files")
-        contents, live = lay_out(made.parts, files)
-        noted = before.map("notes")
-        noted.replace(state.notes.entries())
-        coverage = before.map("coverage")
+        maps = {name: before.map(name) for name in revisions.MAPS}
+        contents, live = lay_out(made.parts, maps["files"])
+        maps["notes"].replace(state.notes.entries())
+        maps["selected"].replace(dict(state.selected))
         facts = {
             "reason": "revert",
             "note": reason,
@@ -360,12 +399,11 @@ async def revert(
             "cost_usd": 0,
             "layout": old.body["layout"],
             "covers": [],
-            "selected": dict(old.body["selected"]),
-            "totals": totals(made.parts, state, len(coverage)),
+            "totals": totals(made.parts, state, len(maps["coverage"])),
         }
-        draft = revisions.Draft(coverage, noted, files, contents, frozenset(live), facts)
+        draft = revisions.Draft(maps, contents, frozenset(live), facts)
         revision = await revisions.write(store, reader, project, memory, parent=before, draft=draft)
-        why = {"kind": "revert", "reason": reason, "at": clock.now_iso()}
+        why = {"kind": "revert", "reason": reason, "at": clock.now_iso(), "hold": head.counter + 1}
         held = {name: {"counter": counter, **why} for name, counter in reverted.items()}
         changes = {
             "revision": revision.number,
@@ -402,26 +440,17 @@ async def release(
     *,
     reason: str,
 ) -> None:
-    """Let held rollouts be taken in again. Raises `errors.NotFound` for one that is not held."""
-    for _ in range(summarize.RESTARTS_MAX):
-        head = await reader.head(project, memory)
-        held = dict(head.body.get("held", {}))
-        unknown = [name for name in rollouts if name not in held]
-        if unknown:
-            raise errors.NotFound(f"{project}/{memory} does not hold {', '.join(unknown)}")
-        for name in rollouts:
-            held[name] = {
-                **held[name],
-                "released": True,
-                "released_why": reason,
-                "released_at": clock.now_iso(),
-            }
-        try:
-            await heads.move(store, head, {"held": held}, fmt=revisions.HEAD_FORMAT)
-        except errors.HeadMoved:
-            continue
-        # The mark after the head: whoever works it finds the release.
-        await marks.put(store, project, memory, rollouts)
-        await record.ring(bus, [models.Changed(kind="mark", project=project, memory=memory)])
-        return
-    raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")
+    """Let held rollouts be taken in again. Raises `errors.NotFound` for one that is not held.
+
+    It is one write: a mark that names the holds which it lifts. Whoever works it takes the rollouts in and
+    ends the holds in one move of the head. In two writes (the head, then a mark) a crash between them would
+    leave rollouts that nothing says wait; and a mark that named no hold could, worked twice, lift a later one.
+    """
+    head = await reader.head(project, memory)
+    held = head.body.get("held", {})
+    unknown = [name for name in rollouts if name not in held]
+    if unknown:
+        raise errors.NotFound(f"{project}/{memory} does not hold {', '.join(unknown)}")
+    lifted = {name: int(held[name]["hold"]) for name in rollouts}
+    await marks.put(store, project, memory, rollouts, releases=lifted, reason=reason)
+    await record.ring(bus, [models.Changed(kind="mark", project=project, memory=memory)])

@@ -131,19 +131,26 @@ async def value_of(store: store_port.ObjectStore, letter: Letter) -> bytes | Non
     return b"".join(one.body for one in found if one)
 
 
+def fits(letter: Letter) -> bool:
+    """Whether the bus takes the event again as it came."""
+    return letter.size <= envelope.EVENT_BYTES_MAX
+
+
 async def redrive(
     bus: bus_port.Bus, store: store_port.ObjectStore, letters: Sequence[Letter], *, why: str
 ) -> None:
     """Publish the events again as they came, then note it.
 
-    A crash between the two redrives twice, which is harmless: a run is recognised.
+    A crash between the two redrives twice, which is harmless: a run is recognised. Raises
+    `errors.EventTooLarge`, before it publishes anything, where one of them does not fit on the bus.
     """
     for one in letters:
-        if one.size > envelope.EVENT_BYTES_MAX:
+        if not fits(one):
             raise errors.EventTooLarge(
                 f"dead letter {one.id} has {one.size} bytes; the bus takes {envelope.EVENT_BYTES_MAX}",
                 hint="`runlore dead show ID --out FILE` writes it to a file; mend and `runlore emit` it, or drop it",
             )
+    for one in letters:
         value = await value_of(store, one)
         headers = [*one.headers, ("rl_redriven", one.id.encode())]
         await bus.produce([bus_port.Outgoing(one.topic, one.key, value, headers)])

@@ -149,7 +149,7 @@ class RecordStage:
                     key = keys.record(*incoming.line_of, record.run, record.attempt)
                     record, _ = await rollouts.put_record(self._store, key, record)
                     put.append(record)
-                    runs[record.run] = summarize.note(runs.get(record.run), record)
+                    runs[record.run] = summarize.note(runs.get(record.run), record, head.counter + 1)
                     state = SUPERSEDED if where == summarize.OLDER else RECORDED
                 outcomes[number] = Outcome(incoming.message, state)
             except errors.Poison as exc:

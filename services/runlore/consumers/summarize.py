@@ -45,8 +45,11 @@ def place(entry: Mapping[str, Any] | None, attempt: int, received: str, run: str
     return NEWER if attempt > int(entry["attempt"]) else OLDER
 
 
-def note(entry: Mapping[str, Any] | None, record: rollouts.Record) -> dict[str, Any]:
-    """The head's entry of a run, with `record` taken in: its highest attempt, and the earlier ones."""
+def note(entry: Mapping[str, Any] | None, record: rollouts.Record, counter: int) -> dict[str, Any]:
+    """The head's entry of a run, with `record` taken in: its highest attempt, and the earlier ones.
+
+    `since` is the counter from which the head covers the highest attempt.
+    """
     attempts = [(record.attempt, record.received, str(record.meta["event"]["id"]))]
     ended = {record.attempt: str(record.meta["ended_at"])}
     if entry is not None:
@@ -54,7 +57,8 @@ def note(entry: Mapping[str, Any] | None, record: rollouts.Record) -> dict[str, 
         attempts += [(int(at), got, event) for at, got, event in entry.get("earlier", ())]
         ended.setdefault(int(entry["attempt"]), str(entry["ended_at"]))
     (top, received, event), *earlier = sorted(attempts, reverse=True)
-    out = {"attempt": top, "received": received, "event": event, "ended_at": ended[top]}
+    since = counter if entry is None or top != int(entry["attempt"]) else entry["since"]
+    out = {"attempt": top, "received": received, "event": event, "ended_at": ended[top], "since": since}
     return out | ({"earlier": sorted(map(list, earlier))} if earlier else {})
 
 
@@ -77,7 +81,7 @@ async def advance(
         where = place(runs.get(record.run), record.attempt, record.received, record.run)
         if where == COVERED:
             continue
-        runs[record.run] = note(runs.get(record.run), record)
+        runs[record.run] = note(runs.get(record.run), record, head.counter + 1)
         changed = True
         if where in (NEW, NEWER):
             fresh = [one for one in fresh if one.run != record.run] + [record]
@@ -101,7 +105,8 @@ async def advance(
         "rollout": first["rollout"],
         "kind": head.body.get("kind", first["ids"]["kind"]),
         "original": head.body.get("original", first["ids"]["original"]),
-        "subject": head.body.get("subject") or first.get("subject_alias"),
+        # Of all its runs: a rollout whose runs were for two subjects is shown to neither.
+        "subject": (summary or {}).get("subject"),
         "layout": head.body.get("layout", first["layout"]),
         "updated_at": latest(entry["ended_at"] for entry in runs.values()),
         "runs": runs,

@@ -30,6 +30,8 @@ WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, DEAD = (
     "held",
     "dead",
 )
+LOOK_BACK = 2000
+"""Revisions that `explain` looks through for the one that took a run in."""
 ENDS = (CONSOLIDATED, SUPERSEDED, HELD, DEAD)
 """The states in which nothing is left to do for a run without a person."""
 
@@ -106,7 +108,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.state = SUPERSEDED
         story.next = f"attempt {head.body['runs'][row['run']]['attempt']} of this run took its place"
         return story
-    if held and not held.get("released"):
+    if held:
         story.state = HELD
         story.step("consolidate", f"held: {held['reason']}", at=held["at"], kind=held["kind"])
         story.next = f"`runlore review release {rollout} --project {project} --memory {memory} --reason …`"
@@ -117,11 +119,11 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.state = CONSOLIDATED
         number, manifest = await _first_revision(reader, project, memory, rollout, row["run"], row["attempt"])
         story.step("consolidate", f"in revision {number}" if number else "covered", object=manifest)
-        selected = rollout in revision.body["selected"]
+        selected = revision.map("selected")
         story.next = (
             f"its notes are in revision {revision.number}, which seeds serve"
-            if selected
-            else f"not among the newest {len(revision.body['selected'])} rollouts: searchable, not in seeds"
+            if selected.get(rollout)
+            else f"not among the newest {len(selected)} rollouts: searchable, not in seeds"
         )
         return story
     standing = await marks.read_all(store, project, memory, marks_max=1000)
@@ -134,13 +136,16 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
 async def _first_revision(
     reader: revisions.Reader, project: str, memory: str, rollout: str, run: str, attempt: int
 ) -> tuple[int | None, str | None]:
-    """The revision that first covered a run, and its manifest's key."""
-    found: tuple[int | None, str | None] = (None, None)
+    """The revision that covered a run first, and its manifest's key; looks back over `LOOK_BACK` revisions."""
+    looked = 0
     async for body in reader.line(project, memory):
         for covers in body["covers"]:
             if covers["rollout"] == rollout and [run, attempt] in covers["runs"]:
-                found = body["revision"], keys.manifest(project, memory, body["revision"], body["sha256"])
-    return found
+                return body["revision"], keys.manifest(project, memory, body["revision"], body["sha256"])
+        looked += 1
+        if looked == LOOK_BACK:
+            break
+    return None, None
 
 
 async def _waiting(bus: bus_port.Bus, wanted: set[str], known: set[str | None]) -> list[Story]:
@@ -241,6 +246,8 @@ def _causes(out: dict[str, Any]) -> list[str]:
     for stage in ("record", "consolidate", "index"):
         if out[stage].get("state", "running") != "running":
             causes.append(f"{stage} {out[stage]['state']} since {out[stage]['since']}: {out[stage]['cause']}")
+    for name, why in out["consolidate"].get("memories", {}).items():
+        causes.append(f"memory {name} can not go on: {why}")
     if out["dead"]["open"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in out["dead"]["reasons"].items())
         causes.append(f"{out['dead']['open']} dead letters ({reasons}): `runlore dead` lists them")

@@ -7,16 +7,20 @@ by tombstone, never by absence from a LIST. Writing is sqlite-utils inside `atom
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlite_utils import Database
 
 from runlore import errors
 from runlore.commit import heads, keys, marks, revisions, rollouts
 from runlore.store import port
+
+log = structlog.get_logger("runlore.index")
 
 SCHEMA_VERSION = 1
 RESULTS_MAX = 100
@@ -48,6 +52,24 @@ CREATE VIRTUAL TABLE summaries USING fts5(
 """
 
 
+_MAY_PASS = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_NOMEM,
+}
+"""What SQLite says when the file may be sound, but can not be used now."""
+
+
+class IndexRemade(errors.Retryable):
+    """The index file was damaged and was made anew; ask again."""
+
+    kind = "index_remade"
+
+
 class Index:
     """The index file at `path`. Not safe for two threads; each process may open its own."""
 
@@ -59,11 +81,30 @@ class Index:
     def _open(self) -> Database:
         try:
             return self._prepare()
-        except sqlite3.DatabaseError:
-            # A cache that does not open is made again.
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-            return self._prepare()
+        except sqlite3.DatabaseError as exc:
+            if _may_pass(exc):
+                raise errors.StoreUnavailable(f"the index {self.path} can not be used: {exc}") from exc
+            return self._remake()
+
+    def _remake(self) -> Database:
+        """A new file in place of a damaged one: it is a cache."""
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        return self._prepare()
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[None]:
+        """Make a fault of the file an error of ours; a damaged file is made anew."""
+        try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.NotSupportedError):
+            raise
+        except sqlite3.DatabaseError as exc:
+            if _may_pass(exc):
+                raise errors.StoreUnavailable(f"the index {self.path} can not be used: {exc}") from exc
+            self._db.close()
+            self._db = self._remake()
+            raise IndexRemade() from exc
 
     def _prepare(self) -> Database:
         connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
@@ -91,7 +132,7 @@ class Index:
     def apply(self, found: Iterable[heads.Head]) -> int:
         """Take these heads in, where their counters are higher than the rows'; how many were."""
         applied = 0
-        with self._db.atomic():
+        with self._file(), self._db.atomic():
             for head in found:
                 row = self._one("SELECT counter FROM heads WHERE key = ?", [head.key])
                 if head.counter == 0 or (row and row["counter"] >= head.counter):
@@ -201,7 +242,8 @@ class Index:
         )
 
     def _all(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
-        return list(self._db.query(sql, parameters))
+        with self._file():
+            return list(self._db.query(sql, parameters))
 
     def _one(self, sql: str, parameters: Sequence[Any]) -> dict[str, Any] | None:
         rows = self._all(sql, parameters)
@@ -228,6 +270,13 @@ def text_of(summary: Any) -> str:
 
 async def reconcile(index: Index, store: port.ObjectStore) -> int:
     """Compare a LIST of all heads with the rows, and take in what differs; how many heads were applied."""
+    try:
+        return await _reconcile(index, store)
+    except IndexRemade:
+        return await _reconcile(index, store)
+
+
+async def _reconcile(index: Index, store: port.ObjectStore) -> int:
     known = index.etags()
     applied = 0
     batch: list[str] = []
@@ -243,13 +292,23 @@ async def reconcile(index: Index, store: port.ObjectStore) -> int:
 
 
 async def take_in(index: Index, store: port.ObjectStore, head_keys: Sequence[str]) -> int:
-    """Read these heads and apply them; how many were newer."""
-    found = await store.get_many(head_keys)
-    return index.apply(
-        heads.parse(key, one, fmt=fmt_of(key))
-        for key, one in zip(head_keys, found, strict=True)
-        if one is not None
-    )
+    """Read these heads and apply them; how many were newer.
+
+    One that can not be read is left out: it must not hide the others, and `runlore verify` names it.
+    """
+    readable = []
+    for key, one in zip(head_keys, await store.get_many(head_keys), strict=True):
+        try:
+            if one is not None:
+                readable.append(heads.parse(key, one, fmt=fmt_of(key)))
+        except errors.Fatal as exc:
+            log.warning("head left out of the index", key=key, problem=exc.message)
+    return index.apply(readable)
+
+
+def _may_pass(exc: sqlite3.DatabaseError) -> bool:
+    """Whether the file may be sound: what is busy, full or not ours to open is not damaged."""
+    return (getattr(exc, "sqlite_errorcode", 0) & 0xFF) in _MAY_PASS
 
 
 def fmt_of(key: str) -> str:

@@ -12,7 +12,7 @@ import datetime as dt
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ TERM_HOURS = 72
 PREFIX = "s1."
 RECEIPT = ".runlore/seed.json"
 """What Runlore wrote into a workspace, with hashes: how it knows its own files from edited ones."""
+TEMPORARY = ".runlore-tmp"
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,12 @@ def parse(seed_id: str) -> Seed:
         ids.check_name(seed.project, "project")
         ids.check_name(seed.memory, "memory")
         expires = dt.datetime.fromisoformat(seed.expires)
-        if not isinstance(seed.revision, int) or not _is_hash(seed.manifest):
+        ids.check_id(seed.rollout, "rollout")
+        if not isinstance(seed.subject, str | None) or expires.tzinfo is None:
             raise ValueError
-    except (ValueError, TypeError, errors.InvalidId):
+        if type(seed.revision) is not int or seed.revision < 1 or not _is_hash(seed.manifest):
+            raise ValueError
+    except (ValueError, TypeError, AttributeError, RecursionError, errors.InvalidId):
         raise errors.InvalidInput(f"{seed_id[:24]!r} is not a seed id") from None
     if clock.now() >= expires:
         raise errors.SeedExpired(
@@ -163,7 +167,17 @@ def write_into(opened: Opened, target: Path, *, force: bool = False) -> Written:
     Runlore did not write, or that was edited since, is not overwritten (`errors.TargetModified`) unless
     `force`. Every file is replaced atomically; interrupted, the same call finishes the work.
     """
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return _write_all(opened, target, force=force)
+    except OSError as exc:
+        raise errors.UnsafeTarget(
+            f"{exc.filename or target} can not be written: {exc.strerror}",
+            hint="mend that or choose another --into; the same command finishes what was begun",
+        ) from exc
+
+
+def _write_all(opened: Opened, target: Path, *, force: bool) -> Written:
     receipt = _receipt(target)
     wanted = {path: one.text.encode("utf-8") for path, one in opened.files.items()}
     stale = sorted(set(receipt) - set(wanted))
@@ -171,6 +185,7 @@ def write_into(opened: Opened, target: Path, *, force: bool = False) -> Written:
         _check_inside(target, path)
     if not force:
         _check_unedited(target, wanted, stale, receipt)
+    _sweep({(target / path).parent for path in [*wanted, RECEIPT]})
     # The receipt first, naming both what was and what will be: after a crash either hash is known as ours.
     merged = {
         path: sorted({*receipt.get(path, []), *([packs.name(wanted[path])] if path in wanted else [])})
@@ -211,7 +226,7 @@ def _check_inside(target: Path, path: str) -> None:
     """No part of `path` below `target` may be a symlink, or a file where a directory is needed."""
     at = target
     parts = Path(path).parts
-    if Path(path).is_absolute() or ".." in parts:
+    if Path(path).is_absolute() or ".." in parts or not _is_name(path):
         raise errors.UnsafeTarget(f"{path!r} would be written outside of {target}")
     for part in parts:
         at = at / part
@@ -225,6 +240,14 @@ def _check_inside(target: Path, path: str) -> None:
             raise errors.UnsafeTarget(f"{target / parent} is a file where a directory is needed")
     if (target / path).is_dir():
         raise errors.UnsafeTarget(f"{target / path} is a directory where a file is needed")
+
+
+def _is_name(path: str) -> bool:
+    """Whether a file system can hold `path`: the receipt lies in the workspace, so anybody may have written it."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_unedited(
@@ -252,10 +275,17 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
+def _sweep(folders: Iterable[Path]) -> None:
+    """Remove what a killed writer left half written."""
+    for folder in folders:
+        for left in folder.glob(f".*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+
+
 def _write(target: Path, path: str, content: bytes) -> None:
     final = target / path
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name[:100]}.{clock.new_id()}.tmp")
+    temporary = final.with_name(f".{clock.new_id()}{TEMPORARY}")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, final)

@@ -16,9 +16,17 @@ QUOTES_MAX = 20
 
 
 async def of_line(
-    store: port.ObjectStore, revision: revisions.Revision, file: render.Composed, line: int
+    store: port.ObjectStore,
+    revision: revisions.Revision,
+    file: render.Composed,
+    line: int,
+    *,
+    subject: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The notes behind line `line` (from 1) of a composed file, each with its evidence, the narrowest first."""
+    """The notes behind line `line` (from 1) of a composed file, each with its evidence, the narrowest first.
+
+    What the evidence says is quoted only where its rollout has no subject, or is of `subject` (an alias).
+    """
     spans = [(last - first, note) for first, last, note in file.why if first <= line <= last]
     notes = revision.map("notes")
     answers = []
@@ -27,13 +35,20 @@ async def of_line(
         if entry is None:
             continue
         evidence = [
-            {"rollout": rollout, "run": run, "attempt": attempt, "item": item}
+            {
+                "rollout": rollout,
+                "run": run,
+                "attempt": attempt,
+                "item": item,
+                "subject": contribution.get("subject"),
+            }
             for rollout, contribution in sorted(entry["support"].items())
             for run, attempt, item in contribution.get("evidence", [])
         ]
         answers.append({"note": name, "kind": entry["kind"], "evidence": evidence})
     for one in [one for answer in answers for one in answer["evidence"]][:QUOTES_MAX]:
-        one["text"] = await _quote(store, revision, one)
+        if one["subject"] in (None, subject):
+            one["text"] = await _quote(store, revision, one)
     return answers
 
 

@@ -11,7 +11,7 @@ import ast
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ CONTAINER_CHARS_MAX = 200_000
 # The argument names under which the SDK's own shell tools (`exec_command.cmd`, `shell_call.action.commands`,
 # `local_shell_call.action.command`) take a command line.
 _COMMAND_KEYS = ("cmd", "command", "commands")
+_COMMAND_START = re.compile(r"[a-z./~][\w./+-]{0,40}(?:\s|$)")
+_OPTION_OR_PATH = re.compile(r"\s--?[A-Za-z]|\s[\w.~-]*/[\w.-]|\s[\w-]+\.[a-z]{1,4}(?:\s|$)")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=\S*")
 _SHELL_WRAPPERS = re.compile(r"(?:\S*/)?(?:ba|z|da|k)?sh")
 _WORD = re.compile(r"[^\W_]+|_", re.UNICODE)
@@ -54,15 +56,36 @@ class Call:
 
 def of(items: list[transcript.Item]) -> list[Call]:
     """The calls among `items`, in order."""
-    out: list[Call] = []
-    for item in items:
-        if item.kind == "call":
-            out.append(_call(len(out), item))
-    return out
+    made = [item for item in items if item.kind == "call"]
+    by_tool: dict[str, list[str | None]] = defaultdict(list)
+    for item in made:
+        by_tool[item.tool].append(_only_text(item.args))
+    shells = {tool for tool, values in by_tool.items() if _are_commands(values)}
+    return [_call(number, item, item.tool in shells) for number, item in enumerate(made)]
 
 
-def _call(number: int, item: transcript.Item) -> Call:
-    command = _command(item.args)
+def _only_text(args: Any) -> str | None:
+    """The one argument of a call, where it is a text."""
+    if isinstance(args, dict) and len(args) == 1:
+        args = next(iter(args.values()))
+    return args if isinstance(args, str) else None
+
+
+def _are_commands(found: list[str | None]) -> bool:
+    """Whether a tool takes command lines under a name of its own: one text that begins with a program.
+
+    Told from prose and from search words by form: nearly every text begins with a plain lower-case word, and
+    some hold an option or a path.
+    """
+    texts = [value.strip() for value in found if value and value.strip()]
+    if len(texts) < 2 or len(texts) < len(found):
+        return False
+    plain = sum(_COMMAND_START.match(value) is not None for value in texts)
+    return plain >= 0.8 * len(texts) and any(_OPTION_OR_PATH.search(value[:400]) for value in texts)
+
+
+def _call(number: int, item: transcript.Item, is_shell: bool) -> Call:
+    command = _command(item.args) or ((_only_text(item.args) or "").strip() if is_shell else "")
     if command:
         program = program_of(command)
         head = item.tool if program in ("", item.tool) else f"{item.tool}: {program}"
@@ -176,7 +199,9 @@ def is_variant(a: Call, b: Call) -> bool:
     if a.head != b.head or a.leaves == b.leaves:
         return False
     if a.command:
-        return _word_overlap(a.command, b.command) >= 0.3
+        # A short command has few words to keep; a long one that keeps under half of them is another errand.
+        is_short = max(len(a.command), len(b.command)) <= 60
+        return _word_overlap(a.command, b.command) >= (0.3 if is_short else 0.5)
     before, after = Counter(a.leaves), Counter(b.leaves)
     total = max(sum(before.values()), sum(after.values()))
     if total <= 2:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from runlore.memory import calls, failures, fixes, keywords, signatures, text, transcript, values
@@ -28,10 +29,19 @@ KEYWORDS_MAX = 48
 TOOLS_MAX = 32
 TEMPLATES_MAX = 6
 STEPS_MAX = 3
-PERSONAL_WORDS_MAX = 200
+CHECKS_MAX = 8
+PERSONAL_WORDS_MAX = 4_000
 """Words of the run's data that are masked in a signature, as long as only one subject has met it."""
+ECHO_CHARS_MIN = 24
+ECHO_DENSE_CHARS_MIN = 10
+"""A stretch of a message this long that the user said too is taken for the user's words; the second number is
+for scripts in which two or three characters are a word."""
+ECHO_TEXT_CHARS_MAX = 2_000
+ENUMERATED_MIN = 3
+"""A field of one answer that gives the same value so often enumerates; it does not name anybody."""
 
 _PATH = re.compile(r"(?:[\w@%+.~-]*/)*[\w@%+~-][\w@%+.~-]*\.[A-Za-z][\w]{0,7}")
+_WORD = re.compile(r"[^\W\d_]+")
 _PLACES = ("workdir", "working_directory", "cwd")
 
 
@@ -61,8 +71,10 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
         "requests": _requests(items, made),
         "answer": _answer(payload, items),
         "open": _open(items, made, payload),
-        "failures": _failures(found, made, meta),
+        "failures": _failures(found, made, meta.subject is not None, [said for _, said in users]),
         "verified": _verified(made, found),
+        "passed": _passed(made, found),
+        "broken": _broken(found),
         "last_failing": _last_failing(made, found),
         "facts": _facts(made, found),
         "corrections": _corrections(items, made, found),
@@ -146,9 +158,9 @@ def _open(
 
 
 def _failures(
-    found: list[failures.Failure], made: list[calls.Call], meta: values.RunMeta
+    found: list[failures.Failure], made: list[calls.Call], is_personal: bool, said: list[str]
 ) -> list[dict[str, Any]]:
-    personal = _personal_words(made) if meta.subject else frozenset()
+    personal = _personal_words(made) if is_personal else frozenset()
     out = []
     for one in found[:FAILURES_MAX] if len(found) <= FAILURES_MAX else _most_telling(found):
         entry: dict[str, Any] = {
@@ -164,7 +176,8 @@ def _failures(
         }
         if one.call.command:
             entry["call"] = text.inline(one.call.command, COMMAND_CHARS_MAX)
-        masked = sorted(set(re.findall(r"[^\W\d_]+", one.signature.shown)) & personal)
+        doubtful = personal | _echoed(one.message, said) if is_personal else personal
+        masked = sorted(set(_WORD.findall(one.signature.shown)) & doubtful)
         if masked:
             entry["masked"] = masked[:16]
         if one.is_flaky:
@@ -173,6 +186,22 @@ def _failures(
             entry["fix"] = _fix(one.fix, made)
         out.append(entry)
     return out
+
+
+def _echoed(message: str, said: list[str]) -> frozenset[str]:
+    """The words of `message` that repeat a stretch of what the user said: a tool that quotes its caller."""
+    spoken = "\n".join(text.inline(turn, ECHO_TEXT_CHARS_MAX) for turn in said[-20:])
+    words: set[str] = set()
+    size = ECHO_DENSE_CHARS_MIN if any(char >= "\u2e80" for char in message) else ECHO_CHARS_MIN
+    for start in range(max(0, len(message) - size + 1)):
+        stretch = message[start : start + size]
+        if stretch in spoken:
+            words |= {word.group() for word in _WORD.finditer(message) if _overlap(word, start, start + size)}
+    return frozenset(words)
+
+
+def _overlap(word: re.Match[str], start: int, end: int) -> bool:
+    return word.start() < end and start < word.end()
 
 
 def _most_telling(found: list[failures.Failure]) -> list[failures.Failure]:
@@ -193,20 +222,35 @@ def _fix(fix: dict[str, Any], made: list[calls.Call]) -> dict[str, Any]:
 
 
 def _personal_words(made: list[calls.Call]) -> frozenset[str]:
-    """Words that stand alone as data in this run: names, cities, plans. They may be somebody's."""
+    """Words that stand alone as data in this run: names, cities, plans. They may be somebody's.
+
+    Words of the schema (tools, argument names, keys) are not, nor is a value that one field repeats: that is
+    the vocabulary of an enumeration.
+    """
     words: set[str] = set()
+    schema: set[str] = set()
+    ids: dict[tuple[str, str], str] = {}
     for call in made:
-        for value in [leaf for _, leaf in call.leaves] + _strings_of(call.container):
-            if len(value) <= 60 and len(words) < 20 * PERSONAL_WORDS_MAX:
-                words |= set(re.findall(r"[^\W\d_]+", value))
-    return frozenset(words)
+        repeated = Counter(_strings_of(call.container))
+        schema |= set(_WORD.findall(call.tool))
+        for (path, value), count in (Counter(call.leaves) + repeated).items():
+            schema |= set(_WORD.findall(path))
+            into = schema if count >= ENUMERATED_MIN else words
+            if len(value) <= 60 and "@" not in value and any(map(str.isdigit, value)):
+                # `card_1` and `card_2` in one field: what ids of different things have in common is their kind.
+                for word in _WORD.findall(value):
+                    if ids.setdefault((path, word), value) != value:
+                        schema.add(word)
+            if len(value) <= 60 and len(words) < PERSONAL_WORDS_MAX:
+                into |= set(_WORD.findall(value))
+    return frozenset(words - schema)
 
 
-def _strings_of(container: Any) -> list[str]:
+def _strings_of(container: Any) -> list[tuple[str, str]]:
     found = []
-    for _, value in transcript.leaves(container):
+    for path, value in transcript.leaves(container):
         if isinstance(value, str):
-            found.append(value)
+            found.append((path, value))
         if len(found) >= 2_000:
             break
     return found
@@ -236,6 +280,27 @@ def _verified(made: list[calls.Call], found: list[failures.Failure]) -> dict[str
             shown = {"item": call.index, "call": describe(call)}
             return shown | ({"failed": did_fail[-1].index} if did_fail else {})
     return None
+
+
+def _passed(made: list[calls.Call], found: list[failures.Failure]) -> list[dict[str, Any]]:
+    """Commands that ended well after the last change: a check, where an earlier run saw the same one fail."""
+    failed = {one.call.number for one in found}
+    last = max((call.number for call in made if failures.is_change(call)), default=-1)
+    passed = [
+        {"id": _same(call), "item": call.index, "call": describe(call)}
+        for call in made[last + 1 :]
+        if call.number not in failed and call.output is not None and call.output.exit_code == 0
+    ]
+    return passed[-CHECKS_MAX:]
+
+
+def _broken(found: list[failures.Failure]) -> list[str]:
+    """The calls that failed, by what they ask for: so that a later run's pass is known for a check."""
+    return list(dict.fromkeys(_same(one.call) for one in found if one.is_sure))[-CHECKS_MAX:]
+
+
+def _same(call: calls.Call) -> str:
+    return calls.fingerprint("same", call.head, repr(call.leaves))
 
 
 def _last_failing(made: list[calls.Call], found: list[failures.Failure]) -> dict[str, Any] | None:
@@ -282,6 +347,7 @@ def _corrections(
     failed = {one.call.number for one in found}
     turns = [item for item in items if item.kind == "user"]
     out = []
+    said = [keywords.count([turn.text]) for turn in turns]
     for place, turn in enumerate(turns):
         end = turns[place + 1].index if place + 1 < len(turns) else len(items) + turn.index + 1
         shown = text.inline(turn.text, CORRECTION_CHARS_MAX)
@@ -291,7 +357,7 @@ def _corrections(
         redone = _redone(turn, end, made, failed)
         if redone:
             out.append(entry | redone)
-        elif any(_is_repeat(turn.text, earlier.text) for earlier in turns[:place]):
+        elif any(_is_repeat(said[place], earlier) for earlier in said[:place]):
             out.append(entry | {"repeat": True})
     return out[-CORRECTIONS_MAX:]
 
@@ -320,11 +386,11 @@ def _redone(
     return None
 
 
-def _is_repeat(turn: str, earlier: str) -> bool:
-    left, right = keywords.count([turn]), keywords.count([earlier])
-    if len(left) < 3:
+def _is_repeat(turn: Counter[str], earlier: Counter[str]) -> bool:
+    """Whether two turns, as counted words, say the same: most of the words of both."""
+    if len(turn) < 3 or not earlier:
         return False
-    return sum((left & right).values()) >= 0.7 * max(sum(left.values()), sum(right.values()))
+    return (turn & earlier).total() >= 0.7 * max(turn.total(), earlier.total())
 
 
 # --- where to look again ----------------------------------------------------------------------------
@@ -336,7 +402,7 @@ def _files(made: list[calls.Call]) -> list[str]:
     for call in made:
         worth = 10 if failures.is_change(call) else 1
         words = (
-            call.command.split()[:60]
+            call.command.split("\n", 1)[0].split()[:60]
             if call.command
             else [v for _, v in call.leaves if len(v) <= FILE_CHARS_MAX]
         )
@@ -373,7 +439,7 @@ def _keywords(
     texts = [item.text for item in items if item.kind == "user"]
     counted = keywords.count(texts)
     for call in made:
-        counted[call.head.rpartition(": ")[2]] += 2
+        counted[call.head.rpartition(": ")[2]] += 3
     counted.update(keywords.count(one.message for one in found))
     counted.update({name.rsplit("/", 1)[-1]: 3 for name in _files(made)})
     ranked = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -7,17 +7,23 @@ All of them say only what their rollout showed. Their header lines are the SDK's
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Container, Iterable
 from typing import Any
 
 from runlore.memory import keywords as _keywords
+from runlore.memory import notes as _notes
 from runlore.memory import text, values
 
 RAW_MEMORY_BYTES_MAX = 3_500
 """The JavaScript SDK reads at most 1,000,000 bytes of `raw_memories.md`, which joins up to 256 of these."""
 SUMMARY_BYTES_MAX = 12 * 1024
-RESUME_TOKENS_MAX = 380
+RESUME_TOKENS_MAX = 340
 TITLE_CHARS_MAX = 110
+TITLE_CHARS_MIN = 12
+"""What is left of a request below this length is no title."""
 KEYWORDS_MAX = 10
+SLUG_WORDS = 3
 FAILURES_SHOWN_MAX = 8
 VALUE_CHARS_MAX = 160
 
@@ -25,10 +31,32 @@ Line = tuple[str, str]
 """A line and the id of the note that it comes from."""
 
 
-def title(card: dict[str, Any]) -> str:
-    """What the rollout was about: its first request that made the agent act, in the user's words."""
+def title(card: dict[str, Any], common: Container[str] = ()) -> str:
+    """What the rollout was about: its first request, in the user's words, past sentences that are `common`."""
     asked = request(card)
-    return text.plain(asked["text"], TITLE_CHARS_MAX) if asked else "A run without a request"
+    if not asked:
+        return "A run without a request"
+    told = sentences(asked["text"])
+    while len(told) > 1 and told[0] in common and len(" ".join(told[1:])) >= TITLE_CHARS_MIN:
+        told = told[1:]
+    return text.plain(" ".join(told), TITLE_CHARS_MAX)
+
+
+class Common:
+    """Sentences that several of these rollouts open with, whatever their case: they tell none from the others."""
+
+    def __init__(self, cards: Iterable[dict[str, Any]]) -> None:
+        requests = {asked["text"].casefold() for card in cards if (asked := request(card))}
+        often = Counter(sentence for asked in requests for sentence in set(sentences(asked)))
+        self._folded = {sentence for sentence, count in often.items() if count > 1}
+
+    def __contains__(self, sentence: object) -> bool:
+        return isinstance(sentence, str) and sentence.casefold() in self._folded
+
+
+def sentences(body: str) -> list[str]:
+    """The sentences of one line of text."""
+    return [part for part in re.split(r"(?<=[.!?:])\s+|(?<=[。！？؟])", body) if part]
 
 
 def request(card: dict[str, Any]) -> dict[str, Any] | None:
@@ -56,8 +84,10 @@ def outcome(card: dict[str, Any]) -> tuple[str, str]:
 
 def slug(card: dict[str, Any]) -> str:
     """The readable end of the summary's file name. A subject's words must not stand in a file name."""
-    words = "" if card["subject"] else text.slug(title(card))
-    return words or "rollout"
+    if card["subject"]:
+        return "rollout"
+    names = [word for word, _ in card["keywords"] if _keywords.is_name(word) and "://" not in word]
+    return text.slug(" ".join(names[:SLUG_WORDS])) or text.slug(title(card)) or "rollout"
 
 
 def selection_row(card: dict[str, Any], sessions_dir: str) -> dict[str, str]:
@@ -72,9 +102,12 @@ def selection_row(card: dict[str, Any], sessions_dir: str) -> dict[str, str]:
     }
 
 
-def raw_memory(card: dict[str, Any], note: str, row: dict[str, str], learnt: dict[str, str]) -> list[Line]:
+def raw_memory(
+    card: dict[str, Any], note: str, row: dict[str, str], learnt: dict[str, str], common: Container[str] = ()
+) -> list[Line]:
     """`raw_memories/<rollout>.md`. `learnt`: failure note id -> its sentence for this rollout."""
     word, because = outcome(card)
+    about = title(card, common)
     group = task_group(card)
     told = [
         f"rollout_id: {row['rollout_id']}",
@@ -84,16 +117,16 @@ def raw_memory(card: dict[str, Any], note: str, row: dict[str, str], learnt: dic
         f"terminal_state: {row['terminal_state']}",
         "",
         "---",
-        f"description: {title(card)} ({because})",
-        f"task: {title(card)}",
+        f"description: {about} ({because})",
+        f"task: {about}",
         f"task_group: {group}",
         f"task_outcome: {word}",
         f"keywords: {', '.join(words(card))}",
         "---",
         "",
-        f"### Task 1: {title(card)}",
+        f"### Task 1: {about}",
         "",
-        f"task: {title(card)}",
+        f"task: {about}",
         f"task_group: {group}",
         f"task_outcome: {word}",
     ]
@@ -102,27 +135,30 @@ def raw_memory(card: dict[str, Any], note: str, row: dict[str, str], learnt: dic
         ("Preference signals:", corrections(card, note)),
         ("Reusable knowledge:", knowledge(card, note)),
         ("Failures and how to do differently:", [(f"- {said}", one) for one, said in learnt.items()]),
-        ("References:", references(card, note)),
+        ("References:", references(card, note, learnt)),
     ):
         if section:
             body += [("", note), (heading, note), *section]
     return _within(body, RAW_MEMORY_BYTES_MAX)
 
 
-def rollout_summary(card: dict[str, Any], note: str, row: dict[str, str], learnt: dict[str, str]) -> list[Line]:
+def rollout_summary(
+    card: dict[str, Any], note: str, row: dict[str, str], learnt: dict[str, str], common: Container[str] = ()
+) -> list[Line]:
     """`rollout_summaries/<rollout>_<slug>.md`."""
     word, because = outcome(card)
+    about = title(card, common)
     head = [
         f"session_id: {row['rollout_id']}",
         f"updated_at: {row['updated_at']}",
         f"rollout_path: {row['rollout_path']}",
         f"terminal_state: {row['terminal_state']}",
         "",
-        f"# {title(card)}",
+        f"# {about}",
         "",
         f"Rollout context: {_context(card)}",
         "",
-        f"## Task 1: {title(card)}",
+        f"## Task 1: {about}",
         "",
         f"Outcome: {word} ({because})",
     ]
@@ -132,7 +168,7 @@ def rollout_summary(card: dict[str, Any], note: str, row: dict[str, str], learnt
         ("Key steps:", steps(card, note)),
         ("Failures and how to do differently:", [(f"- {said}", one) for one, said in learnt.items()]),
         ("Reusable knowledge:", knowledge(card, note)),
-        ("References:", references(card, note)),
+        ("References:", references(card, note, learnt)),
     ):
         if section:
             body += [("", note), (heading, note), ("", note), *section]
@@ -150,8 +186,8 @@ def words(card: dict[str, Any]) -> list[str]:
 
 
 def _context(card: dict[str, Any]) -> str:
-    runs = f"{card['runs_total']} runs" if card["runs_total"] > 1 else "1 run"
-    said = [f"{runs} with {card['calls']} tool calls in the last"]
+    many = f"{card['runs_total']} runs, the last with" if card["runs_total"] > 1 else "1 run,"
+    said = [f"{many} {card['calls']} tool call{'' if card['calls'] == 1 else 's'}"]
     if card["agents"]:
         said.append("agents " + " → ".join(card["agents"]))
     if card["files"]:
@@ -169,7 +205,11 @@ def correction(one: dict[str, Any], said: str | None = None) -> str:
     quote = text.inline(said if said is not None else one["text"], 280)
     if one.get("repeat") and not one.get("head"):
         return f'the user said twice: "{quote}"'
-    changed = f" with another {', '.join(f'`{text.inline(path, 80)}`' for path in one['paths'])}" if one.get("paths") else ""
+    changed = (
+        f" with another {', '.join(f'`{text.inline(path, 80)}`' for path in one['paths'])}"
+        if one.get("paths")
+        else ""
+    )
     head = text.inline(one.get("head", "a tool"), 80)
     return f'after `{head}`, the user said: "{quote}" -> `{head}` was called again{changed}'
 
@@ -181,8 +221,10 @@ def steps(card: dict[str, Any], note: str) -> list[Line]:
     for one in asked.values():
         out.append((f'- the user asked: "{text.inline(one["text"], 240)}"', note))
     if card["verified"]:
-        failed = " It had failed before." if card["verified"].get("failed") is not None else ""
-        out.append((f"- check: `{text.inline(card['verified']['call'], VALUE_CHARS_MAX)}` passed after the last change.{failed}", note))
+        known = card["verified"].get("failed") is not None or card["verified"].get("earlier")
+        failed = " It had failed before." if known else ""
+        check = text.inline(card["verified"]["call"], VALUE_CHARS_MAX)
+        out.append((f"- check: `{check}` passed after the last change.{failed}", note))
     if card["answer"]:
         out.append((f'- the agent ended with: "{text.inline(card["answer"]["text"], 300)}"', note))
     return out + unfinished(card, note)
@@ -194,8 +236,10 @@ def unfinished(card: dict[str, Any], note: str) -> list[Line]:
     for one in card["open"]:
         if "call" in one:
             out.append((f"- not answered yet: `{text.inline(one['call'], VALUE_CHARS_MAX)}`", note))
-        else:
-            out.append((f'- the user\'s last turn has no answer yet: "{text.inline(one["turn"], 240)}"', note))
+        elif card["state"] != "completed":
+            out.append(
+                (f'- the user\'s last turn has no answer yet: "{text.inline(one["turn"], 240)}"', note)
+            )
     return out
 
 
@@ -209,21 +253,23 @@ def knowledge(card: dict[str, Any], note: str) -> list[Line]:
     return out
 
 
-def references(card: dict[str, Any], note: str) -> list[Line]:
-    """Strings to look for, as they stood in the run."""
+def references(card: dict[str, Any], note: str, learnt: Container[str]) -> list[Line]:
+    """Strings to look for, as they stood in the run: messages of the failures that are told, and files."""
     out = []
-    for one in unresolved(card)[:FAILURES_SHOWN_MAX]:
+    failed = [one for one in reversed(card["failures"]) if _failure_note(one) in learnt]
+    for one in failed[:FAILURES_SHOWN_MAX]:
         what = f"`{text.inline(one['call'], VALUE_CHARS_MAX)}`" if one.get("call") else f"`{one['head']}`"
         where = f"run {one['evidence']['run']}, item {one['evidence']['item']}"
         out.append((f'- {what} answered "{text.inline(one["message"], 200)}" ({where})', note))
     if card["files"]:
-        out.append(("- files: " + ", ".join(f"`{text.inline(name, 120)}`" for name in card["files"][:10]), note))
+        out.append(
+            ("- files: " + ", ".join(f"`{text.inline(name, 120)}`" for name in card["files"][:10]), note)
+        )
     return out
 
 
-def unresolved(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """The failures as the run showed them, the newest first."""
-    return list(reversed(card["failures"]))
+def _failure_note(one: dict[str, Any]) -> str:
+    return _notes.note_id("failure", {"head": one["head"], "key": one["key"]})
 
 
 def resume(card: dict[str, Any], note: str) -> list[Line]:
@@ -238,9 +284,16 @@ def resume(card: dict[str, Any], note: str) -> list[Line]:
     failing = card.get("last_failing")
     if failing:
         what = f"`{text.inline(failing['call'], VALUE_CHARS_MAX)}`"
-        out.append((f'- last failing call, not seen to work since: {what}: "{text.inline(failing["message"], 160)}"', note))
+        out.append(
+            (
+                f'- last failing call, not seen to work since: {what}: "{text.inline(failing["message"], 160)}"',
+                note,
+            )
+        )
     if card["files"]:
-        out.append(("- files: " + ", ".join(f"`{text.inline(name, 80)}`" for name in card["files"][:8]), note))
+        out.append(
+            ("- files: " + ", ".join(f"`{text.inline(name, 80)}`" for name in card["files"][:8]), note)
+        )
     if card["answer"]:
         out.append((f'- the agent\'s last words: "{text.inline(card["answer"]["text"], 200)}"', note))
     kept: list[Line] = []

@@ -24,6 +24,10 @@ SDK_TOOL_ERROR = "An error occurred while running the tool. Please try again."
 # What pydantic and so the SDK's own tools answer to arguments that do not fit their schema.
 _VALIDATION = re.compile(r"\A.{0,200}?\d+ validation errors? for \S+\n\S+.*\n\s+.+\[type=\w+", re.DOTALL)
 
+# The shell's grammar: `> file` and `>> file`, but no `2> log`, no `>&1` and no device.
+_REDIRECTED = re.compile(r"(?<![<>&\d=-])>>?\s*(?!/dev/|&)[\w.~$/{-]")
+_QUOTED = re.compile(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"")
+
 RETRY_CALLS_MAX = 12
 """How many calls may lie between a failing call and the retry that is its answer."""
 SHORT_CHARS_MAX = 600
@@ -51,7 +55,7 @@ def find(context: fixes.Context) -> list[Failure]:
         reason = reasons.get(call.number)
         if reason is None:
             continue
-        message = signatures.message_of(call)
+        message = signatures.message_of(call, is_whole=reason in ("shape", "retried", "maybe"))
         signature = signatures.of(message, _own_leaves(call))
         if signatures.has_words(signature):
             found.append(Failure(call, signature, message, reason, reason != "maybe"))
@@ -61,7 +65,9 @@ def find(context: fixes.Context) -> list[Failure]:
 def _own_leaves(call: calls.Call) -> list[tuple[str, str]]:
     if not call.command:
         return list(call.leaves)
-    return [("arg", word.strip("'\"")) for word in call.command.split()[1:40]]
+    # Of a command line only what can be no word of a sentence is taken for a value: names, paths, options.
+    words = [word.strip("'\"(),;") for word in call.command.split()[1:40]]
+    return [("arg", word) for word in words if not word.isalpha()]
 
 
 # --- which calls failed -----------------------------------------------------------------------------
@@ -139,9 +145,9 @@ def _refusal(call: calls.Call, same: list[calls.Call], structured: int) -> dict[
         # This tool answers data, and here it answered a short sentence.
         return {call.number: "shape"}
     answer = _answer_to(call, same)
-    if answer is not None and calls.template(answer) != calls.template(call):
-        if _is_usual(answer, same) and _is_always_retried(call, same):
-            return {call.number: "retried"}
+    is_other = answer is not None and calls.template(answer) != calls.template(call)
+    if is_other and _is_usual(answer, same) and _is_always_retried(call, same):
+        return {} if _is_always_retried(answer, same) else {call.number: "retried"}
     # Nothing in this run tells. Kept as a question for the other runs, if it looks like a sentence.
     is_open = is_short and len(same) <= 4 and not call.command
     return {call.number: "maybe"} if is_open and len(call.text.strip()) >= 6 else {}
@@ -228,11 +234,15 @@ def _with_fixes(context: fixes.Context, found: list[Failure], reasons: dict[int,
 
 
 def _is_flaky(failure: Failure, made: list[calls.Call], same: list[calls.Call], failed: set[int]) -> bool:
-    """Whether the very same call worked later although nothing had been changed in between."""
+    """Whether the very same call worked later although nothing had been changed in between.
+
+    What another command line did in between can not be known, so after one the rules abstain.
+    """
     for later in same:
-        if later.number > failure.call.number and later.number not in failed and _works(later):
-            if calls.is_same(failure.call, later):
-                return not any(is_change(call) for call in made[failure.call.number + 1 : later.number])
+        is_later_success = later.number > failure.call.number and later.number not in failed and _works(later)
+        if is_later_success and calls.is_same(failure.call, later):
+            between = made[failure.call.number + 1 : later.number]
+            return not any(is_change(call) or _may_change(call, failure.call) for call in between)
     return False
 
 
@@ -276,10 +286,19 @@ def _came_back(failure: Failure, working: calls.Call, found: list[Failure]) -> b
     )
 
 
+def _may_change(call: calls.Call, failing: calls.Call) -> bool:
+    return bool(call.command) and not calls.is_same(call, failing)
+
+
 def is_change(call: calls.Call) -> bool:
-    """Whether a call looks like a change to the workspace: a patch, or arguments that carry lines of content."""
+    """Whether a call looks like a change to the workspace.
+
+    A patch, arguments that carry lines of content, or a command line that writes its output to a file.
+    """
     if call.output is not None and call.output.is_error:
         return False
+    if call.command and _REDIRECTED.search(_QUOTED.sub("", call.command[:4_000])):
+        return True
     return call.tool == "apply_patch" or any(
         value.count("\n") >= 1 and len(value) >= 40 for _, value in call.leaves
     )

@@ -19,6 +19,7 @@ CHANGES_MAX = 4
 """A retry that changes more paths than this is another errand; nothing is learnt from it."""
 VALUE_CHARS_MAX = 80
 COMMAND_CHARS_MAX = 160
+SOURCE_CHARS_MIN = 4
 SOURCE_LEAVES_MAX = 4_000
 """Leaves of earlier answers that are searched for where a value came from."""
 
@@ -50,7 +51,9 @@ def of(
     if not paths or len(paths) > CHANGES_MAX:
         return None
     changes = [_change(context, failing, working, path) for path in paths]
-    return {"changes": changes, "item": working.index}
+    if all(_says_nothing(failing, working, change) for change in changes):
+        return None
+    return {"changes": _by_list(changes), "item": working.index}
 
 
 def _of_command(failing: calls.Call, working: calls.Call) -> dict[str, Any] | None:
@@ -89,6 +92,30 @@ def _change(context: Context, failing: calls.Call, working: calls.Call, path: st
     return {name: value for name, value in change.items() if value}
 
 
+def _says_nothing(failing: calls.Call, working: calls.Call, change: dict[str, Any]) -> bool:
+    """Whether all that is known is that some long text was replaced by another."""
+    both = _values(failing, change["path"]) + _values(working, change["path"])
+    is_long = any(len(value) > VALUE_CHARS_MAX or "\n" in value for value in both)
+    return is_long and change["how"] == "set" and not change.get("from")
+
+
+def _by_list(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The changes, those of a list that became longer or shorter as one change of that list."""
+    out: list[dict[str, Any]] = []
+    lists: set[str] = set()
+    for change in changes:
+        if change["how"] not in ("more", "fewer") or "[]" not in change["path"]:
+            out.append(change)
+            continue
+        name = change["path"].rpartition("[]")[0] + "[]"
+        if name not in lists:
+            lists.add(name)
+            out.append({"path": name, "how": change["how"]})
+        if change.get("from") in ("error", "error sum"):
+            out.append(change | {"how": "set"})
+    return out
+
+
 def _values(call: calls.Call, path: str) -> list[str]:
     return [value for where, value in call.leaves if where == path]
 
@@ -110,8 +137,15 @@ def _source(context: Context, failing: calls.Call, working: calls.Call, path: st
         return "error"
     if _sums_to(working, path, message):
         return "error sum"
-    if len(value) < 2:
-        return ""
+    if len(value) < SOURCE_CHARS_MIN or not (
+        any(map(str.isdigit, value)) or len(value) >= 2 * SOURCE_CHARS_MIN
+    ):
+        # A plain short word (`economy`, `true`) stands in many places; where it came from can't be told.
+        return (
+            "user"
+            if any(index < working.index and _stands_in(value, said) for index, said in context.users)
+            else ""
+        )
     found = _in_answers(context, working, value)
     if found:
         return found
@@ -149,4 +183,3 @@ def _in_answers(context: Context, working: calls.Call, value: str) -> str:
             if looked > SOURCE_LEAVES_MAX:
                 return ""
     return ""
-

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from runlore.memory import documents, handbook, lines, redact, render, text
+from runlore.memory import documents, handbook, lines, redact, render, summary, text
 from runlore.memory import notes as _notes
 
 SUMMARY_TOKENS_MAX = 1_500
@@ -86,8 +86,12 @@ def _format(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[V
                 yield Violation("format", f"{name}:{number} {problem}", _suspects(after, part, number))
         if file == "raw_memory.md":
             head = part.text.split("\n")[: len(_HEADER)]
-            if len(head) < len(_HEADER) or any(not line.startswith(want) for line, want in zip(head, _HEADER, strict=True)):
-                yield Violation("format", f"{name} does not begin with the SDK's header", _suspects(after, part))
+            if len(head) < len(_HEADER) or any(
+                not line.startswith(want) for line, want in zip(head, _HEADER, strict=True)
+            ):
+                yield Violation(
+                    "format", f"{name} does not begin with the SDK's header", _suspects(after, part)
+                )
 
 
 def _line_problem(file: str, line: str) -> str | None:
@@ -109,7 +113,11 @@ def _selection_format(after: _notes.Notes, name: str, part: render.Part) -> Iter
     except ValueError:
         row = None
     wanted = ["rollout_id", "updated_at", "rollout_path", "rollout_summary_file", "terminal_state"]
-    if not isinstance(row, dict) or list(row) != wanted or not all(isinstance(v, str) and v for v in row.values()):
+    if (
+        not isinstance(row, dict)
+        or list(row) != wanted
+        or not all(isinstance(v, str) and v for v in row.values())
+    ):
         yield Violation("format", f"{name} is not a row of the selection", _suspects(after, part))
 
 
@@ -147,7 +155,7 @@ def _removals(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
             continue
         same = [name for name in entry["support"] if name in still and before.card(name) == after.card(name)]
         if same:
-            message = f"note {identity} ({entry['kind']}) is gone, but {len(same)} rollouts that support it are unchanged"
+            message = f"note {identity} ({entry['kind']}) is gone; {len(same)} unchanged rollouts support it"
             yield Violation("removal", message, tuple(sorted(set(after.rollouts()) - before.rollouts())))
 
 
@@ -187,12 +195,18 @@ def _sizes(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Vi
         owner, _, file = name.partition("/")
         size, limit = len(part.text.encode("utf-8", "surrogatepass")), _BYTES_MAX.get(file, _OTHER_BYTES_MAX)
         if size > limit:
-            yield Violation("size", f"{name} has {size} bytes; at most {limit} are allowed", _suspects(after, part))
+            yield Violation(
+                "size", f"{name} has {size} bytes; at most {limit} are allowed", _suspects(after, part)
+            )
         if file in ("preferences.md", "tips.md", "index.md", "resume.md"):
             # The headings that `compose` puts around them cost a few tokens each.
             tokens[owner] = tokens.get(owner, 0) + text.token_estimate(part.text) + 10
     base = tokens.pop(render.BASE, 0)
-    subjects = {part.subject: f"subject.{part.subject}" for part in parts.values() if part.subject and not part.rollout}
+    subjects = {
+        part.subject: f"subject.{part.subject}"
+        for part in parts.values()
+        if part.subject and not part.rollout
+    }
     for owner, own in tokens.items():
         part = next(one for name, one in parts.items() if name.startswith(f"{owner}/"))
         personal = tokens.get(subjects.get(part.subject, ""), 0) if part.rollout else 0
@@ -206,42 +220,60 @@ def _sizes(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Vi
 def _subjects(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Violation]:
     """Each rollout's parts carry its subject, and no shared part holds a subject's own words or values."""
     public = {name: part.text for name, part in parts.items() if part.subject is None}
-    for _, entry in after.of_kind("rollout"):
-        for rollout, card in entry["support"].items():
-            for name, part in parts.items():
-                if part.rollout == rollout and part.subject != card["subject"]:
-                    yield Violation("subject", f"{name} is not marked with its rollout's subject", (rollout,))
-            if card["subject"] is None:
-                continue
-            for name, body in public.items():
-                if any(words in body for words in _own_words(card)):
-                    yield Violation("subject", f"{name} holds the words of a subject", (rollout,))
-    yield from _values_crossing(after, public)
+    whole = "\n".join(public.values())
+    cards = {
+        card["rollout"]: card for _, entry in after.of_kind("rollout") for card in entry["support"].values()
+    }
+    said_by_nobody = {
+        words for card in cards.values() if card["subject"] is None for words in _own_words(card)
+    }
+    for name, part in parts.items():
+        card = cards.get(part.rollout or "")
+        if card is not None and part.subject != card["subject"]:
+            message = f"{name} is not marked with its rollout's subject"
+            yield Violation("subject", message, (card["rollout"],))
+    for rollout, card in cards.items():
+        if card["subject"] is None:
+            continue
+        # One look at everything first: a leak is rare, and only then it matters where it stands.
+        told = [words for words in _own_words(card) if words not in said_by_nobody and words in whole]
+        for name, body in public.items() if told else ():
+            if any(words in body for words in told):
+                yield Violation("subject", f"{name} holds the words of a subject", (rollout,))
+    yield from _values_crossing(after, public, whole)
 
 
 def _own_words(card: dict[str, Any]) -> list[str]:
     said = [one["text"] for one in [card["first"], *card["requests"], *card["corrections"]] if one]
-    return [text.inline(one, PERSONAL_CHARS_MIN * 2)[:PERSONAL_CHARS_MIN] for one in said if len(one) >= PERSONAL_CHARS_MIN]
+    return [
+        text.inline(one, PERSONAL_CHARS_MIN * 2)[:PERSONAL_CHARS_MIN]
+        for one in said
+        if len(one) >= PERSONAL_CHARS_MIN
+    ]
 
 
-def _values_crossing(after: _notes.Notes, public: Mapping[str, str]) -> Iterable[Violation]:
+def _values_crossing(after: _notes.Notes, public: Mapping[str, str], whole: str) -> Iterable[Violation]:
     """Values of a fix that one subject alone has shown must not stand in a shared part."""
     seen: dict[str, set[str | None]] = {}
     where: dict[str, str] = {}
     for _, entry in after.of_kind("failure"):
         for rollout, one in entry["support"].items():
             for value in _fix_values(one):
-                seen.setdefault(value, set()).add(one.get("subject"))
+                by = seen.setdefault(value, set())
+                by |= {one.get("subject")} - {summary.MIXED}
                 where.setdefault(value, rollout)
-    own = [value for value, by in seen.items() if None not in by and len(by) < lines.SHARE_SUBJECTS_MIN]
+    alone = (value for value, by in seen.items() if None not in by and len(by) < lines.SHARE_SUBJECTS_MIN)
+    own = [value for value in alone if value in whole]
     for name, body in public.items():
         for value in own:
             if value in body and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", body):
-                yield Violation("subject", f"{name} holds a value that one subject alone has shown", (where[value],))
+                yield Violation(
+                    "subject", f"{name} holds a value that one subject alone has shown", (where[value],)
+                )
 
 
 def _fix_values(one: Mapping[str, Any]) -> Iterable[str]:
-    for fix in one["fixes"]:
+    for fix in one.get("fixes", ()):
         told = [change.get(side, "") for change in fix.get("changes", ()) for side in ("was", "is")]
         told += [fix.get("command", ""), fix.get("was", ""), *fix.get("after", ())]
         # A short or plain word is likely to stand in a shared line for reasons of its own.

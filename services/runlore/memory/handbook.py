@@ -11,45 +11,62 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runlore.memory import documents, lines, text, values
+from runlore.memory import documents, keywords, lines, text, values
 from runlore.memory import notes as _notes
 
 Line = documents.Line
 
+SECTIONS = ("preferences", "knowledge", "failures")
+"""Where a statement of a model may stand: the three sections of a task group."""
 MEMORY_BYTES_MAX = 192 * 1024
 LESSONS_MAX = 120
 FACTS_MAX = 40
 PREFERENCES_MAX = 60
-TIPS_TOKENS_MAX = 720
-PREFERENCES_TOKENS_MAX = 220
-INDEX_TOKENS_MAX = 100
+TIPS_TOKENS_MAX = 560
+PREFERENCES_TOKENS_MAX = 140
+INDEX_TOKENS_MAX = 90
 SHARED_WORDS_MAX = 24
-ROLLOUTS_MIN = 2
-"""Rollouts that must support a line before every run is told it."""
+ROLLOUTS_MIN = lines.ROLLOUTS_MIN
 
 
 def memory(
-    all_notes: _notes.Notes, cards: Mapping[str, dict[str, Any]], told: list[lines.Lesson], subject: str | None
+    all_notes: _notes.Notes,
+    cards: Mapping[str, dict[str, Any]],
+    told: list[lines.Lesson],
+    subject: str | None,
 ) -> list[Line]:
     """A page of `MEMORY.md`: everybody's (`subject` None), or one subject's own."""
     groups: dict[str, list[str]] = {}
     for rollout, card in _newest_first(cards):
         groups.setdefault(documents.task_group(card), []).append(rollout)
-    shared = _lessons_by_group(told, groups, cards) if subject is None else {}
+    shared = _lessons_by_group(told) if subject is None else {}
     facts = [one for one in lines.facts(all_notes) if one.subject == subject]
     spread = _spread(cards)
     out: list[Line] = []
-    names = list(dict.fromkeys([*groups, *shared]))
-    for place, group in enumerate(names):
+    of = {rollout: group for group, members in groups.items() for rollout in members}
+    told_by_models: dict[tuple[str, str], list[Line]] = {}
+    for one in lines.statements(all_notes):
+        if one.subject == subject and one.rollouts[-1] in of:
+            place = (of[one.rollouts[-1]], one.section)
+            told_by_models.setdefault(place, []).append((f"- {one.text}", one.note))
+    for group in dict.fromkeys([*groups, *shared, *(_group(one) for one in facts)]):
+        models = {name: told_by_models.get((group, name), []) for name in SECTIONS}
         block = _tasks(groups.get(group, []), cards, spread)
-        block += _section("## User preferences", _preferences(all_notes, subject, groups.get(group, [])))
-        own = [one for one in facts if _is_of(one.agent, group, place)]
-        block += _section("## Reusable knowledge", [(f"- {one.text}", one.note) for one in own[:FACTS_MAX]])
+        wishes = _preferences(all_notes, subject, groups.get(group, []))
+        block += _section("## User preferences", [*models["preferences"], *wishes])
+        own = [one for one in facts if _group(one) == group]
+        worked = [(f"- {one.text}", one.note) for one in own[:FACTS_MAX]]
+        block += _section("## Reusable knowledge", [*models["knowledge"], *worked])
         failed = [(f"- {one.text}", one.note) for one in shared.get(group, [])[:LESSONS_MAX]]
-        block += _section("## Failures and how to do differently", failed)
+        block += _section("## Failures and how to do differently", [*models["failures"], *failed])
         if block:
             scope = _scope(group, groups.get(group, []), subject)
-            out += [(f"# Task Group: {group}" + (" (this user)" if subject else ""), ""), (scope, ""), *block, ("", "")]
+            out += [
+                (f"# Task Group: {group}" + (" (this user)" if subject else ""), ""),
+                (scope, ""),
+                *block,
+                ("", ""),
+            ]
     return _fit(out)
 
 
@@ -70,39 +87,43 @@ def _scope(group: str, rollouts: list[str], subject: str | None) -> str:
         return f"scope: what this user's {len(rollouts)} rollouts in {group} showed; nobody else sees it."
     if rollouts:
         return f"scope: what {len(rollouts)} rollouts in {group} showed. Search by tool name, file or error text."
-    return f"scope: what tools answered in {group}, whoever the run was for. Search by tool name or error text."
+    return (
+        f"scope: what tools answered in {group}, whoever the run was for. Search by tool name or error text."
+    )
 
 
 def _newest_first(cards: Mapping[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     # The SDK's order: by time, then by id, both descending.
-    return sorted(cards.items(), key=lambda pair: (values.time_key(pair[1]["updated_at"]), pair[0]), reverse=True)
+    return sorted(
+        cards.items(), key=lambda pair: (values.time_key(pair[1]["updated_at"]), pair[0]), reverse=True
+    )
 
 
-def _lessons_by_group(
-    told: list[lines.Lesson], groups: Mapping[str, Any], cards: Mapping[str, dict[str, Any]]
-) -> dict[str, list[lines.Lesson]]:
+def _lessons_by_group(told: list[lines.Lesson]) -> dict[str, list[lines.Lesson]]:
     out: dict[str, list[lines.Lesson]] = {}
     for one in told:
-        group = f"{one.memory} / {one.agent}" if one.agent else one.memory
-        out.setdefault(group, []).append(one)
+        out.setdefault(_group(one), []).append(one)
     return out
 
 
-def _is_of(agent: str, group: str, place: int) -> bool:
-    return group.endswith(f" / {agent}") if agent else " / " not in group
+def _group(one: lines.Lesson | lines.Fact) -> str:
+    return f"{one.memory} / {one.agent}" if one.agent else one.memory
 
 
 def _tasks(rollouts: list[str], cards: Mapping[str, dict[str, Any]], spread: dict[str, int]) -> list[Line]:
     """One `## Task` for each thing that was asked; rollouts that began with the same request are one task."""
     tasks: dict[str, list[str]] = {}
     for rollout in rollouts:
-        tasks.setdefault(documents.title(cards[rollout]).casefold(), []).append(rollout)
+        asked = documents.request(cards[rollout])
+        tasks.setdefault(asked["text"].casefold() if asked else "", []).append(rollout)
+    common = documents.Common(cards.values())
     out: list[Line] = []
     for number, members in enumerate(tasks.values(), 1):
         card = cards[members[0]]
         note = _card_note(members[0])
         word, _ = documents.outcome(card)
-        out += [("", note), (f"## Task {number}: {documents.title(card)} ({word})", note)]
+        title = documents.title(card, common)
+        out += [("", note), (f"## Task {number}: {title} ({word})", note)]
         out += [("", note), ("### rollout_summary_files", note), ("", note)]
         for rollout in members:
             out.append((f"- {_reference(cards[rollout])}", _card_note(rollout)))
@@ -155,13 +176,14 @@ def _preferences(all_notes: _notes.Notes, subject: str | None, rollouts: list[st
 
 def tips(all_notes: _notes.Notes, told: list[lines.Lesson]) -> list[Line]:
     """Bullets of `## General Tips`: cures first, then commands that worked in several rollouts."""
-    cured = [(f"- {one.brief}", one.note) for one in told if one.rollouts >= ROLLOUTS_MIN and one.fixed]
+    cured = [(f"- {one.brief}", one.note) for one in told if one.brief]
     worked = [
         (f"- {one.text}", one.note)
         for one in lines.facts(all_notes)
         if one.subject is None and one.rollouts >= ROLLOUTS_MIN
     ]
-    return _within(cured, TIPS_TOKENS_MAX * 3 // 4) + _within(worked, TIPS_TOKENS_MAX // 4)
+    facts = _within(worked, TIPS_TOKENS_MAX // 4)
+    return _within(cured, TIPS_TOKENS_MAX - sum(text.token_estimate(line) + 1 for line, _ in facts)) + facts
 
 
 def preferences(all_notes: _notes.Notes, subject: str | None) -> list[Line]:
@@ -169,7 +191,9 @@ def preferences(all_notes: _notes.Notes, subject: str | None) -> list[Line]:
     out = []
     for identity, entry in all_notes.of_kind("correction"):
         if entry["key"]["subject"] == subject and len(entry["support"]) >= ROLLOUTS_MIN:
-            newest = max(entry["support"], key=lambda name: (values.time_key(entry["support"][name]["at"]), name))
+            newest = max(
+                entry["support"], key=lambda name: (values.time_key(entry["support"][name]["at"]), name)
+            )
             said = documents.correction(entry["support"][newest], entry["key"]["text"])
             out.append((-len(entry["support"]), f"- {said}", identity))
     return _within([(line, note) for _, line, note in sorted(out)], PREFERENCES_TOKENS_MAX)
@@ -183,21 +207,31 @@ def index(cards: Mapping[str, dict[str, Any]], told: list[lines.Lesson], memory_
     day = max(values.time_key(card["updated_at"]) for card in cards.values())[1][:10]
     spread = _spread(cards)
     common = [word for word, count in spread.items() if count >= ROLLOUTS_MIN]
-    ranked = sorted(common, key=lambda word: (-spread[word], word))[:SHARED_WORDS_MAX]
+    names = [word for word in common if keywords.is_name(word) or not word.isascii()]
+    ranked = sorted(names, key=lambda word: (-spread[word], word))[:SHARED_WORDS_MAX]
     out = [(f"### {memory_name}", note), ("", note)]
     if day:
         out += [(f"#### {day}", note), ("", note)]
     plural = "s" if len(cards) > 1 else ""
     topic = ", ".join(text.inline(word, 48) for word in ranked)
     out.append((f"- {len(cards)} rollout{plural}" + (f": {topic}" if topic else ""), note))
-    out.append(("  - desc: MEMORY.md lists each with its summary file, keywords and failures; search it first.", note))
-    return out if text.token_estimate("\n".join(line for line, _ in out)) <= INDEX_TOKENS_MAX else _shorter(out)
+    out.append(
+        (
+            "  - desc: MEMORY.md lists each with its summary file, keywords and failures; search it first.",
+            note,
+        )
+    )
+    return (
+        out if text.token_estimate("\n".join(line for line, _ in out)) <= INDEX_TOKENS_MAX else _shorter(out)
+    )
 
 
 def _shorter(out: list[Line]) -> list[Line]:
     """The index with fewer words on its topic line."""
     place = len(out) - 2
-    while text.token_estimate("\n".join(line for line, _ in out)) > INDEX_TOKENS_MAX and ", " in out[place][0]:
+    while (
+        text.token_estimate("\n".join(line for line, _ in out)) > INDEX_TOKENS_MAX and ", " in out[place][0]
+    ):
         out[place] = (out[place][0].rpartition(", ")[0], out[place][1])
     return out
 

@@ -1,7 +1,8 @@
 """Words to search by, in any script: what is frequent in one rollout and rare in the others.
 
 There is no list of stop words. Names (identifiers, paths, error and tool names) weigh more by their form;
-scripts without blanks are cut into pairs of characters, which `grep` finds as they stand.
+scripts without blanks between words are cut where the script changes, else into short pieces, which `grep`
+finds as they stand.
 """
 
 from __future__ import annotations
@@ -15,9 +16,16 @@ WORD_CHARS_MAX = 48
 TEXT_CHARS_MAX = 4_000
 """Characters of one text that are searched for words."""
 
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0e7f"
-_PIECE = re.compile(rf"[{_CJK}]+|[^\W{_CJK}]+(?:[._/@:-]+[^\W{_CJK}]+)*", re.UNICODE)
-_NAME = re.compile(r"[A-Za-z_].*[_./:]|[a-z][A-Z]|[A-Z]{2,}|^[A-Z][a-z]+[A-Z]")
+# Scripts without blanks between words, by how a word is told in them. Kana between two words of Chinese
+# characters is mostly grammar, so it only separates; a run of katakana is a word; Thai, Lao and Khmer have no
+# such hint and are cut into threes.
+_UNSPACED = re.compile(
+    "(?P<han>[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+)|(?P<katakana>[\u30a1-\u30ff]{2,})"
+    "|(?P<cut>[\u0e01-\u0e4e\u0e81-\u0ecd\u1780-\u17d3]{3,})"
+)
+_NOT_SPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff"
+_PIECE = re.compile(rf"[^\W{_NOT_SPACED}]+(?:[._/@:-]+[^\W{_NOT_SPACED}]+)*", re.UNICODE)
+_NAME = re.compile(r"(?=.{5})[^\W\d_].*[_./:@].*\w|[a-z][A-Z]|[A-Za-z]\d|\d[A-Za-z]")
 _ONLY_NUMBER = re.compile(r"[\d.,:/_-]+")
 
 
@@ -25,25 +33,34 @@ def count(texts: Iterable[str]) -> Counter[str]:
     """Candidate words of `texts` with their weights."""
     found: Counter[str] = Counter()
     for body in texts:
-        for piece in _PIECE.findall(body[:TEXT_CHARS_MAX]):
-            if (
-                "\u3040" <= piece[0] <= "\ud7af"
-                or "\u0e00" <= piece[0] <= "\u0e7f"
-                or "\uf900" <= piece[0] <= "\ufaff"
-            ):
-                found.update(piece[start : start + 2] for start in range(len(piece) - 1))
-            else:
-                _add(found, piece)
+        body = body[:TEXT_CHARS_MAX]
+        for piece in _PIECE.findall(body):
+            _add(found, piece)
+        if not body.isascii():
+            for match in _UNSPACED.finditer(body):
+                found.update(_words_of(match.group(), match.lastgroup or ""))
     return found
+
+
+def _words_of(run: str, kind: str) -> list[str]:
+    if kind == "katakana" or (kind == "han" and 2 <= len(run) <= 4):
+        return [run]
+    size = 2 if kind == "han" else 3
+    return [run[start : start + size] for start in range(len(run) - size + 1)]
 
 
 def _add(found: Counter[str], piece: str) -> None:
     if len(piece) < 3 or len(piece) > WORD_CHARS_MAX or _ONLY_NUMBER.fullmatch(piece):
         return
-    if _NAME.search(piece):
+    if is_name(piece):
         found[piece] += 3
     elif len(piece) >= 4:
         found[piece.lower()] += 1
+
+
+def is_name(word: str) -> bool:
+    """Whether a word has the form of an identifier, a path, an id or an address."""
+    return _NAME.search(word) is not None
 
 
 def best(own: Mapping[str, int], spread: Mapping[str, int], rollouts: int, limit: int) -> list[str]:
@@ -54,8 +71,10 @@ def best(own: Mapping[str, int], spread: Mapping[str, int], rollouts: int, limit
     scored = []
     for word, weight in own.items():
         share = spread.get(word, 1) / max(1, rollouts)
-        if rollouts >= 4 and share > 0.5:
+        if rollouts >= 4 and share > 0.4:
             continue
         rarity = 1.0 + math.log((1 + rollouts) / (1 + spread.get(word, 1)))
-        scored.append((-(1 + math.log(max(1, weight))) * rarity, word))
+        # A longer word says more; how much more levels off.
+        size = 1.0 if is_name(word) or not word.isascii() else min(len(word), 10) / 10
+        scored.append((-(1 + math.log(max(1, weight))) * rarity * size, word))
     return [word for _, word in sorted(scored)[:limit]]

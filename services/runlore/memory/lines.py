@@ -7,6 +7,7 @@ replaced by a placeholder that says what kind of thing stood there.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,9 @@ from runlore.memory import summary, text, values
 
 COMMAND_CHARS_MAX = 160
 FIXES_MAX = 2
+STATEMENT_CHARS_MAX = 600
+ROLLOUTS_MIN = 2
+"""Rollouts that must show what every run is told."""
 SHARE_SUBJECTS_MIN = 2
 """A value counts as common knowledge once this many subjects' rollouts show it."""
 
@@ -35,6 +39,9 @@ class Shared:
         self._is_own = is_own
 
     def saw(self, body: str, subject: str | None) -> None:
+        """Note the words of `body`. A rollout of several subjects counts for none: one of them may be known already."""
+        if subject == summary.MIXED:
+            return
         for piece in _PIECE.findall(body):
             self._by[piece].add(subject or "")
 
@@ -70,7 +77,7 @@ def placeholder(value: str) -> str:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A failure as the notes tell it, ready to be ranked and written."""
+    """A failure as the notes tell it, ready to be ranked and written. `fixed`: rollouts that its best cure cured."""
 
     note: str
     head: str
@@ -83,7 +90,7 @@ class Lesson:
     text: str
     """The full sentence."""
     brief: str
-    """The same without numbers, for the summary."""
+    """The same for the summary, which tells only what two rollouts support; "" where they do not."""
 
 
 def lessons(all_notes: _notes.Notes) -> list[Lesson]:
@@ -150,35 +157,64 @@ def _is_cured(fix: Mapping[str, Any], one: Mapping[str, Any], profile: _Profile 
 def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) -> Lesson | None:
     profile = tools.get(entry["key"]["head"])
     told = {rollout: one for rollout, one in entry["support"].items() if _is_told(one, profile)}
-    if not told or any(one.get("flaky") for one in told.values()):
+    flaky = sum(bool(one.get("flaky")) for one in told.values())
+    if not told or flaky > sum(bool(one["fixes"]) for one in told.values()):
         return None
     shared = _shared(told.values())
     for one in told.values():
         shared.saw(entry["key"]["head"], one.get("subject"))
     head = entry["key"]["head"]
     shown = _shown(told.values(), shared)
-    groups = _fix_groups(told.values(), profile)
-    cures = [(phrase, n) for phrase, n in _phrases(groups, shared) if phrase]
+    if not _tells(shown):
+        # All that would be left is a placeholder: nobody could recognise the failure by it.
+        return None
+    cures = _phrases(told, profile, shared)
     count, at = (
         sum(one["count"] for one in told.values()),
         max(values.time_key(one["at"]) for one in told.values())[1],
     )
-    fixed = sum(n for _, n in cures)
+    fixed = max((n for _, n in cures), default=0)
     head = text.inline(_tool_and_program(head, shared), 80)
     said = f'`{head}` answered "{shown}"'
     times = _times(count, len(told), at)
     if cures:
         worked = "; or ".join(f"{phrase}{f' ({n}×)' if n > 1 else ''}" for phrase, n in cures[:FIXES_MAX])
         full = f"{said} ({times}). What worked: {worked}."
-        brief = f"{said} → {'; or '.join(phrase for phrase, _ in cures[:FIXES_MAX])}"
+        brief = _brief(said, cures[:FIXES_MAX], len(told), is_shape=_is_shape(told.values()))
     else:
-        full = f"{said} ({times}). No retry with other arguments has worked yet."
-        brief = f"{said} → no retry has worked"
+        full = f"{said} ({times}). No cure is known."
+        brief = ""
     agent = _most_common(one.get("agent", "") for one in told.values())
     memory = _most_common(one.get("memory", "") for one in told.values())
     return Lesson(
-        identity, entry["key"]["head"], memory, agent, count, len(told), fixed, at or values.UNKNOWN, full, brief
+        identity,
+        entry["key"]["head"],
+        memory,
+        agent,
+        count,
+        len(told),
+        fixed,
+        at or values.UNKNOWN,
+        full,
+        brief,
     )
+
+
+def _brief(said: str, cures: list[tuple[str, int]], rollouts: int, *, is_shape: bool) -> str:
+    """A line for `memory_summary.md`.
+
+    Two rollouts must have met the failure. A cure that one of them showed is told as such, if it is the shape
+    of a change; of a command line, whose words are of that one run, two rollouts must have shown it.
+    """
+    if rollouts < ROLLOUTS_MIN:
+        return ""
+    sure = [(phrase, n) for phrase, n in cures if is_shape or n >= ROLLOUTS_MIN]
+    told = [phrase + (" (once)" if n < ROLLOUTS_MIN else "") for phrase, n in sure]
+    return f"{said} → worked: {'; or '.join(told)}" if told else ""
+
+
+def _is_shape(told: Iterable[Mapping[str, Any]]) -> bool:
+    return all("changes" in fix for one in told for fix in one["fixes"])
 
 
 def _tool_and_program(head: str, shared: Shared) -> str:
@@ -192,15 +228,20 @@ def own_sentence(head: str, one: Mapping[str, Any]) -> str:
     shared = Shared(is_own=True)
     said = f'`{text.inline(head, 80)}` answered "{text.inline(one.get("shown", ""), 240)}"'
     times = f" ({one['count']}×)" if one["count"] > 1 else ""
-    cures = list(dict.fromkeys(phrase for fix in one["fixes"] if (phrase := _phrase(fix, shared))))
+    cures = list(dict.fromkeys(phrase for fix in one["fixes"] if (phrase := _phrase([fix], shared))))
     if one.get("flaky"):
         return f"{said}{times}. The same call worked later with nothing changed."
-    return f"{said}{times}. What worked: {'; or '.join(cures)}." if cures else f"{said}{times}. No retry worked."
+    return (
+        f"{said}{times}. What worked: {'; or '.join(cures)}."
+        if cures
+        else f"{said}{times}. No cure is known."
+    )
 
 
 def _times(count: int, rollouts: int, at: str) -> str:
     seen = f"{count}× in {rollouts} rollouts" if rollouts > 1 else (f"{count}×" if count > 1 else "once")
-    return f"{seen}, last {at[:10]}" if at and at != values.UNKNOWN else seen
+    when = f"{at[:10]}" if seen == "once" else f"last {at[:10]}"
+    return f"{seen}, {when}" if at and at != values.UNKNOWN else seen
 
 
 def _shared(told: Iterable[Mapping[str, Any]]) -> Shared:
@@ -238,37 +279,88 @@ def _most_common(found: Iterable[str]) -> str:
     return min(counts, key=lambda one: (-counts[one], one), default="")
 
 
-def _fix_groups(told: Iterable[Mapping[str, Any]], profile: _Profile | None) -> list[list[dict[str, Any]]]:
-    """The fixes, those that are one together, the most often seen first."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for one in told:
-        for fix in one["fixes"]:
-            if _is_cured(fix, one, profile):
-                groups[summary.fix_shape(fix)].append(fix)
-    return [groups[name] for name in sorted(groups, key=lambda name: (-len(groups[name]), len(name), name))]
+Cure = tuple[str, dict[str, Any]]
+"""A rollout, and a fix that it showed."""
 
 
-def _phrases(groups: list[list[dict[str, Any]]], shared: Shared) -> list[tuple[str, int]]:
-    found: dict[str, int] = {}
-    for group in groups:
-        phrase = min(_phrase(fix, shared) for fix in group)
+def _phrases(
+    told: Mapping[str, Mapping[str, Any]], profile: _Profile | None, shared: Shared
+) -> list[tuple[str, int]]:
+    """What worked, in words, with in how many rollouts, the most frequent first."""
+    cures = [
+        (rollout, fix)
+        for rollout, one in told.items()
+        for fix in one["fixes"]
+        if _is_cured(fix, one, profile)
+    ]
+    found: dict[str, set[str]] = {}
+    for group in [*_by_path(cures), *_by_words(cures)]:
+        phrase = _phrase([fix for _, fix in group], shared)
         if phrase:
-            found[phrase] = found.get(phrase, 0) + len(group)
-    return sorted(found.items(), key=lambda pair: (-pair[1], len(pair[0]), pair[0]))
+            found[phrase] = found.get(phrase, set()) | {rollout for rollout, _ in group}
+    counted = [(phrase, len(rollouts)) for phrase, rollouts in found.items()]
+    return sorted(counted, key=lambda pair: (-pair[1], len(pair[0]), pair[0]))
 
 
-def _phrase(fix: Mapping[str, Any], shared: Shared) -> str:
-    if "changes" in fix:
-        return ", and ".join(_change(change, shared) for change in fix["changes"])
-    if "command" in fix:
-        return f"`{_code(fix['command'], shared)}` instead of `{_code(fix['was'], shared)}`"
-    if "pieces" in fix:
-        pieces = [
-            f"`{_code(now, shared)}` instead of `{_code(was, shared)}`" for was, now in fix["pieces"] if now
-        ]
-        return ", and ".join(pieces)
-    steps = [f"`{_code(step, shared)}`" for step in dict.fromkeys(fix.get("after", ()))]
+def _by_path(cures: list[Cure]) -> list[list[Cure]]:
+    """Fixes of arguments, grouped by what they have in common, and cut down to it.
+
+    The path that most rollouts changed comes first and takes every fix that changed it: what else some of
+    them changed is not what mattered. Then the same for the fixes that are left.
+    """
+    left = [(rollout, fix) for rollout, fix in cures if "changes" in fix]
+    groups = []
+    while left:
+        by: dict[str, set[str]] = defaultdict(set)
+        for rollout, fix in left:
+            for change in fix["changes"]:
+                by[change["path"]].add(rollout)
+        first = min(by, key=lambda path: (-len(by[path]), path))
+        taken = [cure for cure in left if first in _paths(cure[1])]
+        common = set.intersection(*(_paths(fix) for _, fix in taken))
+        groups.append(
+            [(r, {"changes": [c for c in fix["changes"] if c["path"] in common]}) for r, fix in taken]
+        )
+        left = [cure for cure in left if first not in _paths(cure[1])]
+    return groups
+
+
+def _paths(fix: Mapping[str, Any]) -> set[str]:
+    return {change["path"] for change in fix["changes"]}
+
+
+def _by_words(cures: list[Cure]) -> list[list[Cure]]:
+    """Fixes of commands, those that are the same together."""
+    groups: dict[str, list[Cure]] = defaultdict(list)
+    for rollout, fix in cures:
+        if "changes" not in fix:
+            groups[summary.fix_shape(fix)].append((rollout, fix))
+    return list(groups.values())
+
+
+def _phrase(fixes: list[dict[str, Any]], shared: Shared) -> str:
+    """One cure in words, from all the fixes that are it."""
+    first = fixes[0]
+    if "changes" in first:
+        paths = [change["path"] for change in first["changes"]]
+        same = [[c for fix in fixes for c in fix["changes"] if c["path"] == path] for path in paths]
+        return ", and ".join(
+            _change(path, changes, shared) for path, changes in zip(paths, same, strict=True)
+        )
+    if "command" in first:
+        return _instead(first["was"], first["command"], shared)
+    if "pieces" in first:
+        pieces = [_instead(was, now, shared) for was, now in first["pieces"] if now]
+        return ", and ".join(piece for piece in pieces if piece)
+    masked = [_code(step, shared) for step in dict.fromkeys(first.get("after", ()))]
+    steps = [f"`{step}`" for step in masked if _tells_enough(step)]
     return "the same call, after " + ", ".join(steps) if steps else ""
+
+
+def _instead(was: str, now: str, shared: Shared) -> str:
+    """`<new> instead of <old>`; "" where masking left nothing of the difference."""
+    before, after = _code(was, shared), _code(now, shared)
+    return f"`{after}` instead of `{before}`" if after != before and _tells_enough(after) else ""
 
 
 def _code(body: str, shared: Shared) -> str:
@@ -277,34 +369,53 @@ def _code(body: str, shared: Shared) -> str:
 
 _VERBS = {
     "set": "another `{path}`",
-    "add": "add `{path}`",
-    "drop": "leave out `{path}`",
+    "add": "`{path}` added",
+    "drop": "without `{path}`",
     "more": "more `{path}`",
     "fewer": "fewer `{path}`",
 }
 
 
-def _change(change: Mapping[str, Any], shared: Shared) -> str:
-    path = text.inline(change["path"] or "value", 80)
-    words = _VERBS[change["how"]].format(path=path)
-    source = change.get("from", "")
+def _change(path: str, changes: list[dict[str, Any]], shared: Shared) -> str:
+    """What was changed at one argument path, from every fix that changed it."""
+    source = _most_common(change.get("from", "") for change in changes)
+    how = _most_common(change["how"] for change in changes)
+    shown = text.inline(path or "value", 80)
     if source == "error":
-        words = f"`{path}` = the value that the error names"
-    elif source == "error sum":
-        words = f"`{path}` so that all of them add up to the number in the error"
-    elif source == "user":
+        return f"`{shown}` = the value that the error names"
+    if source == "error sum":
+        return f"`{shown}` so that all of them add up to the number in the error"
+    words = _VERBS[how].format(path=shown)
+    if source == "user":
         words += ", as the user says"
     elif source.startswith("answer "):
         words += f" out of `{text.inline(source.removeprefix('answer '), 120)}`"
-    was, now = shared.mask(change.get("was", "")), shared.mask(change.get("is", ""))
-    if source not in ("error", "error sum") and now and was and was != now and _tells(was) and _tells(now):
-        words += f", e.g. `{text.inline(now, 60)}` instead of `{text.inline(was, 60)}`"
-    return words
+    return words + _example(changes, shared)
+
+
+def _example(changes: list[dict[str, Any]], shared: Shared) -> str:
+    """`, e.g. <new> instead of <old>`, of the change that says most once what is personal is masked."""
+    pairs = []
+    for change in changes:
+        was, now = shared.mask(change.get("was", "")), shared.mask(change.get("is", ""))
+        if was and now and was != now and _tells(was) and _tells(now):
+            pairs.append((was.count("<") + now.count("<"), text.inline(now, 60), text.inline(was, 60)))
+    if not pairs:
+        return ""
+    masked = min(pairs)[0]
+    now, was = json.loads(_most_common(json.dumps(pair[1:]) for pair in pairs if pair[0] == masked))
+    return f", e.g. `{now}` instead of `{was}`"
 
 
 def _tells(masked: str) -> bool:
     """Whether anything but placeholders is left."""
     return bool(_PIECE.search(re.sub(r"<\w+>", "", masked)))
+
+
+def _tells_enough(masked: str) -> bool:
+    """Whether a command is still more words than placeholders: with fewer, nobody could use it."""
+    rest, holes = re.subn(r"<\w+>", "", masked)
+    return len(_PIECE.findall(rest)) > holes
 
 
 # --- facts ------------------------------------------------------------------------------------------
@@ -317,6 +428,7 @@ class Fact:
     note: str
     subject: str | None
     """Whose seeds may show it; None for everybody's."""
+    memory: str
     agent: str
     rollouts: int
     count: int
@@ -330,14 +442,73 @@ def facts(all_notes: _notes.Notes) -> list[Fact]:
     for identity, entry in all_notes.of_kind("fact"):
         told = list(entry["support"].values())
         subjects = {one.get("subject") for one in told}
-        is_public = None in subjects or len(subjects) >= SHARE_SUBJECTS_MIN
-        subject = None if is_public else next(iter(subjects))
+        known = subjects - {summary.MIXED}
+        is_public = None in known or len(known) >= SHARE_SUBJECTS_MIN
+        subject = None if is_public else next(iter(known), summary.MIXED)
         where = _most_common(one["where"] for one in told if one.get("where")) if is_public else ""
         at = max(values.time_key(one["at"]) for one in told)[1]
         count = sum(one["count"] for one in told)
         words = f"`{text.inline(entry['key']['command'], COMMAND_CHARS_MAX)}` worked"
         words += f" in `{text.inline(where, 120)}`" if where else ""
         agent = _most_common(one.get("agent", "") for one in told)
+        memory = _most_common(one.get("memory", "") for one in told)
         line = f"{words} ({_times(count, len(told), at)})."
-        out.append(Fact(identity, subject, agent, len(told), count, at, line))
+        out.append(Fact(identity, subject, memory, agent, len(told), count, at, line))
     return sorted(out, key=lambda one: (-one.rollouts, -one.count, _newest(one.at), one.note))
+
+
+# --- statements -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a model said, as it is to be shown."""
+
+    note: str
+    section: str
+    subject: str | None
+    rollouts: tuple[str, ...]
+    """Those that support it, the newest last."""
+    text: str
+
+
+def statements(all_notes: _notes.Notes) -> list[Statement]:
+    """The statements that stand: not retired since they were last said, and not merged into another.
+
+    The newest wording is shown. All is decided by the times that the contributions carry, so the order in
+    which they came does not matter.
+    """
+    merged: dict[str, set[str]] = defaultdict(set)
+    standing: dict[str, tuple[dict[str, Any], set[str]]] = {}
+    for identity, entry in all_notes.of_kind("text"):
+        by_action: dict[str, list[tuple[tuple[int, str], str]]] = defaultdict(list)
+        for rollout, one in entry["support"].items():
+            by_action[one.get("action", "add")].append((values.time_key(one.get("at", "")), rollout))
+        said = sorted(by_action["add"] + by_action["amend"])
+        into = {str(entry["support"][rollout].get("into")) for _, rollout in by_action["merge"]}
+        if said and max(by_action["retire"], default=((0, ""), ""))[0] <= said[-1][0] and by_action["add"]:
+            standing[identity] = (entry, {rollout for _, rollout in said})
+            for other in into:
+                merged[other] |= {rollout for _, rollout in said}
+    out = []
+    for identity, (entry, rollouts) in standing.items():
+        if any(
+            one.get("action") == "merge" and one.get("into") in standing for one in entry["support"].values()
+        ):
+            continue
+        out.append(_statement(identity, entry, rollouts | merged.get(identity, set())))
+    return sorted(out, key=lambda one: (-len(one.rollouts), one.note))
+
+
+def _statement(identity: str, entry: dict[str, Any], rollouts: set[str]) -> Statement:
+    told = [(values.time_key(one.get("at", "")), rollout, one) for rollout, one in entry["support"].items()]
+    said = sorted((at, rollout, one["text"]) for at, rollout, one in told if one.get("text"))
+    newest = said[-1][2] if said else entry["key"]["text"]
+    ordered = sorted((values.time_key(entry["support"].get(r, {}).get("at", "")), r) for r in rollouts)
+    return Statement(
+        note=identity,
+        section=entry["key"]["section"],
+        subject=entry["key"]["subject"],
+        rollouts=tuple(rollout for _, rollout in ordered),
+        text=text.plain(newest, STATEMENT_CHARS_MAX),
+    )

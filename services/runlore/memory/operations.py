@@ -18,12 +18,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from runlore.memory import handbook, redact, signatures, text, values
 from runlore.memory import notes as _notes
-from runlore.memory import redact, signatures, text, values
 
 ACTIONS = ("add", "amend", "retire", "merge")
-SECTIONS = ("preferences", "knowledge", "failures")
-"""Where a model's statement may stand: the three block sections of MEMORY.md."""
 TEXT_CHARS_MAX = 600
 EVIDENCE_MAX = 32
 CONTRIBUTION_BYTES_MAX = 64 * 1024
@@ -104,7 +102,8 @@ def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
         cited = tuple(values.Evidence(rollout, *one) for one in evidence)
         return Operation("add", rollout, kind, _notes.note_id(kind, key), cited, key, body, subject)
 
-    out = [add("rollout", {"rollout": rollout}, _card(summary), [last])]
+    told = [_at(one) for one in (summary["first"], summary["answer"]) if one]
+    out = [add("rollout", {"rollout": rollout}, _card(summary), told or [last])]
     for one in summary["failures"]:
         key = {"head": one["head"], "key": one["key"]}
         out.append(add("failure", key, common | _failure(one), _failure_evidence(one)))
@@ -126,7 +125,7 @@ def _at(one: dict[str, Any]) -> list[Any]:
 
 
 def _card(summary: dict[str, Any]) -> dict[str, Any]:
-    dropped = ("v", "seen", "retried", "runs_unsure", "tools")
+    dropped = ("v", "engine", "seen", "broken", "retried", "runs_unsure", "tools")
     card = {name: value for name, value in summary.items() if name not in dropped}
     return card | {"runs": summary["runs"][-8:], "failures": [_brief(one) for one in summary["failures"]]}
 
@@ -210,7 +209,7 @@ def _reason_against_add(op: Operation) -> str | None:
     if op.kind in ("text", "correction") and op.key.get("subject") != op.subject:
         return "what is known from a subject's rollout must stay with that subject"
     if op.kind == "text":
-        if op.key.get("section") not in SECTIONS:
+        if op.key.get("section") not in handbook.SECTIONS:
             return f"there is no section {op.key.get('section')!r}"
         return _reason_against_text(op.body.get("text"))
     return None

@@ -17,7 +17,8 @@ _B64 = r"[A-Za-z0-9+/=_-]"
 _SHAPES: list[tuple[str, str]] = [
     (
         "private-key",
-        r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+        r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+        r".*?(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)",
     ),
     ("openai-key", r"(?<![A-Za-z0-9_-])sk-(?:proj|svcacct|admin|None)-[A-Za-z0-9_-]{20,}"),
     ("anthropic-key", r"(?<![A-Za-z0-9_-])sk-ant-[A-Za-z0-9_-]{20,}"),
@@ -68,8 +69,8 @@ _SHAPES: list[tuple[str, str]] = [
 _PATTERNS = [(kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _SHAPES]
 # One cheap look that nearly every string fails: each shape holds one of these.
 _HINT = re.compile(
-    r"sk-|AKIA|ASIA|PRIVATE KEY|gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|hooks\.slack|AIza|ya29\.|k_(?:live|test)_"
-    r"|whsec_|npm_|pypi-Ag|hf_|eyJ|[Bb]earer\s|[Bb]asic\s|://[^\s/@]{1,400}@|(?i:secret_?access_?key|session_?token)"
+    r"(?<![A-Za-z0-9])sk-|AKIA|ASIA|PRIVATE KEY|gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|hooks\.slack|AIza|ya29\."
+    r"|k_(?:live|test)_|whsec_|npm_|pypi-Ag|hf_|eyJ|[Bb]earer\s|[Bb]asic\s|://[^\s/@]{1,400}@|(?i:secret_?access_?key|session_?token)"
 )
 
 

@@ -40,7 +40,11 @@ class Composed:
 
 def parts(notes: _notes.Notes, layout: values.Layout) -> dict[str, Part]:
     """Every part, by name: `<owner>/<file>`, the owner being `base`, `subject.<alias>` or `rollout.<alias>`."""
-    cards = {entry["key"]["rollout"]: card for _, entry in notes.of_kind("rollout") for card in entry["support"].values()}
+    cards = {
+        entry["key"]["rollout"]: card
+        for _, entry in notes.of_kind("rollout")
+        for card in entry["support"].values()
+    }
     told = lines.lessons(notes)
     out: dict[str, Part] = {}
     by_subject: dict[str | None, dict[str, dict[str, Any]]] = {None: {}}
@@ -50,8 +54,10 @@ def parts(notes: _notes.Notes, layout: values.Layout) -> dict[str, Part]:
         if subject != "*":
             out |= _shared_parts(notes, own, told, subject)
     by_rollout = _sentences(notes, told)
-    for rollout, card in cards.items():
-        out |= _rollout_parts(rollout, card, layout, by_rollout.get(rollout, {}))
+    for own in by_subject.values():
+        common = documents.Common(own.values())
+        for rollout, card in own.items():
+            out |= _rollout_parts(rollout, card, layout, by_rollout.get(rollout, {}), common)
     return dict(sorted(out.items()))
 
 
@@ -71,13 +77,17 @@ def _shared_parts(
 
 
 def _rollout_parts(
-    rollout: str, card: dict[str, Any], layout: values.Layout, learnt: dict[str, str]
+    rollout: str,
+    card: dict[str, Any],
+    layout: values.Layout,
+    learnt: dict[str, str],
+    common: documents.Common,
 ) -> dict[str, Part]:
     note = _notes.note_id("rollout", {"rollout": rollout})
     row = documents.selection_row(card, layout.sessions_dir)
     pages = {
-        "raw_memory.md": documents.raw_memory(card, note, row, learnt),
-        "rollout_summary.md": documents.rollout_summary(card, note, row, learnt),
+        "raw_memory.md": documents.raw_memory(card, note, row, learnt, common),
+        "rollout_summary.md": documents.rollout_summary(card, note, row, learnt, common),
         "resume.md": documents.resume(card, note),
         "selection.json": [(json.dumps(row), note)],
     }
@@ -109,7 +119,11 @@ def _part(page: list[documents.Line], rollout: str | None = None, subject: str |
 
 
 def is_visible(
-    rollout: str | None, subject: str | None, *, for_subject: str | None = None, for_rollout: str | None = None
+    rollout: str | None,
+    subject: str | None,
+    *,
+    for_subject: str | None = None,
+    for_rollout: str | None = None,
 ) -> bool:
     """Whether a part of this rollout and subject may stand in a seed for that subject, continuing that rollout."""
     if subject is None or (for_subject is not None and subject == for_subject):
@@ -121,7 +135,11 @@ def is_visible(
 
 
 def compose(
-    parts: Mapping[str, Part], *, subject: str | None = None, rollout: str | None = None, layout: values.Layout
+    parts: Mapping[str, Part],
+    *,
+    subject: str | None = None,
+    rollout: str | None = None,
+    layout: values.Layout,
 ) -> dict[str, Composed]:
     """The files of a seed for `subject`, continuing `rollout`: path inside `memories_dir` -> its content."""
     seen = {
@@ -164,7 +182,9 @@ def _selection(rows: list[dict[str, str]]) -> str:
 
 def _stacked(pages: list[Part]) -> Composed:
     """Pages one below the other, a blank line between."""
-    return _compose_lines([(page.text.rstrip("\n").split("\n"), page.why) for page in pages if page.text.strip()])
+    return _compose_lines(
+        [(page.text.rstrip("\n").split("\n"), page.why) for page in pages if page.text.strip()]
+    )
 
 
 def _joined(raw: list[Part]) -> Composed:
@@ -188,7 +208,9 @@ def _summary(seen: Mapping[str, Part], subject: str | None, rollout: str | None)
 
 
 def _headed(resume: Part) -> Part:
-    return Part("### This rollout so far\n\n" + resume.text, resume.rollout, resume.subject, _moved(resume.why, 2))
+    return Part(
+        "### This rollout so far\n\n" + resume.text, resume.rollout, resume.subject, _moved(resume.why, 2)
+    )
 
 
 def _run_on(pages: list[Part]) -> Composed:

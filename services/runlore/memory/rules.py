@@ -10,8 +10,8 @@ from __future__ import annotations
 from runlore.memory import digest as _digest
 from runlore.memory import summary as _summary
 
-ENGINE = {"name": "rules", "version": 1}
-"""Raise the version with every change of what the same records give: stored summaries are then built anew."""
+ENGINE = _summary.ENGINE
+"""Every summary carries it; one that carries another is built anew."""
 
 digest = _digest.of
 build = _summary.build

@@ -61,13 +61,18 @@ def has_frames(body: str) -> bool:
     return len(after) <= 12
 
 
-def message_of(call: calls.Call) -> str:
-    """The part of a failing answer that says what was wrong: one line."""
+def message_of(call: calls.Call, *, is_whole: bool = False) -> str:
+    """The part of a failing answer that says what was wrong: one line.
+
+    `is_whole`: the answer failed by its shape, so its beginning is what tells it from the tool's others.
+    """
     if isinstance(call.container, dict):
         found = _message_in(call.container)
         if found:
             return text.inline(found, MESSAGE_CHARS_MAX)
-    return text.inline(_line_of(call.text), MESSAGE_CHARS_MAX)
+    first = next((line for line in call.text.splitlines() if line.strip()), "")
+    whole = is_whole and len(call.text) > MESSAGE_CHARS_MAX and not has_frames(call.text)
+    return text.inline(first if whole else _line_of(call.text), MESSAGE_CHARS_MAX)
 
 
 def _message_in(container: dict[Any, Any], depth: int = 0) -> str:
@@ -128,7 +133,9 @@ def of(message: str, arguments: Iterable[tuple[str, str]]) -> Signature:
 
 
 def _tidy(shown: str) -> str:
-    return re.sub(r"<(\S+?)> ([,.;:!?)\]])", r"<\1>\2", text.clip(shown, MESSAGE_CHARS_MAX - 40))
+    shown = text.clip(shown, MESSAGE_CHARS_MAX - 40)
+    shown = re.sub(r"(<[^\s<>]+>) (?=[,.;:!?)\]」』）、。：])", r"\1", shown)
+    return re.sub(r"(?<=[(\[「『（]) (<[^\s<>]+>)", r"\1", shown)
 
 
 def _own_values(arguments: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -14,11 +14,15 @@ from typing import Any
 from runlore.memory import signatures, values
 
 VERSION = 1
+ENGINE = {"name": "rules", "version": 1}
+"""Which rules made a summary. Raise the version with every change of what the same records give."""
 SUMMARY_BYTES_MAX = 64 * 1024
 RUNS_MAX = 64
 """Newest runs that are kept by name; of older ones only their number, and the attempt where it is not 1."""
 SEEN_MAX = 256
 """Newest events kept by fingerprint: a resumed run repeats its history, which must not count twice."""
+BROKEN_MAX = 32
+"""Calls that failed in a run, kept by fingerprint: one that ends well later is a check that passed."""
 REQUESTS_MAX = 6
 FAILURES_MAX = 32
 FIXES_MAX = 2
@@ -103,6 +107,10 @@ def _step(state: dict[str, Any], digest: dict[str, Any]) -> dict[str, Any]:
     new["open"] = [one | where for one in digest["open"]]
     for name in ("verified", "last_failing"):
         new[name] = digest[name] and digest[name] | where
+    if new["verified"] is None:
+        checks = [one for one in digest["passed"] if one["id"] in new["broken"]]
+        new["verified"] = {**checks[-1], **where, "earlier": True} if checks else None
+    new["broken"] = list(dict.fromkeys([*new["broken"], *digest["broken"]]))[-BROKEN_MAX:]
     _requests(new, digest, where, seen)
     _failures(new, digest, where, seen)
     _facts(new, digest, where)
@@ -121,6 +129,7 @@ def _step(state: dict[str, Any], digest: dict[str, Any]) -> dict[str, Any]:
 def _empty(digest: dict[str, Any]) -> dict[str, Any]:
     return {
         "v": VERSION,
+        "engine": ENGINE,
         "project": digest["project"],
         "memory": digest["memory"],
         "rollout": digest["rollout"],
@@ -133,6 +142,7 @@ def _empty(digest: dict[str, Any]) -> dict[str, Any]:
         "runs_unsure": False,
         "retried": {},
         "seen": [],
+        "broken": [],
         "first": None,
         "requests": [],
         "failures": [],
@@ -219,7 +229,7 @@ def _distinct(fixes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def fix_shape(fix: dict[str, Any]) -> str:
     """What two fixes must share to be one: the paths and where the values came from, not the values."""
     if "changes" in fix:
-        return signatures.as_json([[c["path"], c["how"], c.get("from", "")] for c in fix["changes"]])
+        return signatures.as_json(sorted(change["path"] for change in fix["changes"]))
     return signatures.as_json([fix.get("command"), fix.get("pieces"), fix.get("after")])
 
 

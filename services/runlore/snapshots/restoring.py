@@ -511,7 +511,10 @@ class Reuse:
         if (status.st_ino, status.st_size, status.st_mtime_ns) != (row[0], row[2], row[3]):
             os.unlink(target.path, dir_fd=into)
             return False
-        target.row = _row(status, file)
+        # Removing the old name will move the ctime once more, when others can reach the file already. So it
+        # proves nothing, and the next save reads this file.
+        row = _row(status, file)
+        target.row = (row[0], statcache.NO_CTIME, *row[2:])
         self.files += 1
         return True
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PROBLEMS_PER_FILE_MAX = 100
-"""After this many problems a file is given up: it is not of this format, and a report needs an end."""
+"""After this many problems and not one run a file is given up: it is not of this format."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,19 @@ def _read_file(
 ) -> Iterator[Imported | Problem]:
     from runlore.sources import files
 
-    problems = found = 0
+    problems = runs = 0
     for raw in files.lines(file) if form.by_line else files.whole(file):
         if isinstance(raw, Problem):
             one: Imported | Problem = raw
         else:
             one = _one(importer, file, raw.text, raw.line, project, memory)
         yield one
-        found += 1
         problems += isinstance(one, Problem)
-        if problems >= PROBLEMS_PER_FILE_MAX:
+        runs += isinstance(one, Imported)
+        if problems >= PROBLEMS_PER_FILE_MAX and not runs:
             yield Problem(str(file), 0, files.GIVEN_UP, f"given up after {problems} problems in this file")
             return
-    if not found:
+    if not problems and not runs:
         yield Problem(str(file), 0, files.EMPTY, "the file is empty")
 
 

@@ -32,15 +32,17 @@ Guard = Callable[[], None]
 """Called between signing a write and sending it; raises if it must not be sent any more (`commit/age.py`)."""
 
 # A leading dot is refused in every part: it hides a file, and `.` and `..` climb.
-_PART = re.compile(rf"[a-z0-9_-][a-z0-9._-]{{0,{PART_BYTES_MAX - 1}}}", re.ASCII)
-_PREFIX = re.compile(r"[a-z0-9._/-]*", re.ASCII)
+_PART = rf"[a-z0-9_-][a-z0-9._-]{{0,{PART_BYTES_MAX - 1}}}"
+_KEY = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
+_FOLDER = re.compile(rf"(?:{_PART}/)*", re.ASCII)
+_REST = re.compile(r"(?!\.)[a-z0-9._-]*", re.ASCII)
 
 
 def check_key(key: str) -> str:
     """`key`, if every adapter can hold it. Raises `errors.InvalidId`."""
     if len(key) > KEY_BYTES_MAX:
         raise errors.InvalidId(f"a key of {len(key)} bytes is too long; at most {KEY_BYTES_MAX} are accepted")
-    if not all(_PART.fullmatch(part) for part in key.split("/")):
+    if _KEY.fullmatch(key) is None:
         raise errors.InvalidId(
             f"{key!r} is not a key",
             hint="parts of 1 to 255 of a-z, 0-9, '.', '_' and '-', not beginning with '.', joined by '/'",
@@ -53,9 +55,9 @@ def check_prefix(prefix: str, *, folder: bool = False) -> str:
 
     Raises `errors.InvalidId`.
     """
-    *parents, last = prefix.split("/")
-    whole = _PREFIX.fullmatch(prefix) and all(_PART.fullmatch(part) for part in parents)
-    if not whole or last.startswith(".") or len(prefix) > KEY_BYTES_MAX or (folder and last):
+    parents, slash, last = prefix.rpartition("/")
+    whole = _FOLDER.fullmatch(parents + slash) and _REST.fullmatch(last)
+    if not whole or len(prefix) > KEY_BYTES_MAX or (folder and last):
         raise errors.InvalidId(f"no key begins with {prefix!r}")
     return prefix
 

@@ -75,6 +75,13 @@ class MemoryBus:
 
     # --- for tests ----------------------------------------------------------------------------------
 
+    def copy(self) -> MemoryBus:
+        """Another bus with the same messages and commits, and nobody in its groups."""
+        out = MemoryBus(partitions=self._partitions)
+        out._logs = {at: list(log) for at, log in self._logs.items()}
+        out._commits = {group: dict(offsets) for group, offsets in self._commits.items()}
+        return out
+
     def fingerprint(self, *, ignore: Sequence[str] = ()) -> int:
         """A hash of every message and commit, but for the messages of the topics in `ignore`."""
         logs = [

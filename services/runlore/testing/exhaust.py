@@ -71,6 +71,9 @@ class Replay(Gen):
 
     def choose(self, count: int, state: Callable[[], Hashable] | None = None) -> int:
         chosen = self._wanted[self.at] if self.at < len(self._wanted) else 0
+        assert chosen < count, (
+            f"choice {self.at} has only {count} options: these are choices of something else"
+        )
         self.at += 1
         return chosen
 

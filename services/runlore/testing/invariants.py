@@ -20,7 +20,7 @@ from typing import Any
 from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, packs, revisions, rollouts
-from runlore.consumers import dead, record, summarize
+from runlore.consumers import consolidate, dead, record, summarize
 from runlore.memory import rules
 from runlore.store import port as store_port
 
@@ -51,7 +51,7 @@ class Violation:
 
 @dataclass
 class MemoryView:
-    """One memory as read: its head and revision, its rollouts, what a LIST shows of their records, its marks."""
+    """One memory as read: head, revision, rollouts, what a LIST shows of their records, and marks."""
 
     project: str
     memory: str
@@ -72,18 +72,23 @@ class MemoryView:
     def held(self) -> Mapping[str, Any]:
         return self.head.body.get("held", {})
 
-    def waits(self, rollout: str) -> bool:
-        """Whether something is left to do for a rollout: a record not summarised, or a summary not covered."""
+    def marks_name(self, rollout: str) -> bool:
+        return any(rollout in mark.rollouts for mark in self.marks)
+
+    def end(self, rollout: str, run: str, attempt: int) -> str | None:
+        """The terminal state of a run (`superseded`, `held`, `consolidated`), or None: something is left to do."""
         head = self.rollouts.get(rollout)
-        runs = head.body.get("runs", {}) if head else {}
-        for run, attempts in self.records.get(rollout, {}).items():
-            if any(not summarize._has(runs.get(run), attempt) for attempt in attempts):
-                return True
-        if head is None:
-            return False
-        if rollout in self.held and not self.held[rollout].get("released"):
-            return False
-        return int(self.coverage.get(rollout, {"counter": 0})["counter"]) < head.counter
+        entry = head.body["runs"].get(run) if head else None
+        if not summarize._has(entry, attempt):
+            return None
+        assert entry is not None
+        if int(entry["attempt"]) > attempt:
+            return "superseded"
+        if rollout in self.held:
+            lifted = consolidate.released(self.held, self.marks)
+            return None if rollout in lifted else "held"
+        covered = int(self.coverage.get(rollout, {"counter": 0})["counter"])
+        return "consolidated" if covered >= int(entry["since"]) else None
 
 
 async def check(
@@ -92,6 +97,8 @@ async def check(
     """Every violation that is found in a home."""
     found: list[Violation] = []
     views: dict[tuple[str, str], MemoryView] = {}
+    # Read first: what is committed now has its effect in everything that is read later.
+    committed = await bus.committed(group=GROUP, topic=TOPIC) if bus is not None else {}
     for project in await projects(store):
         for view in await look(store, project):
             views[view.project, view.memory] = view
@@ -101,7 +108,7 @@ async def check(
             if settled:
                 found += every_mark_is_worked(view)
     if bus is not None:
-        found += await offsets_follow_effects(store, bus, views)
+        found += await offsets_follow_effects(bus, views, committed)
         if settled:
             found += await every_run_reaches_an_end(bus, views)
     return found
@@ -174,7 +181,7 @@ async def heads_name_what_exists(store: store_port.ObjectStore, view: MemoryView
     """A head must name a manifest that exists and verifies; a manifest must name only objects that exist."""
     out = []
     if view.revision is not None:
-        for name in ("coverage", "notes", "files"):
+        for name in revisions.MAPS:
             try:
                 entries = list(view.revision.map(name).items())
                 if name == "files":
@@ -198,7 +205,7 @@ async def heads_name_what_exists(store: store_port.ObjectStore, view: MemoryView
 
 
 async def runs_take_effect_once(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
-    """What a rollout's head says must be a function of its records: no run twice, none missing, none older."""
+    """What a rollout's head says is a function of its records: no run twice, none missing, none older."""
     out = []
     for alias, head in view.rollouts.items():
         found, expected = await _rebuilt(store, view, alias, head)
@@ -310,7 +317,7 @@ def moved_well(key: str, before: bytes | None, after: bytes | None) -> list[Viol
 async def follows(
     store: store_port.ObjectStore, project: str, memory: str, before: bytes | None, after: bytes
 ) -> list[Violation]:
-    """The revision that a memory's head moves to exists, has the one before as its parent, and covers no less."""
+    """The revision that a head moves to exists, has the one before as its parent, and covers no less."""
     old, new = json.loads(before) if before else {}, json.loads(after)
     if new.get("manifest") == old.get("manifest"):
         return []
@@ -345,13 +352,10 @@ async def follows(
 
 
 async def offsets_follow_effects(
-    store: store_port.ObjectStore,
-    bus: bus_port.Bus,
-    views: Mapping[tuple[str, str], MemoryView],
+    bus: bus_port.Bus, views: Mapping[tuple[str, str], MemoryView], committed: Mapping[int, int]
 ) -> list[Violation]:
-    """Below the committed offset every message has its effect; what is left to do for it is in a mark."""
+    """Below the committed offsets every message has its effect; what is left to do for it is in a mark."""
     out = []
-    committed = await bus.committed(group=GROUP, topic=TOPIC)
     buried = {letter.id for letter in await dead.read_all(bus)}
     async for message in bus.read(TOPIC):
         if message.offset >= committed.get(message.partition, 0):
@@ -369,15 +373,9 @@ async def offsets_follow_effects(
         attempts = view.records.get(rollout, {}).get(incoming.run, {}) if view else {}
         if view is None or incoming.data.attempt not in attempts:
             out.append(Violation(MARKED, where, f"committed, but run {incoming.run} is not recorded"))
-        elif view.waits(rollout) and not _is_marked(view, rollout):
-            out.append(
-                Violation(MARKED, where, f"committed, but no mark names rollout {rollout}, which waits")
-            )
+        elif view.end(rollout, incoming.run, incoming.data.attempt) is None and not view.marks_name(rollout):
+            out.append(Violation(MARKED, where, f"run {incoming.run} waits, but no mark names {rollout}"))
     return out
-
-
-def _is_marked(view: MemoryView, rollout: str) -> bool:
-    return any(rollout in mark.rollouts for mark in view.marks)
 
 
 # --- 8, 9, 11 ---------------------------------------------------------------------------------------------
@@ -397,7 +395,7 @@ async def held_rollouts_have_a_reason(store: store_port.ObjectStore, view: Memor
 
 
 async def projects_and_subjects_are_apart(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
-    """Every object says that it belongs where it lies; a part about a subject rests on that subject's rollouts."""
+    """Every object is of where it lies; a part about a subject rests on that subject's rollouts."""
     out = []
     for alias, head in view.rollouts.items():
         said = tuple(head.body.get(name) for name in ("project", "memory", "rollout"))
@@ -429,7 +427,7 @@ async def seeds_give_the_same_bytes(
     """
     try:
         revision = await revisions.Reader(store).load(project, memory, number, manifest)
-        for name in ("coverage", "notes"):
+        for name in revisions.MAPS:
             list(revision.map(name).items())
         for _, entry in revision.map("files").items():
             revision.text(entry["sha256"])
@@ -447,9 +445,13 @@ def every_mark_is_worked(view: MemoryView) -> list[Violation]:
     if view.marks:
         names = ", ".join(sorted({name for mark in view.marks for name in mark.rollouts}))
         out.append(Violation(ENDS, view.name, f"{len(view.marks)} marks are left, for {names}"))
-    for rollout in sorted({*view.rollouts, *view.records}):
-        if view.waits(rollout):
-            out.append(Violation(ENDS, view.name, f"rollout {rollout} is not taken in and not held"))
+    for rollout, runs in view.records.items():
+        for run, attempts in runs.items():
+            for attempt in attempts:
+                if view.end(rollout, run, attempt) is None:
+                    out.append(
+                        Violation(ENDS, view.name, f"run {run} of {rollout} is not taken in and not held")
+                    )
     return out
 
 
@@ -470,30 +472,12 @@ async def every_run_reaches_an_end(
         except errors.Poison:
             out.append(Violation(ENDS, TOPIC, f"message {message.offset} is neither a run nor a dead letter"))
             continue
-        state = end_of(
-            views.get(incoming.line_of[:2]), incoming.line_of[2], incoming.run, incoming.data.attempt
-        )
-        if state is None:
+        view = views.get(incoming.line_of[:2])
+        if view is None or view.end(incoming.line_of[2], incoming.run, incoming.data.attempt) is None:
             out.append(
                 Violation(ENDS, TOPIC, f"run {incoming.run} attempt {incoming.data.attempt} has no end")
             )
     return out
-
-
-def end_of(view: MemoryView | None, rollout: str, run: str, attempt: int) -> str | None:
-    """The terminal state of a run, or None: `superseded`, `held` or `consolidated`."""
-    head = view.rollouts.get(rollout) if view else None
-    entry = head.body["runs"].get(run) if head else None
-    if view is None or head is None or entry is None:
-        return None
-    if int(entry["attempt"]) > attempt:
-        return "superseded"
-    if int(entry["attempt"]) < attempt:
-        return None
-    if rollout in view.held and not view.held[rollout].get("released"):
-        return "held"
-    covered = view.coverage.get(rollout)
-    return "consolidated" if covered and int(covered["counter"]) >= head.counter else None
 
 
 Checker = Callable[[store_port.ObjectStore, MemoryView], Awaitable[list[Violation]]]
@@ -522,3 +506,32 @@ async def objects_have_their_names(store: store_port.ObjectStore, project: str) 
             except errors.Fatal as exc:
                 out.append(Violation(DANGLING, row.key, exc.message))
     return out
+
+
+async def rollout_names_what_exists(
+    store: store_port.ObjectStore, project: str, memory: str, rollout: str, head: bytes
+) -> list[Violation]:
+    """The head of a rollout must name only runs that are recorded: at the moment at which it is moved."""
+    where = (project, memory, rollout)
+    body = json.loads(head)
+    named = [(run, int(entry["attempt"])) for run, entry in body.get("runs", {}).items()]
+    found = await store.get_many([keys.record(*where, run, attempt) for run, attempt in named])
+    return [
+        Violation(DANGLING, keys.rollout_head(*where), f"run {run} attempt {attempt} has no record")
+        for (run, attempt), stored in zip(named, found, strict=True)
+        if stored is None
+    ]
+
+
+async def manifest_names_what_exists(
+    store: store_port.ObjectStore, project: str, manifest: bytes
+) -> list[Violation]:
+    """A manifest must name only objects that exist: at the moment at which it is written."""
+    body = json.loads(manifest)
+    wanted = [keys.pack(project, str(pack["sha256"])) for pack in body["packs"]]
+    found = await store.get_many(wanted)
+    return [
+        Violation(DANGLING, key, f"the manifest of revision {body['revision']} names it, but it is not there")
+        for key, stored in zip(wanted, found, strict=True)
+        if stored is None
+    ]

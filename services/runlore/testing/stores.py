@@ -90,6 +90,12 @@ class MemoryStore:
         """Every key and its body, in order of keys."""
         return {key: self._objects[key][0].body for key in self._order}
 
+    def copy(self) -> MemoryStore:
+        """Another store with the same objects."""
+        out = MemoryStore()
+        out._objects, out._order = dict(self._objects), list(self._order)
+        return out
+
     def body(self, key: str) -> bytes | None:
         """What is at `key` now."""
         found = self._objects.get(key)

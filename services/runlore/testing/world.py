@@ -163,6 +163,7 @@ class Simulation:
         bus: MemoryBus | None = None,
         list_page: int = 1000,
         watch: Callable[[Simulation, Call, bytes | None], None] | None = None,
+        private: Callable[[Call], bool] | None = None,
     ) -> None:
         self.gen = gen
         self.allow(faults)
@@ -170,6 +171,8 @@ class Simulation:
         self.bus = bus or MemoryBus(partitions=1)
         self.list_page = list_page
         self.watch = watch
+        self.private = private or (lambda call: False)
+        """Calls that no other process can notice or disturb: nobody else goes on just before one."""
         self.processes: list[Process] = []
         self.current: Process | None = None
         self.late: list[Call] = []
@@ -191,6 +194,9 @@ class Simulation:
             alive = [process for process in self.processes if process.alive]
             if not alive:
                 return
+            if len(alive) == 1 and not self.late and not any(self.left.values()):
+                self._take(alive[0], OK, 0)
+                continue
             options = self._options(alive)
             chosen = self.gen.choose(len(options), self.state) if len(options) > 1 else 0
             self._take(*options[chosen])
@@ -229,7 +235,7 @@ class Simulation:
         """What may happen next: (process, action, which late write). The undisturbed way comes first."""
         first = self.current if self.current in alive else alive[0]
         others: Sequence[Process] = [process for process in alive if process is not first]
-        if self.current in alive and self.switches == 0:
+        if first is self.current and (self.switches == 0 or (first.call and self.private(first.call))):
             others = []
         options: list[tuple[Process | None, str, int]] = []
         for process in [first, *others]:
@@ -326,6 +332,8 @@ class Simulation:
                 process.call = process.context.run(process.coroutine.send, result)
             else:
                 process.call = process.context.run(process.coroutine.throw, error)
+            if not isinstance(process.call, Call):
+                raise AssertionError(f"{process.name} waits for something that is no port: {process.call}")
         except StopIteration:
             process.coroutine = process.call = None
         except errors.Retryable as exc:

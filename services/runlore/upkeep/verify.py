@@ -47,7 +47,7 @@ async def verify(
         again = set(await invariants.check(store, bus))
         out.violations += [one for one in found if one in again]
     if project is not None:
-        out.violations = [one for one in out.violations if one.where.startswith((f"{project}/", f"{project}:"))]
+        out.violations = [
+            one for one in out.violations if one.where.startswith((f"{project}/", f"{project}:"))
+        ]
     return out
-
-

@@ -44,6 +44,8 @@ class StageStatus:
     tries: int = 0
     done: int = 0
     """Messages, marks or heads worked since the start."""
+    memories: dict[str, str] = field(default_factory=dict)
+    """Memories that can not go on, while the stage does: `project/memory` → why."""
 
     def ok(self) -> None:
         if self.state != RUNNING:
@@ -83,6 +85,7 @@ class Worker:
         settings: Settings,
         *,
         on_progress: Callable[[Progress], None] | None = None,
+        stopping: asyncio.Event | None = None,
     ) -> None:
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
@@ -93,7 +96,7 @@ class Worker:
         self._index = index_consumer.IndexStage(store, index)
         self._on_progress = on_progress
         self.progress = Progress()
-        self.stopping = asyncio.Event()
+        self.stopping = stopping or asyncio.Event()
 
     # --- until stopped ----------------------------------------------------------------------------------
 
@@ -142,12 +145,14 @@ class Worker:
                 rung = await self._attempt("consolidate", lambda: self._bells(consumer))
                 due: set[tuple[str, str]] = rung or set()
                 if clock.monotonic() - listed >= self._settings.marks_interval_seconds:
-                    due |= await self._attempt("consolidate", self._marked) or set()
+                    marked = await self._attempt("consolidate", self._marked) or set()
+                    self._forget_but(marked)
+                    due |= marked
                     listed = clock.monotonic()
                 for project, memory in sorted(due):
                     if self.stopping.is_set():
                         break
-                    await self._attempt("consolidate", lambda p=project, m=memory: self._work_marks(p, m))
+                    await self._attempt("consolidate", lambda p=project, m=memory: self._work_memory(p, m))
         finally:
             await consumer.close()
 
@@ -188,7 +193,7 @@ class Worker:
                 return
             try:
                 await self._tries("consolidate", lambda p=project, m=memory: self._work_marks(p, m))
-            except errors.RunloreError as exc:
+            except Exception as exc:
                 # One memory that can not go on stops no other.
                 failed = failed or exc
         await self._tries("index", self._index.reconcile)
@@ -250,6 +255,41 @@ class Worker:
             self._tell()
             if not done.more or self.stopping.is_set():
                 return
+
+    async def _work_memory(self, project: str, memory: str) -> None:
+        """`_work_marks`; what is wrong with this memory alone is told, and stops no other.
+
+        Its marks stand, so the next schedule looks again.
+        """
+        stuck = self.progress.stages["consolidate"].memories
+        name = f"{project}/{memory}"
+        try:
+            await self._work_marks(project, memory)
+            stuck.pop(name, None)
+        except consolidate.ReviewFull as exc:
+            self._stuck(name, exc)
+        except (errors.Retryable, errors.Blocked, OSError):
+            raise
+        except Exception as exc:
+            self._stuck(name, exc)
+
+    def _stuck(self, name: str, exc: Exception) -> None:
+        stuck = self.progress.stages["consolidate"].memories
+        why = f"{getattr(exc, 'kind', 'internal')}: {exc or type(exc).__name__}"
+        if stuck.get(name) != why:
+            log.error(
+                "memory can not go on",
+                memory=name,
+                cause=why,
+                exc_info=not isinstance(exc, errors.RunloreError),
+            )
+        stuck[name] = why
+
+    def _forget_but(self, marked: set[tuple[str, str]]) -> None:
+        """Forget what was wrong with memories for which nothing is left to do."""
+        stuck = self.progress.stages["consolidate"].memories
+        for name in stuck.keys() - {f"{project}/{memory}" for project, memory in marked}:
+            del stuck[name]
 
     def _tell(self) -> None:
         if self._on_progress:

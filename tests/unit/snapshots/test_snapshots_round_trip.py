@@ -4,6 +4,7 @@ Method: random trees on a real file system (odd names, links, modes, holes), sav
 fake store; and single trees for each promise that a random one rarely meets.
 """
 
+# ruff: noqa: ASYNC230 - the loop of a test has nothing else to do.
 from __future__ import annotations
 
 import asyncio

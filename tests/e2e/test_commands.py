@@ -1,0 +1,296 @@
+"""What every command promises: help with an example, one JSON object, documented exit codes, lists without an id."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import homes
+import pytest
+from typer.testing import CliRunner
+
+import made
+from runlore.cli import main
+
+COMMANDS = {
+    # words without options → the exit code on a filled home; on an empty one; where there is no home
+    ("log",): (0, 0, 3),
+    ("log", "support"): (0, 0, 3),
+    ("show",): (0, 0, 3),
+    ("show", "memory_summary.md"): (0, 0, 3),
+    ("show", "no-such-file.md"): (3, 0, 3),
+    ("diff",): (0, 0, 3),
+    ("diff", "1", "2"): (0, 0, 3),
+    ("diff", "1", "99"): (3, 0, 3),
+    ("why",): (0, 0, 3),
+    ("why", "memory_summary.md:1"): (0, 0, 3),
+    ("why", "nonsense"): (2, 0, 3),
+    ("search",): (0, 0, 3),
+    ("search", "task"): (0, 0, 3),
+    ("explain",): (0, 0, 3),
+    ("explain", "run-1"): (0, 3, 3),
+    ("explain", "nobody"): (3, 3, 3),
+    ("status",): (0, 0, 3),
+    ("verify",): (0, 0, 3),
+    ("doctor",): (6, 6, 0),  # The tests' homes do not sync, and doctor says so.
+    ("revert",): (0, 0, 3),
+    ("revert", "support", "--to", "1"): (2, 2, 3),  # No reason, or no such memory.
+    ("revert", "support", "--to", "99", "--reason", "x"): (3, 2, 3),
+    ("dead",): (0, 0, 3),
+    ("dead", "list"): (0, 0, 3),
+    ("dead", "show"): (0, 0, 3),
+    ("dead", "show", "0123"): (3, 3, 3),
+    ("dead", "redrive"): (2, 2, 3),
+    ("dead", "redrive", "--all", "--dry-run"): (0, 0, 3),
+    ("dead", "drop"): (2, 2, 3),
+    ("dead", "drop", "--reason", "nothing"): (0, 0, 3),
+    ("review",): (0, 0, 3),
+    ("review", "list"): (0, 0, 3),
+    ("review", "release"): (2, 2, 2),
+    ("review", "release", "nobody", *homes.MEANT, "--reason", "x"): (3, 3, 3),
+    ("seed",): (0, 0, 3),
+    ("seed", "conv-1"): (2, 2, 3),
+    ("seed", "conv-1", *homes.MEANT): (0, 0, 3),
+    ("seed", "conv-1", *homes.MEANT, "--at", "99"): (3, 3, 3),
+    ("seed", "s1.nonsense"): (2, 2, 3),
+    ("seed", "../climbs", *homes.MEANT): (2, 2, 3),
+    ("seed", "conv-1", "-p", "../x", "-m", "support"): (2, 2, 3),
+    ("import",): (0, 0, 0),
+    ("import", "no-format"): (2, 2, 2),
+    ("import", "chat"): (2, 2, 2),
+    ("import", "chat", "/no/such/file", *homes.MEANT): (3, 3, 3),
+    ("emit", "/no/such/file"): (3, 3, 3),
+    ("emit", "-"): (0, 0, 0),
+    ("log", "--no-such-option"): (2, 2, 2),
+    ("dead", "no-such-command"): (2, 2, 2),
+    ("up", "--once"): (0, 0, 0),
+}
+
+
+def leaves(command=None, words=()):
+    """Every command of the app, with the words that call it."""
+    command = command or main.command()
+    subcommands = getattr(command, "commands", {})
+    if words:
+        yield words, command
+    for name, one in subcommands.items():
+        yield from leaves(one, (*words, name))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A home with two revisions."""
+    home = homes.Home(tmp_path_factory.mktemp("filled") / "home")
+    for first in (0, 10):
+        home.emit(made.lines(made.event(number) for number in range(first, first + 10)))
+        home.up_once()
+    return home
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A home in which nothing has happened yet."""
+    home = homes.Home(tmp_path_factory.mktemp("empty") / "home")
+    home.emit(b"")
+    return home
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_json_is_one_object_on_stdout_with_the_documented_exit_code(words, filled, empty, tmp_path):
+    absent = homes.Home(tmp_path / "absent")
+    for home, code in zip((filled, empty, absent), COMMANDS[words], strict=True):
+        done = home.call(*words, "--json", code=code)
+        answer = done.json
+        if done.code not in (0, 6):
+            error = answer["error"]
+            assert error["kind"] and error["message"] and set(answer) == {"error"}
+        assert "\x1b" not in done.out
+    if words[0] not in ("up", "emit"):
+        assert not absent.root.exists(), "a command that only looks made a home"
+
+
+def test_the_table_above_has_every_command():
+    assert {words for words, _ in leaves()} <= {
+        tuple(word for word in words[:2] if not word.startswith("-"))[:depth]
+        for words in COMMANDS
+        for depth in (1, 2)
+    }
+
+
+DOCUMENTED = {
+    # the row of docs/CLI.md → the words that give its object
+    "`up`": ("up", "--once"),
+    "`emit`": ("emit", "-"),
+    "`import` without FORMAT": ("import",),
+    "`seed`": ("seed", "conv-1", *homes.MEANT),
+    "`seed` without ID": ("seed",),
+    "`log`": ("log",),
+    "`show`": ("show",),
+    "`show` PATH": ("show", "MEMORY.md"),
+    "`diff`": ("diff",),
+    "`why`": ("why",),
+    "`why` PATH:LINE": ("why", "MEMORY.md:1"),
+    "`search` WORDS": ("search", "task"),
+    "`explain` EVENT_ID": ("explain", "run-1"),
+    "`explain` without EVENT_ID": ("explain",),
+    "`status`": ("status",),
+    "`verify`": ("verify",),
+    "`doctor`": ("doctor",),
+    "`dead list`": ("dead", "list"),
+    "`dead redrive`, `dead drop`": ("dead", "redrive", "--all"),
+    "`review list`": ("review", "list"),
+    "any, where the memory is not clear": ("log", "--project", "nobody"),
+}
+
+
+@pytest.mark.parametrize("row", DOCUMENTED)
+def test_the_docs_name_every_field_of_a_commands_object(row, filled):
+    table = (homes.ROOT / "docs" / "CLI.md").read_text("utf-8").split("## JSON objects")[1]
+    (text,) = [line for line in table.splitlines() if line.startswith(f"| {row} |")]
+    named = set(re.findall(r"`([a-z_]+)`", text.split("|")[2]))
+    answer = filled.json(*DOCUMENTED[row], code=None)
+    inner = [
+        value[0]
+        for value in answer.values()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    assert set(answer) <= named
+    if "rows of the index" not in text and row not in ("`seed` without ID",):
+        assert {name for one in inner for name in one} <= named | {"memories"} or row == "`status`"
+
+
+PROCESSES = [
+    ("status",),
+    ("show", "no-such-file.md"),
+    ("log", "--no-such-option"),
+    ("dead", "list"),
+    ("seed", "conv-1"),
+]
+
+
+@pytest.mark.parametrize("words", PROCESSES, ids=" ".join)
+def test_as_a_process_stdout_holds_the_same_object_and_nothing_else(words, filled):
+    done, called = filled.run(*words, "--json", code=None), filled.call(*words, "--json", code=None)
+    assert (done.code, done.json) == (called.code, called.json)
+
+
+@pytest.mark.parametrize("words", [words for words, _ in leaves()], ids=" ".join)
+def test_every_command_has_help_with_an_example_and_help_for_every_option(words):
+    command = dict(leaves())[words]
+    told = CliRunner().invoke(main.app, [*words, "--help"])
+    assert told.exit_code == 0
+    if not getattr(command, "commands", {}):
+        assert f"Example: runlore {' '.join(words)}" in command.help
+        assert {"--json", "--home"} <= {name for one in command.params for name in one.opts} or words == (
+            "import",
+        )
+    for one in command.params:
+        assert getattr(one, "help", None), f"{one.name} of {words} has no help"
+
+
+def test_options_before_a_groups_command_count_for_it(filled, tmp_path):
+    nowhere = homes.Home(tmp_path / "nowhere")
+    for group in ("dead", "review"):
+        assert nowhere.call(group, "--home", filled.root, "--json", "list").json
+        assert nowhere.call(group, "--json", "list", code=3).json["error"]["kind"] == "not_found"
+
+
+def test_emit_reads_stdin_by_dash_and_by_default(home):
+    assert home.json("emit", "-", stdin=made.lines([made.event(1)]))["sent"] == 1
+    assert home.json("emit", stdin=made.lines([made.event(2)]))["sent"] == 1
+    assert home.up_once()["recorded"] == 2
+
+
+def test_a_logged_failure_tells_where_it_happened_and_not_what_users_said(tmp_path):
+    code = """
+import structlog
+from runlore.cli import ui
+from runlore.settings import Settings
+ui.configure_logs(Settings(log_format={form!r}))
+try:
+    secret = "canary-" + "of-a-user"
+    raise KeyError("bug")
+except KeyError:
+    structlog.get_logger().exception("the engine failed")
+"""
+    for form in ("json", "text"):
+        words = [sys.executable, "-c", code.replace("{form!r}", repr(form))]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert "KeyError" in done.stderr and "line 8" in done.stderr and "canary-of-a-user" not in done.stderr
+        assert done.stdout == "" and (
+            form == "text" or json.loads(done.stderr)["event"] == "the engine failed"
+        )
+
+
+def test_a_reader_that_goes_away_is_no_error(filled):
+    for words in (("log",), ("log", "--json"), ("show", "MEMORY.md"), ("diff",)):
+        read, write = os.pipe()
+        process = filled.start(*words, stdout=write)
+        os.close(write), os.close(read)
+        _, err = process.communicate()
+        assert (process.returncode, err) == (0, b""), words
+
+
+def test_a_terminal_that_can_not_show_a_character_ends_no_command(filled):
+    process = subprocess.run(
+        [homes.RUNLORE, "doctor"],
+        env={**filled.environment, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 6 and b"python:" in process.stdout
+
+
+def test_ctrl_c_of_an_import_ends_with_130_and_running_it_again_finishes_it(home, tmp_path):
+    talk = [{"role": "user", "content": "x" * 20_000}, {"role": "assistant", "content": "done"}]
+    lines = [
+        json.dumps({"messages": [*talk, {"role": "user", "content": f"{number}"}]}) for number in range(1500)
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(lines) + "\n")
+    words = ("import", "chat", tmp_path / "talks.jsonl", *homes.MEANT)
+    process = home.start(*words)
+    homes.wait_until(lambda: (home.root / "log.db").exists(), "it to begin")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=homes.WAIT_SECONDS_MAX)
+    assert process.returncode == 130 and b"run the same command again" in err and b"Traceback" not in err
+    assert home.json(*words)["runs"] == 1500
+    lag = home.json("status")["record"]["lag"]
+    assert 1500 <= lag < 3000
+
+
+def test_control_characters_in_memory_do_not_reach_the_terminal(home):
+    nasty = "\x1b[31mred\x07 \x9b2J \u202e \ud800 caf\u00e9"
+    record = made.payload(1, text=nasty, items=made.call("a", "run_query", {"q": nasty}, nasty), final=nasty)
+    home.emit(made.lines([made.event(1, rollout=f"conv {nasty[:5]!r}", record=record)]))
+    home.up_once()
+    files = [one["path"] for one in home.json("show")["files"]]
+    words = [*(("show", path) for path in files), ("seed",), ("explain",), ("diff",), ("search", "caf\u00e9")]
+    outs = [home.call(*one).out for one in words]
+    assert not {char for out in outs for char in out if ord(char) < 32 or 127 <= ord(char) < 160} - {
+        "\n",
+        "\t",
+    }
+    home.verified()
+
+
+def test_wrong_settings_are_told_by_their_name_and_an_empty_one_is_none(tmp_path):
+    home = homes.Home(tmp_path / "home", lanes="0", log_level="loud")
+    message = home.json("status", code=2)["error"]["message"]
+    assert "RUNLORE_LANES" in message and "RUNLORE_LOG_LEVEL" in message
+    home = homes.Home(tmp_path / "home", lanes="", home="")
+    # An empty RUNLORE_HOME is none: the default below HOME, never the folder one happens to be in.
+    assert str(tmp_path / ".runlore") in home.json("status", code=3)["error"]["message"]
+
+
+def test_a_folder_with_other_files_is_not_made_a_home(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for path in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        home = homes.Home(path)
+        assert home.json("up", "--once", code=4)["error"]["kind"] == "refused"
+        assert home.json("emit", "-", code=4, stdin=b"{}\n")["error"]["kind"] == "refused"
+    assert homes.tree(tmp_path / "mine") == {"thesis.txt": b"years of work"}

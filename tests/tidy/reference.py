@@ -1,0 +1,128 @@
+"""The generated parts of docs/CLI.md and docs/SETTINGS.md, from the commands, errors and settings themselves.
+
+python tests/tidy/reference.py     writes them anew; tests/tidy checks that nobody has to
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import textwrap
+from pathlib import Path
+
+import runlore
+from runlore import errors
+from runlore.cli import main
+from runlore.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def leaves(command, words=()):
+    """Every command with the words that call it, in the order of `runlore --help`."""
+    subcommands = getattr(command, "commands", {})
+    if words and not subcommands:
+        yield words, command
+    for name, one in subcommands.items():
+        yield from leaves(one, (*words, name))
+
+
+def commands():
+    return dict(leaves(main.command()))
+
+
+def command_reference():
+    out = []
+    for words, command in commands().items():
+        out += [f"### runlore {' '.join(words)}", ""]
+        out += [_prose(command.help), ""]
+        out += ["| argument or option | meaning |", "|---|---|"]
+        out += [_parameter(one) for one in command.params if one.name != "help"]
+        out += [""]
+    return "\n".join(out)
+
+
+def _prose(text):
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    shown = [
+        f"Example: `{one.removeprefix('Example: ')}`" if one.startswith("Example: ") else one
+        for one in paragraphs
+    ]
+    return "\n\n".join(
+        textwrap.fill(one, 110, break_long_words=False, break_on_hyphens=False) for one in shown
+    )
+
+
+def _parameter(one):
+    names = [*one.opts, *one.secondary_opts]
+    is_option = names[0].startswith("-")
+    shown = ", ".join(f"`{name}`" for name in names) if is_option else f"`{one.metavar or one.name.upper()}`"
+    default = one.default
+    told = f" (default: {default})" if is_option and type(default) in (int, str) and default != "" else ""
+    return f"| {shown} | {one.help}{told} |".replace("|  |", "| |")
+
+
+def every_error():
+    """Every kind of error in the package, by group."""
+    for module in pkgutil.walk_packages(runlore.__path__, "runlore."):
+        importlib.import_module(module.name)
+    found = {}
+
+    def walk(group, one):
+        if one.__module__.startswith("runlore."):
+            found.setdefault(one.kind, (group, one))
+        for child in one.__subclasses__():
+            walk(group if group is not errors.RunloreError else child, child)
+
+    walk(errors.RunloreError, errors.RunloreError)
+    return found
+
+
+def error_reference():
+    rows = [
+        f"| `{kind}` | {one.exit_code} | {group.__name__} | {(one.__doc__ or '').strip().splitlines()[0]} |"
+        for kind, (group, one) in sorted(every_error().items())
+        # Errors of the simulation never leave it.
+        if not one.__module__.startswith("runlore.testing")
+    ]
+    return "\n".join(["| kind | exit code | group | what it says |", "|---|---|---|---|", *rows])
+
+
+def setting_reference():
+    rows = []
+    for name, one in Settings.model_fields.items():
+        limits = [str(limit).removeprefix("[").removesuffix("]") for limit in one.metadata]
+        kinds = re.sub(r"typing\.|pathlib\.|<class '|'>|\.?_local\.", "", str(one.annotation))
+        kind = kinds.replace("Literal[", "one of ").replace("]", "").replace("'", "`")
+        bounds = f" ({', '.join(_limit(limit) for limit in limits)})" if limits else ""
+        rows.append(f"| `RUNLORE_{name.upper()}` | `{one.default}` | {kind}{bounds} | {one.description} |")
+    return "\n".join(["| setting | default | type | meaning |", "|---|---|---|---|", *rows])
+
+
+def _limit(text):
+    words = {"Ge(ge=": "at least ", "Le(le=": "at most ", "Gt(gt=": "above ", "Lt(lt=": "below "}
+    for code, word in words.items():
+        text = text.replace(code, word)
+    return text.removesuffix(")")
+
+
+PARTS = {
+    ("docs/CLI.md", "commands"): command_reference,
+    ("docs/CLI.md", "errors"): error_reference,
+    ("docs/SETTINGS.md", "settings"): setting_reference,
+}
+
+
+def replaced(text, name, content):
+    """`text` with the part `name` replaced."""
+    begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n\n{content.strip()}\n\n{end}{after}"
+
+
+if __name__ == "__main__":
+    for (file, name), make in PARTS.items():
+        path = ROOT / file
+        path.write_text(replaced(path.read_text("utf-8"), name, make()), "utf-8")

@@ -1,0 +1,129 @@
+"""The docs say what the code does: commands, settings, errors and limits are compared with it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import reference
+
+from runlore.bus import sqlite
+from runlore.commit import packs
+from runlore.consumers import consolidate, summarize
+from runlore.events import envelope, models
+from runlore.lookup import seeds
+from runlore.settings import Settings
+
+DOCS = {
+    name: (reference.ROOT / name).read_text("utf-8")
+    for name in ("README.md", "docs/CLI.md", "docs/DESIGN.md")
+}
+
+
+@pytest.mark.parametrize(("file", "name"), reference.PARTS, ids="-".join)
+def test_the_generated_part_is_current(file, name):
+    text = (reference.ROOT / file).read_text("utf-8")
+    current = reference.replaced(text, name, reference.PARTS[file, name]())
+    assert text == current, "run: python tests/tidy/reference.py"
+
+
+def test_every_command_and_option_is_in_the_reference():
+    for words, command in reference.commands().items():
+        part = DOCS["docs/CLI.md"].split(f"### runlore {' '.join(words)}\n")[1].split("\n### ")[0]
+        for one in command.params:
+            if one.name != "help":
+                assert all(f"`{name}`" in part for name in one.opts if name.startswith("-")), (
+                    words,
+                    one.name,
+                )
+
+
+def test_every_command_has_its_json_object_in_the_docs():
+    table = DOCS["docs/CLI.md"].split("## JSON objects")[1].split("\n## ")[0]
+    described = {
+        name
+        for row in table.splitlines()
+        for name in re.findall(r"`([a-z ]+)`", row.split("|")[1] if "|" in row else "")
+    }
+    assert {" ".join(words) for words in reference.commands()} == described
+
+
+def test_every_exit_code_of_an_error_is_documented():
+    table = DOCS["docs/CLI.md"].split("## Exit codes")[1].split("\n## ")[0]
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)}
+    assert {one.exit_code for _, one in reference.every_error().values()} | {0, 130} == documented
+
+
+def test_kinds_of_errors_are_unique_and_documented_by_their_own_words():
+    kinds = {}
+    for kind, (_, one) in reference.every_error().items():
+        assert re.fullmatch(r"[a-z_]+", kind) and (one.__doc__ or "").strip()
+        kinds[kind] = one
+    subclasses = set()
+
+    def walk(one):
+        for child in one.__subclasses__():
+            if child.__module__.startswith("runlore.") and "testing" not in child.__module__:
+                subclasses.add(child)
+                walk(child)
+
+    walk(kinds["internal"])
+    assert len({one.kind for one in subclasses}) == len(subclasses), "two errors share a kind"
+
+
+def snippets(text):
+    """Every `runlore …` command line in code blocks."""
+    for block in re.findall(r"```(?:console|sh|bash)?\n(.*?)```", text, re.S):
+        for line in block.splitlines():
+            found = re.match(r"^\$? ?runlore (.+)$", line)
+            if found:
+                yield re.sub(r"\s+#.*$", "", found.group(1)).split()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/CLI.md", "docs/DESIGN.md"])
+def test_commands_in_snippets_exist_with_their_options(name):
+    known = reference.commands()
+    groups = {words[0] for words in known if len(words) > 1}
+    for words in snippets(DOCS[name]):
+        path = tuple(words[:2]) if words[0] in groups and tuple(words[:2]) in known else (words[0],)
+        assert path in known or path[0] in groups, words
+        if path in known:
+            options = {option for one in known[path].params for option in one.opts} | {"-h", "--help"}
+            assert {word for word in words if re.fullmatch(r"--?[a-z-]+", word)} <= options, words
+
+
+def test_a_setting_is_named_nowhere_that_does_not_exist():
+    names = {f"RUNLORE_{name.upper()}" for name in Settings.model_fields}
+    for path in [*(reference.ROOT / "docs").rglob("*.md"), reference.ROOT / "README.md"]:
+        for found in re.findall(r"RUNLORE_[A-Z_]+", path.read_text("utf-8")):
+            assert found in names or found.startswith("RUNLORE_TEST_"), f"{path.name}: {found}"
+
+
+def test_the_bounds_in_the_design_are_those_of_the_code():
+    table = DOCS["docs/DESIGN.md"].split("## What bounds what")[1]
+    rows = {
+        row.split("|")[1].strip(): row.split("|")[2] for row in table.splitlines() if row.startswith("| ")
+    }
+
+    def bound(name):
+        return next(text for row, text in rows.items() if name in row)
+
+    assert f"{models.RECORD_BYTES_MAX // 2**20} MiB" in bound("a record")
+    assert f"{models.RECORD_INLINE_BYTES_MAX // 1024} KiB" in bound("a record")
+    assert f"{envelope.EVENT_BYTES_MAX // 2**20} MiB" in bound("an event on the bus")
+    assert f"{Settings.model_fields['poll_records_max'].default} " in bound("a poll")
+    assert str(consolidate.ROLLOUTS_PER_REVISION_MAX) in bound("takes in")
+    assert str(consolidate.ROLLOUTS_SELECTED_MAX) in bound("have notes")
+    assert str(packs.PACKS_MAX) in bound("packs that one manifest")
+    assert str(summarize.RESTARTS_MAX) in bound("restarts")
+    assert f"{consolidate.HELD_MAX:,}" in bound("held in one memory")
+    assert f"{seeds.TERM_HOURS} hours" in bound("a seed's term")
+    assert sqlite.PARTITIONS == 8
+
+
+def test_json_examples_in_the_docs_are_json():
+    for text in DOCS.values():
+        for block in re.findall(r"```json\n(.*?)```", text, re.S):
+            for line in block.strip().split("\n\n"):
+                json.loads(line)

@@ -1,0 +1,144 @@
+"""The index: only what is newer counts, a search takes any words, and a subject's words are its own."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from runlore import errors
+from runlore.commit import heads, keys, revisions, rollouts
+from runlore.lookup import index as lookup_index
+from runlore.testing import stores
+
+
+@pytest.fixture
+def index(tmp_path):
+    with contextlib.closing(lookup_index.Index(tmp_path / "index.db")) as opened:
+        yield opened
+
+
+def rollout(name, counter=1, *, text="hello", subject=None, project="acme", runs=1, earlier=()):
+    entry = {
+        "event": f"e-{name}",
+        "ended_at": "2026-01-01T00:00:00.000000+00:00",
+        "attempt": 1 + len(earlier),
+    }
+    entry |= {"received": "0", "earlier": [[at, "0", f"e-{name}-{at}"] for at in earlier]}
+    body = {
+        "format": rollouts.HEAD_FORMAT,
+        "counter": counter,
+        "project": project,
+        "memory": "support",
+        "rollout": name,
+        "kind": "session",
+        "original": name,
+        "subject": subject,
+        "updated_at": "2026-01-01T00:00:00.000000+00:00",
+        "moved_at": "2026-01-01T00:00:00.000000+00:00",
+        "runs": {f"run-{name}-{number}": entry for number in range(runs)},
+        "summary": {"words": [text]},
+    }
+    return heads.Head(keys.rollout_head(project, "support", name), body, f"etag-{counter}")
+
+
+def test_a_head_is_applied_only_where_its_counter_is_higher(index):
+    assert index.apply([rollout("a", 3, text="third", runs=3)]) == 1
+    assert index.apply([rollout("a", 2, text="second", runs=2), rollout("a", 3, text="other")]) == 0
+    assert index.search("third", "acme", "support") and not index.search("second", "acme", "support")
+    assert index.rollouts("acme", "support")[0]["runs"] == 3
+    assert index.apply([rollout("a", 4, text="fourth", runs=4)]) == 1
+    assert not index.search("third", "acme", "support")
+    assert index.memories()[0]["runs"] == 4
+
+
+def test_an_earlier_attempt_is_found_by_its_own_event(index):
+    index.apply([rollout("a", 1, earlier=(1, 2))])
+    assert [(row["attempt"], row["superseded"]) for row in index.runs("e-a-1")] == [(1, 1)]
+    assert [row["attempt"] for row in index.runs("run-a-0")] == [1, 2, 3]
+
+
+@hypothesis.given(st.text(st.characters(exclude_characters="\0"), max_size=40))
+@hypothesis.example('"')
+@hypothesis.example("a AND b OR NOT (c) NEAR/2 col:x ^y z*")
+@hypothesis.example("-")
+@hypothesis.settings(max_examples=80, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_a_search_takes_any_words_as_words(index, query):
+    index.apply([rollout("a", 1, text="plain words, a AND b (c)")])
+    if not query.split():
+        with pytest.raises(errors.InvalidInput):
+            index.search(query, "acme", "support")
+        return
+    assert len(index.search(query, "acme", "support")) <= 1
+
+
+@hypothesis.given(st.lists(st.from_regex(r"[a-zäöü]{2,8}", fullmatch=True), min_size=1, max_size=4))
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_every_summary_is_found_by_its_own_words_in_any_order(index, words):
+    counter = len(index.etags()) + 1
+    index.apply([rollout(f"r{counter}", 1, text=" ".join(words))])
+    found = {row["rollout"] for row in index.search(" ".join(reversed(words)), "acme", "support", limit=100)}
+    assert f"r{counter}" in found or len(found) == 100
+
+
+def test_a_subjects_words_are_found_only_by_that_subject_and_a_projects_only_there(index):
+    index.apply(
+        [
+            rollout("open", text="canary"),
+            rollout("hers", text="canary", subject="rl-anna"),
+            rollout("mixed", text="canary", subject="*"),
+            rollout("theirs", text="canary", project="zoo"),
+        ]
+    )
+
+    def found(project="acme", **more):
+        return {row["rollout"] for row in index.search("canary", project, "support", **more)}
+
+    assert found() == {"open"} == found(subject="rl-bert")
+    assert found(subject="rl-anna") == {"open", "hers"}
+    assert found("zoo") == {"theirs"} and found("nobody") == set()
+    assert [row["project"] for row in index.memories("zoo")] == ["zoo"]
+
+
+def test_a_newer_layout_of_the_file_is_cleared_and_made_again(index, tmp_path):
+    index.apply([rollout("a")])
+    index.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.db")) as connection:
+        connection.execute("PRAGMA user_version=99")
+        connection.commit()
+    with contextlib.closing(lookup_index.Index(tmp_path / "index.db")) as again:
+        assert again.etags() == {} and again.apply([rollout("a")]) == 1
+
+
+def test_a_file_that_another_process_writes_is_not_taken_for_a_damaged_one(index, tmp_path, monkeypatch):
+    index.apply([rollout("a")])
+    index._db.conn.execute("PRAGMA busy_timeout=10")
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(errors.StoreUnavailable):
+            index.apply([rollout("b")])
+        other.execute("ROLLBACK")
+    assert index.apply([rollout("b")]) == 1 and len(index.etags()) == 2
+
+
+async def test_comparing_with_a_list_takes_in_what_differs_and_nothing_else(index):
+    store = stores.MemoryStore()
+    for number in range(10):
+        head = rollout(f"r{number}")
+        await heads.move(store, heads.Head(head.key, head.body, None), {}, fmt=rollouts.HEAD_FORMAT)
+    memory = heads.Head(keys.memory_head("acme", "support"), {"project": "acme", "memory": "support"}, None)
+    await heads.move(store, memory, {"revision": 1, "manifest": "0" * 64}, fmt=revisions.HEAD_FORMAT)
+    assert await lookup_index.reconcile(index, store) == 11
+    assert await lookup_index.reconcile(index, store) == 0
+    key = keys.rollout_head("acme", "support", "r3")
+    head = await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)
+    await heads.move(store, head, {}, fmt=rollouts.HEAD_FORMAT)
+    assert (
+        await lookup_index.take_in(index, store, [key, key, keys.rollout_head("acme", "support", "gone")])
+        == 1
+    )
+    assert await lookup_index.reconcile(index, store) == 0
+    assert index.memories()[0]["revision"] == 1
