@@ -11,11 +11,11 @@ import asyncio
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from runlore import clock, errors
 from runlore.commit import keys
@@ -42,6 +42,8 @@ PUT_TRIES_MAX = 4
 """How often a pack is sent: its name is its content, so sending it again is harmless."""
 SMALL_SAVE_BYTES = 32 * 1024 * 1024
 """A save that reads less than this is compressed harder: nobody waits for it."""
+
+T = TypeVar("T")
 
 Progress = saving.Progress
 """Called from any thread with (files, bytes) done so far."""
@@ -119,7 +121,7 @@ class Snapshots:
             builder = building.Builder(uploads.sink, bases=opened)
             work = _Save(root, builder, rules, cache_path, xattrs, progress, bool(opened))
             try:
-                tree = await asyncio.to_thread(work.run)
+                tree = await _in_thread(work.run, work.stop)
             finally:
                 await uploads.drain()
         finally:
@@ -195,7 +197,7 @@ class Snapshots:
         cache_path = self._cache_path(_absolute(into))
         fetch = restoring.bridge(opened, asyncio.get_running_loop())
         work = _Restore(opened, made, into, fetch, cache_path, replace, progress)
-        stats = await asyncio.to_thread(work.run)
+        stats = await _in_thread(work.run, work.stop)
         skipped = tuple((names.to_text(path), why) for path, why in made.skipped)
         return Restored(opened.ref, os.fspath(into), stats, await opened.report(), skipped)
 
@@ -217,9 +219,10 @@ class Snapshots:
         """
         uploads = Uploads(self.store, self.project)
         builder = building.Builder(uploads.sink, bases=await self._bases([base, *bases]))
-        work = tarin.Ingest(builder, limits or tarin.Limits(), progress)
+        stop = threading.Event()
+        work = tarin.Ingest(builder, limits or tarin.Limits(), progress, stop)
         try:
-            record, needed = await asyncio.to_thread(work.run, archive)
+            record, needed = await _in_thread(lambda: work.run(archive), stop)
         finally:
             await uploads.drain()
         tree = saving.Tree(record, needed, work.report, None, False, record.files, record.bytes)
@@ -256,6 +259,19 @@ class Snapshots:
             "stored_bytes": sum(stored.values()),
             "raw_bytes": sum(opened.index.frame_raw),
         }
+
+
+async def _in_thread(work: Callable[[], T], stop: threading.Event) -> T:
+    """`work` in a thread. Whoever is cancelled meanwhile waits until it stopped: it uses what we would close."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # It is seen here; the cancellation is what counts.
+        raise
 
 
 def _saved(
@@ -340,6 +356,7 @@ class _Save:
     xattrs: bool
     progress: Progress | None
     has_base: bool
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> saving.Tree:
         # The file system's time is taken before the first look: what changes later gets a later ctime.
@@ -352,7 +369,14 @@ class _Save:
         wanted = sum(one.size for one in found.wanted)
         self.builder.level = packs.LEVEL_SMALL if wanted < SMALL_SAVE_BYTES else packs.LEVEL_BULK
         return saving.build(
-            self.root, self.builder, found, cache, before=before, xattrs=self.xattrs, progress=self.progress
+            self.root,
+            self.builder,
+            found,
+            cache,
+            before=before,
+            xattrs=self.xattrs,
+            progress=self.progress,
+            stop=self.stop,
         )
 
 
@@ -367,6 +391,7 @@ class _Restore:
     cache_path: Path | None
     replace: bool
     progress: Progress | None
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> dict[str, int]:
         try:
@@ -375,7 +400,9 @@ class _Restore:
             raise restoring.translated(exc) from exc
         failed = True
         try:
-            writer = restoring.Writer(self.opened, self.made, place.root, self.fetch, self.progress)
+            writer = restoring.Writer(
+                self.opened, self.made, place.root, self.fetch, self.progress, self.stop
+            )
             reuse, old = self._reuse(place)
             try:
                 writer.run(reuse)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors
-from runlore.snapshots import names, reading, scan, statcache, trees
+from runlore.snapshots import names, reading, saving, scan, statcache, trees
 
 WRITERS_MAX = 4
 MARK = ".runlore-"
@@ -130,10 +130,13 @@ class Place:
         self.parent, self.name = os.path.split(self.target)
         if not self.name:
             raise errors.UnsafeTarget("the root of the machine is no target")
+        # A mount point can not be replaced by a rename, and what lies beside it is another file system.
+        self._mounted = os.path.ismount(self.target)
+        self._beside = self.target if self._mounted else self.parent
         self._check(replace)
         os.makedirs(self.parent, exist_ok=True)
         self._sweep()
-        self.temp = os.path.join(self.parent, self._prefix + clock.new_id().encode())
+        self.temp = os.path.join(self._beside, self._prefix + clock.new_id().encode())
         os.mkdir(self.temp, 0o700)
         self.root = os.open(self.temp, _DIR)
         fcntl.flock(self.root, fcntl.LOCK_EX)
@@ -152,14 +155,14 @@ class Place:
             raise errors.UnsafeTarget(f"{shown} is a link", hint="give the directory that it leads to")
         if not stat.S_ISDIR(status.st_mode):
             raise errors.TargetModified(f"{shown} is a file")
-        if not replace and os.listdir(self.target):
+        if not replace and not all(name.startswith(self._prefix) for name in os.listdir(self.target)):
             raise errors.TargetModified(
                 f"{shown} is not empty", hint="restore into a new directory, or say that it may be replaced"
             )
 
     def _sweep(self) -> None:
         """Remove what killed restores of this target left: nobody holds its lock."""
-        for entry in os.scandir(self.parent):
+        for entry in os.scandir(self._beside):
             if entry.name.startswith(self._prefix) and entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     left = os.open(entry.path, _DIR)
@@ -171,13 +174,13 @@ class Place:
 
     def publish(self) -> None:
         """Make the written directory the target."""
+        if self._mounted:
+            self._move_in()
+            return
         try:
             os.rename(self.temp, self.target)  # Also over an empty directory.
             return
         except OSError as exc:
-            if exc.errno == errno.EBUSY:
-                self._move_in()
-                return
             if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         old = self.temp + b".old"
@@ -190,13 +193,17 @@ class Place:
         remove(old)
 
     def _move_in(self) -> None:
-        """Into a mount point, which can not be replaced: entries move one by one, the last step takes the mark away."""
-        inside = os.path.join(self.target, self._prefix + b"unfinished")
-        os.mkdir(inside, 0o700)
+        """Into a mount point: entry by entry. While our directory is still in it, the tree is not whole."""
+        status = os.fstat(self.root)
+        os.fchmod(self.root, 0o700)
+        for entry in list(os.scandir(self.target)):
+            if not entry.name.startswith(self._prefix):
+                remove(entry.path)
         for entry in list(os.scandir(self.temp)):
-            shutil.move(entry.path, os.path.join(self.target, entry.name))
-        os.rmdir(inside)
-        remove(self.temp)
+            os.rename(entry.path, os.path.join(self.target, entry.name))
+        os.rmdir(self.temp)
+        os.utime(self.target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        os.chmod(self.target, stat.S_IMODE(status.st_mode))
 
     def close(self, *, failed: bool) -> None:
         os.close(self.root)
@@ -217,8 +224,10 @@ def remove(path: bytes) -> None:
             else:
                 os.unlink(failing)
 
-    if os.path.lexists(path):
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, onerror=again)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 # --- writing ----------------------------------------------------------------------------------------------
@@ -241,9 +250,16 @@ class Writer:
     """Writes what a plan says below `root`."""
 
     def __init__(
-        self, opened: reading.Opened, made: Plan, root: int, fetch: Fetch, progress: Progress | None = None
+        self,
+        opened: reading.Opened,
+        made: Plan,
+        root: int,
+        fetch: Fetch,
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self._opened, self._plan, self._root, self._fetch = opened, made, root, fetch
+        self._stopped = stop
         self._progress = progress
         self._lock = threading.Lock()
         self._umask = _umask()
@@ -318,6 +334,8 @@ class Writer:
         # The next range is on its way while this one is written.
         following = self._next(ranges)
         while following is not None:
+            if self._stopped is not None and self._stopped.is_set():
+                raise saving.Stopped
             one, raw = following[0], following[1].result()
             following = self._next(ranges)
             for frame in one.frames:

@@ -28,6 +28,12 @@ READ_TRIES_MAX = 3
 """How often a file is read that changes meanwhile."""
 
 Progress = Callable[[int, int], None]
+
+
+class Stopped(Exception):
+    """Whoever waited for this work has gone."""
+
+
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -53,11 +59,12 @@ def build(
     before: int | None,
     xattrs: bool = False,
     progress: Progress | None = None,
+    stop: threading.Event | None = None,
 ) -> Tree:
     """Read what `found` wants, and build every tree from below."""
     _doubt(found, builder)
     found.wanted.sort(key=lambda wanted: (wanted.folder.path, wanted.name))
-    reader = _Reader(root, builder, found.report, before, xattrs, progress)
+    reader = _Reader(root, builder, found.report, before, xattrs, progress, stop)
     reader.read(found.wanted)
     found.report.hardlinks += [group for group in found.linked.values() if len(group) > 1]
     return _Assembly(builder, found, cache, reader).run()
@@ -98,7 +105,9 @@ class _Reader:
         before: int | None,
         xattrs: bool,
         progress: Progress | None,
+        stop: threading.Event | None,
     ) -> None:
+        self._stop = stop
         self._root, self._builder, self._report = root, builder, report
         self._before, self._xattrs = before, xattrs
         self._progress = progress
@@ -122,6 +131,8 @@ class _Reader:
                 files = next(batches, None)
             if files is None:
                 break
+            if self._stop is not None and self._stop.is_set():
+                raise Stopped
             size = 0
             for folder, group in _by_folder(files):
                 size += self._read_folder(folder, group, cdc, batch)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,8 +175,13 @@ class Ingest:
     """Reads one archive into a builder."""
 
     def __init__(
-        self, builder: building.Builder, limits: Limits, progress: saving.Progress | None = None
+        self,
+        builder: building.Builder,
+        limits: Limits,
+        progress: saving.Progress | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
+        self._stop = stop
         self._builder, self._limits, self._progress = builder, limits, progress
         self._cdc, self._batch = chunks.cutter(), builder.batch()
         self._root = _Dir()
@@ -231,6 +237,8 @@ class Ingest:
             guard.headers, guard.in_header = 0, False
             if member.size > self._limits.bytes_max:
                 raise errors.ArchiveLimit(f"an entry claims {member.size} bytes")
+            if self._stop is not None and self._stop.is_set():
+                raise saving.Stopped
             self._entries += 1
             if self._entries > self._limits.entries_max:
                 raise errors.ArchiveLimit(f"the archive has more than {self._limits.entries_max} entries")

@@ -4,13 +4,14 @@ Method: targets that hold files and hostile links, stores that lose, cut and fli
 disks, and a writer that dies at every call to the store.
 """
 
-
-# ruff: noqa: ASYNC240 - the loop of a test has nothing else to do.
+# ruff: noqa: ASYNC110, ASYNC221, ASYNC240 - the loop of a test has nothing else to do.
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -422,3 +423,45 @@ def test_saving_does_not_hold_up_the_loop(tmp_path):
         return ticks
 
     assert asyncio.run(play()) > 5
+
+
+async def test_a_cancelled_save_or_restore_stops_before_it_returns_and_leaves_nothing(tmp_path):
+    for number in range(200):
+        _write(tmp_path / "in" / f"f{number}", snaptrees.noise(number, 60_000))
+    store = MemoryStore()
+    snapshots = Snapshots(store, "acme")
+    saved = await snapshots.save(tmp_path / "in")
+
+    def threads():
+        busy = ("runlore-read", "runlore-write")
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith(busy)]
+
+    for start in (lambda: Snapshots(MemoryStore(), "acme").save(tmp_path / "in"),
+                  lambda: snapshots.restore(saved.ref, tmp_path / "out")):  # fmt: skip
+        task = asyncio.create_task(start())
+        while not threads():
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert threads() == []
+    assert sorted(os.listdir(tmp_path)) == ["in"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+async def test_a_mount_point_is_filled_in_place(tmp_path):
+    _, snapshots, saved = await _saved(tmp_path)
+    (tmp_path / "out").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path / "out")], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let us mount")
+    try:
+        for _ in range(2):
+            await snapshots.restore(saved.ref, tmp_path / "out", replace=True)
+            assert snaptrees.describe(tmp_path / "out") == snaptrees.describe(tmp_path / "in")
+            _write(tmp_path / "out" / "stray")
+        # And a mount inside of a workspace is no part of it.
+        again = await Snapshots(MemoryStore(), "acme").save(tmp_path, exclude=["cache/", "in/"])
+        assert again.report["excluded"]["mount"] == 1
+    finally:
+        subprocess.run(["umount", str(tmp_path / "out")], check=True)

@@ -4,7 +4,7 @@ Goal: issue 4, points 4 and 5; invariant 6. Method: archives made by GNU tar and
 archives made by hand to hurt; what comes out is read by the standard library.
 """
 
-# ruff: noqa: ASYNC221, ASYNC230, ASYNC240 - the loop of a test has nothing else to do.
+# ruff: noqa: ASYNC221, ASYNC230 - the loop of a test has nothing else to do.
 from __future__ import annotations
 
 import asyncio
