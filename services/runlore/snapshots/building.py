@@ -100,6 +100,12 @@ class Builder:
         """Whether the snapshot may name `blob` as things stand."""
         return blob in self._claimed or any(blob in index for index in self._indexes)
 
+    def absent(self, blobs: set[bytes]) -> set[bytes]:
+        """Those of `blobs` that it may not name as things stand."""
+        for index in self._indexes:
+            blobs = index.missing(blobs)
+        return blobs - self._claimed
+
     def claim(self, blob: bytes) -> bool:
         """Whether the caller is the one to store `blob`."""
         if self.has(blob):

@@ -77,7 +77,7 @@ def _doubt(found: scan.Scan, builder: building.Builder) -> None:
         for row in folder.rows.values():
             if stat.S_ISREG(row[4]):
                 known.update(row[5])
-    absent = {chunk for chunk in known if not builder.has(chunk)}
+    absent = builder.absent(known)
     if not absent:
         return
     for folder in found.folders:
@@ -345,10 +345,8 @@ class _Assembly:
 
     def _same_folders(self, folder: scan.Folder) -> bool:
         assert folder.cached is not None
-        old = {name: row for name, row in folder.cached[2].items() if stat.S_ISDIR(row[4])}
-        return old.keys() == folder.folders.keys() and all(
-            old[name] == _folder_row(below) for name, below in folder.folders.items()
-        )
+        old = folder.cached[2]
+        return all(old.get(name) == _folder_row(below) for name, below in folder.folders.items())
 
 
 def _folder_row(folder: scan.Folder) -> statcache.Row:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from runlore.snapshots import ignore, statcache, trees
 ENTRIES_MAX = 5_000_000
 """Entries of one tree: a bound on the memory that a scan takes."""
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ENCODING = sys.getfilesystemencoding()
+_IGNORE = os.fsdecode(ignore.IGNORE_FILE)
 _KINDS = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
@@ -37,7 +40,7 @@ class Folder:
     folders: dict[bytes, Folder] = field(default_factory=dict)
     cached: statcache.Folder | None = None
     same: bool = False
-    """Whether every file and link is the cached one, and there is no other; says nothing of folders."""
+    """Whether every file and link is the cached one, and no entry came or went; folders may still differ."""
     xattrs: dict[str, bytes] | None = None
     tree: bytes = b""
     content: bytes = b""
@@ -98,19 +101,19 @@ def scan(
         folder, inherited, depth = stack.pop()
         try:
             with opened(root, folder) as descriptor:
-                own = _ignore_file(descriptor, folder, inherited)
                 folder.xattrs = read_xattrs(descriptor) if xattrs else None
-                _look(descriptor, folder, own, cache, found, before)
+                own = _look(descriptor, folder, inherited, cache, found, before)
         except OSError as exc:
             if folder is first:
                 raise
             # A directory that vanished is a change like any other; one that can not be read is told.
+            own = inherited
             if exc.errno != errno.ENOENT:
                 found.report.skipped.append((folder.path, f"directory: {os.strerror(exc.errno or 0)}"))
         found.folders.append(folder)
         if folder.folders and depth >= trees.DEPTH_MAX:
             raise errors.InvalidInput(f"the tree is deeper than {trees.DEPTH_MAX} directories")
-        stack.extend((below, own, depth + 1) for below in folder.folders.values())
+        stack.extend([(below, own, depth + 1) for below in folder.folders.values()])
         if found.entries > ENTRIES_MAX:
             raise errors.InvalidInput(
                 f"the tree has more than {ENTRIES_MAX} entries", hint="exclude some of it"
@@ -140,16 +143,22 @@ def _look(
     cache: statcache.StatCache,
     found: Scan,
     before: int | None,
-) -> None:
-    """One directory. The loop is the hot path of a save that finds nothing changed: keep it flat."""
+) -> ignore.Rules:
+    """One directory; returns the rules that hold below it.
+
+    The loop is the hot path of a save that finds nothing changed, so it is kept flat.
+    """
     folder.cached = cache.folders.get(folder.path)
     known = folder.cached[2] if folder.cached else {}
     known_get, rows, path, device = known.get, folder.rows, folder.path, folder.device
-    filtered = bool(rules.levels or rules.size_bytes_max is not None or rules.exact)
     hits = others = 0
-    with os.scandir(descriptor) as entries:
+    with os.scandir(descriptor) as listed:
+        entries = list(listed)
+        if _IGNORE in [entry.name for entry in entries]:
+            rules = _ignore_file(descriptor, folder, rules)
+        filtered = bool(rules.levels or rules.size_bytes_max is not None or rules.exact)
         for entry in entries:
-            name = os.fsencode(entry.name)
+            name = entry.name.encode(_ENCODING, "surrogateescape")
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -191,8 +200,9 @@ def _look(
                 others -= 1
                 found.report.skipped.append((join(path, name), _KINDS.get(stat.S_IFMT(mode), "unknown kind")))
     found.entries += hits + others + len(folder.folders)
-    unchanged = folder.cached is not None and others == 0
-    folder.same = unchanged and hits == sum(not stat.S_ISDIR(row[4]) for row in known.values())
+    # Every row of the cache was met: as a hit, or as a folder, which `saving` compares with its row.
+    folder.same = folder.cached is not None and not others and hits + len(folder.folders) == len(known)
+    return rules
 
 
 def _why(rules: ignore.Rules, path: bytes, status: os.stat_result) -> str | None:
