@@ -13,7 +13,7 @@ import random
 
 import pytest
 import sweeping
-from sweeping import Broken, P, World, forgetter, reader, sweeper, writer
+from sweeping import Broken, P, World, reader, sweeper, writer
 
 from runlore import errors
 from runlore.commit import age, lines, sweep
@@ -37,10 +37,9 @@ def _beginning(garbage):
     return made
 
 
-def world(gen, *, jumps, switches=None, retries=False, garbage=None):
+def world(gen, *, garbage=None, **more):
     """A new world at that beginning."""
-    begun = _beginning(tuple((garbage or {}).items()))
-    return begun.copy(gen, jumps=jumps, switches=switches, retries=retries)
+    return _beginning(tuple((garbage or {}).items())).copy(gen, **more)
 
 
 def explore(run):
@@ -49,6 +48,12 @@ def explore(run):
 
 def ends(made):
     return [process.result for process in made.processes]
+
+
+@pytest.fixture(autouse=True)
+def _lets_go(monkeypatch):
+    """What a head moves past is superseded at once: retention that keeps nothing."""
+    monkeypatch.setattr(lines, "VERSIONS_MAX", 0)
 
 
 # --- what must hold ---------------------------------------------------------------------------------------
@@ -67,11 +72,11 @@ def paused_writer(*, jumps=2, **more):
     return run
 
 
-def two_lines(*, jumps=2, switches=3, **more):
+def two_lines(*, jumps=1, switches=None, **more):
     """A writer takes its base from a line that meanwhile stops naming it; and a sweep."""
 
     def run(gen):
-        made = world(gen, jumps=jumps, switches=switches, **more)
+        made = world(gen, jumps=jumps, switches=switches, coarse=True, **more)
         made.spawn("borrower", writer("r2", "w2", NEXT, source="r1"))
         made.spawn("mover", _replace())
         made.spawn("sweep", sweeper())
@@ -82,13 +87,9 @@ def two_lines(*, jumps=2, switches=3, **more):
 
 
 def _replace():
-    """The line moves to something that shares nothing, and retention lets the old version go."""
+    """The line moves to something that shares nothing; no earlier version is kept here (`_lets_go`)."""
 
-    async def main(store):
-        await writer("r1", "w1", OTHER, base=_nothing)(store)
-        await forgetter("r1")(store)
-
-    return main
+    return writer("r1", "w1", OTHER, base=_nothing)
 
 
 async def _nothing(store, head):
