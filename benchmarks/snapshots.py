@@ -129,7 +129,7 @@ def _sdk_tar(step: str, source: str, home: str, into: str) -> dict:
                 source, arcname=".", filter=lambda m: None if m.issym() and m.linkname.startswith("/") else m
             )
         asyncio.run(put(buffer.getvalue()))
-        return {"puts": 1, "gets": 0}
+        return {"puts": 1, "gets": 0, "bytes": buffer.tell()}  # One key: the folder does not grow.
 
     def restore():
         body = asyncio.run(get())
@@ -234,7 +234,7 @@ class Venv:
 
     def step(self, number: int) -> None:
         (site,) = self.path.glob("lib/*/site-packages")
-        package = site / f"bench_{number}"
+        package = site / f"bench_{time.time_ns()}"  # A tree may be used by several runs.
         package.mkdir()
         for at in range(20):
             (package / f"m{at}.py").write_text(f"# {number} {at}\n" + "x = 1\n" * (at * 20))
@@ -355,6 +355,8 @@ def bench(name: str, tree, work: Path, rounds: int, tools: tuple[str, ...], resu
     number = 0
     for round_ in range(rounds):
         order = [tools[(at + round_) % len(tools)] for at in range(len(tools))]
+        # The bare scan beside every round, because the machine's speed drifts.
+        rows.setdefault("scans", []).append(_floor(str(tree.path))["scan"]["seconds"])
         homes = {tool: work / f"{name}-{round_}-{tool}" for tool in tools}
         for home in homes.values():
             home.mkdir()
@@ -368,7 +370,7 @@ def bench(name: str, tree, work: Path, rounds: int, tools: tuple[str, ...], resu
                 size = _size(homes[tool])
                 into = str(work / f"{name}-{round_}-{tool}-out")
                 row = _in_process(tool, step, str(tree.path), str(homes[tool]), into)
-                row["bytes"] = _size(homes[tool]) - size
+                row.setdefault("bytes", _size(homes[tool]) - size)
                 if step == "restore":
                     row["differs"] = _differs(tool, want, _describe(into))
                 rows[tool][step].append(row)
@@ -387,13 +389,14 @@ def _fixed(home: Path) -> float:
 
 
 def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def report(result: dict, tools: tuple[str, ...]) -> None:
     for name, rows in result.items():
         fixed = _median(rows["fixed"])
-        scan = rows["floor"]["scan"]
+        scan = {**rows["floor"]["scan"], "seconds": _median(rows["scans"])}
         tar = rows["floor"]["tar c"]["seconds"]
         print(f"\n## {name}: {scan['entries']} entries; scan {scan['seconds']:.2f} s, tar c {tar:.2f} s")
         print(f"restic's own start: {fixed:.2f} s\n")
@@ -421,7 +424,7 @@ def _row(step: str, tool: str, rows: list[dict], restic: list[dict] | None, fixe
     sent = _median([row["bytes"] for row in rows]) / 1e6
     calls = f"{rows[0]['puts']}/{rows[0]['gets']}" if "puts" in rows[0] else ""
     if step == "next" and calls:
-        calls = f"{_median([row['puts'] for row in rows])}/{_median([row['gets'] for row in rows])}"
+        calls = f"{_median([row['puts'] for row in rows]):.0f}/{_median([row['gets'] for row in rows]):.0f}"
     differs = str(max(row.get("differs", 0) for row in rows)) if step == "restore" else ""
     peak = max(row["rss_mb"] for row in rows)
     cpu = _median([row["cpu"] for row in rows])
@@ -439,9 +442,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("benchmarks/out/snapshots"))
     parser.add_argument("--origin", help="a repository whose history `repo` walks through")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    tools = tuple(tool for tool in TOOLS if tool in ("runlore", "sdk-tar") or shutil.which(tool))
+    tools = tuple(tool for tool in options.tools if tool in ("runlore", "sdk-tar") or shutil.which(tool))
     # Nothing is deleted between runs: on ext4 making files right after removing many is many times slower.
     work = options.work.resolve() / str(time.time_ns())
     work.mkdir(parents=True)

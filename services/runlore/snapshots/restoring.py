@@ -17,6 +17,7 @@ import shutil
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ from runlore import clock, errors
 from runlore.snapshots import names, reading, saving, scan, statcache, trees
 
 WRITERS_MAX = 4
+"""Writers at most; no more than there are processors, but two. More only fight over the kernel's locks and Python's
+own: on two processors four of them took 30 % more processor time than two for 48,000 files."""
+RANGES_AHEAD = 3
+"""Ranges that each writer has on their way while it writes one: what hides a store's latency."""
 MARK = ".runlore-"
 """What the name of an unfinished restore beside its target holds."""
 CTIME_WAIT_SECONDS = 0.05
@@ -303,9 +308,10 @@ class Writer:
             else:
                 empty.append(target)
         ranges = iter(reading.plan(index, frames))
-        with ThreadPoolExecutor(WRITERS_MAX, thread_name_prefix="runlore-write") as pool:
+        count = min(WRITERS_MAX, max(2, os.cpu_count() or 1))
+        with ThreadPoolExecutor(count, thread_name_prefix="runlore-write") as pool:
             works = [pool.submit(self._write_empty, empty)]
-            works += [pool.submit(self._work, ranges, frames) for _ in range(WRITERS_MAX)]
+            works += [pool.submit(self._work, ranges, frames) for _ in range(count)]
             try:
                 for work in works:
                     work.result()
@@ -331,13 +337,16 @@ class Writer:
             self._write_whole(target, b"")
 
     def _work(self, ranges: Iterator[reading.Range], frames: dict[int, list[Write]]) -> None:
-        # The next range is on its way while this one is written.
-        following = self._next(ranges)
-        while following is not None:
+        coming: deque[tuple[reading.Range, Future[bytes]]] = deque()
+        while True:
+            while len(coming) <= RANGES_AHEAD and (following := self._next(ranges)) is not None:
+                coming.append(following)
+            if not coming:
+                return
             if self._stopped is not None and self._stopped.is_set():
                 raise saving.Stopped
-            one, raw = following[0], following[1].result()
-            following = self._next(ranges)
+            one, fetched = coming.popleft()
+            raw = fetched.result()
             for frame in one.frames:
                 self._write_frame(one.content(self._opened.index, raw, frame), frames[frame])
 
