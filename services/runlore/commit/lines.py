@@ -392,7 +392,8 @@ async def save(
     """
     for restart in range(RESTARTS_MAX):
         head = await read(store, line)
-        if head.body.get("ref") == ref or (id_of(ref) == base.snapshot and not merged):
+        same = head.body.get("ref") == ref or id_of(ref) == base.snapshot
+        if same and not merged:
             return Placed(UNCHANGED, head)
         by = {"reason": reason}
         changes: Callable[[str], dict[str, Any]]
@@ -402,8 +403,9 @@ async def save(
                 for branch, entry in head.body.get("branches", {}).items()
                 if (merged or {}).get(branch) != entry["ref"]
             }
-            moved = with_version(head.body, ref, by, base)
-            state = MOVED
+            # A merge that brings nothing new lets its branches go, and makes no version.
+            moved = (lambda now: {}) if same else with_version(head.body, ref, by, base)
+            state = UNCHANGED if same else MOVED
             changes = lambda now, moved=moved, left=left: {**moved(now), "branches": left}  # noqa: E731
         else:
             label = name or f"save-{id_of(ref)[:12]}"
