@@ -172,7 +172,10 @@ def test_the_command_line_loads_nothing_heavy_before_a_command_runs():
     assert own <= {
         "runlore",
         "runlore.cli",
-        *(f"runlore.cli.{name}" for name in ("main", "ui", "inspect", "operate", "pipeline")),
+        *(
+            f"runlore.cli.{name}"
+            for name in ("main", "ui", "inspect", "operate", "pipeline", "snapshots", "workspaces")
+        ),
     }
 
 

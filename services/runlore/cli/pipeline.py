@@ -381,8 +381,6 @@ async def _seed(
     wanted: tuple[str | None, int | None, str | None],
     force: bool,
 ) -> None:
-    import asyncio
-
     from runlore import errors
     from runlore.lookup import seeds
 
@@ -405,6 +403,14 @@ async def _seed(
         out.answer({"seed": None, "revision": 0, "files": [], "into": None, "written": 0, **nothing})
         out.say(f"{project}/{memory} has no revision yet: the run starts without memory")
         return
+    await _write_seed(out, opened, pinned, into, force=force)
+
+
+async def _write_seed(out: ui.Out, opened: Any, pinned: Any, into: Path | None, *, force: bool) -> None:
+    import asyncio
+
+    from runlore.lookup import seeds
+
     found = await seeds.open_seed(opened.reader, pinned)
     restored = await _restore(out, opened, found, into, force=force) if into and pinned.snapshot else None
     written = await asyncio.to_thread(seeds.write_into, found, into, force=force) if into else None

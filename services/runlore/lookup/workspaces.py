@@ -75,7 +75,7 @@ async def _put_there(made: library.Snapshots, receipt: Mapping[str, Any]) -> lis
 
 def _is_empty(target: Path) -> bool:
     try:
-        return not any(os.scandir(target))
+        return not os.listdir(target)
     except FileNotFoundError:
         return True
     except NotADirectoryError:
