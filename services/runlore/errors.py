@@ -53,11 +53,41 @@ class InvalidInput(RunloreError):
     exit_code = 2
 
 
+class HostileArchive(InvalidInput):
+    """The archive holds what no honest workspace holds."""
+
+    kind = "hostile_archive"
+
+
+class BadArchive(InvalidInput):
+    """The archive is damaged, cut off, or no tar."""
+
+    kind = "bad_archive"
+
+
+class ArchiveLimit(InvalidInput):
+    """The archive is beyond a limit."""
+
+    kind = "archive_limit"
+
+
 class NotFound(RunloreError):
     """There is no such thing."""
 
     kind = "not_found"
     exit_code = 3
+
+
+class SnapshotNotFound(NotFound):
+    """There is no such snapshot in this project."""
+
+    kind = "snapshot_not_found"
+
+
+class PathNotFound(NotFound):
+    """There is no such path in the snapshot."""
+
+    kind = "path_not_found"
 
 
 class Refused(RunloreError):
@@ -83,6 +113,18 @@ class UnsafeTarget(Refused):
     """The target would make Runlore write outside of it."""
 
     kind = "unsafe_target"
+
+
+class NativeSnapshot(Refused):
+    """The snapshot is a provider's own reference: only that provider's sandbox can restore it."""
+
+    kind = "native_snapshot"
+
+
+class RestoreFailed(Refused):
+    """The snapshot could not be written here; the target is as it was."""
+
+    kind = "restore_failed"
 
 
 class SeedExpired(Refused):
@@ -174,6 +216,42 @@ class RunConflict(Poison):
     kind = "run_conflict"
 
 
+class ArchiveRefused(Poison):
+    """The workspace's archive can not become a snapshot."""
+
+    kind = "archive_refused"
+
+
+class FolderRefused(Poison):
+    """The workspace's folder is not below one that this stage may read."""
+
+    kind = "folder_refused"
+
+
+class SnapshotMissing(Poison):
+    """The snapshot that the event names is not in its project, or not whole."""
+
+    kind = "snapshot_missing"
+
+
+class SnapshotExpired(Poison):
+    """The snapshot that the event names was saved so long ago that parts of it may be gone."""
+
+    kind = "snapshot_expired"
+
+
+class SnapshotConflict(Poison):
+    """The same run and attempt left another snapshot before."""
+
+    kind = "snapshot_conflict"
+
+
+class BranchesFull(Poison):
+    """The rollout has as many branches as it may; merge or delete some, then redrive."""
+
+    kind = "branches_full"
+
+
 # --- the store ----------------------------------------------------------------------------------------
 
 
@@ -219,6 +297,12 @@ class HeadMoved(Retryable):
     """The head moved while its next version was made; start again from the head."""
 
     kind = "head_moved"
+
+
+class CommitTooLate(Retryable):
+    """The write began so long ago that what it refers to may be gone; start again from the head."""
+
+    kind = "commit_too_late"
 
 
 class Blocked(RunloreError):

@@ -86,6 +86,14 @@ CONSOLIDATE = Stage(
     emits=("changed",),
     group="consolidate",
 )
+SNAPSHOT = Stage(
+    name="snapshot",
+    reads="runs",
+    key="project/rollout",
+    effect="ingest the workspace's archive or folder, if there is one; move the rollout's snapshot head, or branch",
+    emits=("changed", "dead"),
+    group="snapshot",
+)
 INDEX = Stage(
     name="index",
     reads="changed",
@@ -101,7 +109,7 @@ LOOKUP = Stage(
     effect="none: a seed is read from the heads, never from the index",
     emits=(),
 )
-STAGES = (RECORD, SUMMARIZE, CONSOLIDATE, INDEX, LOOKUP)
+STAGES = (RECORD, SUMMARIZE, CONSOLIDATE, SNAPSHOT, INDEX, LOOKUP)
 
 
 def topic(name: str) -> Topic:
@@ -122,6 +130,7 @@ def diagram() -> str:
         "  record --> records[/records/]",
         "  summarize --> heads[/heads/]",
         "  consolidate --> heads[/heads/]",
+        "  snapshot --> heads[/heads/]",
         "  lookup --> seed([seed of the next run])",
     ]
     return "\n".join(lines) + "\n"

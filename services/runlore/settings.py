@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     drain_seconds_max: float = Field(
         25.0, gt=0, le=3600, description="How long SIGTERM waits for work in hand."
     )
+    workspace_folders: tuple[Path, ...] = Field(
+        (),
+        description="Folders (a JSON list) below which a run's event may name its workspace. None: none may.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="Least level of what is logged, on stderr."
     )

@@ -73,6 +73,25 @@ async def test_an_overwritten_or_deleted_object_is_seen_at_once_by_everybody(mak
     assert await one.get("k") is None
 
 
+async def test_a_range_is_that_part_of_the_body_and_ends_where_the_body_ends(store):
+    await store.put("a/b", b"0123456789")
+    assert await store.get_range("a/b", 2, 3) == b"234"
+    assert await store.get_range("a/b", 0, 10) == b"0123456789"
+    assert await store.get_range("a/b", 8, 1 << 60) == b"89"
+    assert await store.get_range("a/b", 10, 5) == b""
+    assert await store.get_range("a/b", 3, 0) == b""
+    assert await store.get_range("missing", 0, 1) is None
+
+
+async def test_a_tail_is_the_end_of_the_body_and_all_of_a_shorter_one(store):
+    await store.put("a/b", b"0123456789")
+    assert await store.get_tail("a/b", 3) == b"789"
+    assert await store.get_tail("a/b", 1 << 60) == b"0123456789"
+    assert await store.get_tail("missing", 1) is None
+    await store.put("empty", b"")
+    assert await store.get_tail("empty", 8) == b""
+
+
 # --- conditions -----------------------------------------------------------------------------------
 
 
@@ -347,6 +366,10 @@ async def test_a_key_that_climbs_or_that_some_store_could_not_hold_is_refused(st
     for call in (store.get, store.delete):
         with pytest.raises(errors.InvalidId):
             await call(key)
+    with pytest.raises(errors.InvalidId):
+        await store.get_range(key, 0, 1)
+    with pytest.raises(errors.InvalidId):
+        await store.get_tail(key, 1)
     for write in (store.put, store.put_if_absent):
         with pytest.raises(errors.InvalidId):
             await write(key, b"")

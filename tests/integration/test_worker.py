@@ -54,9 +54,9 @@ class Faulty(stores.MemoryStore):
         self._meet("put", key)
         return await stores.MemoryStore.compare_and_set(self, key, body, None)
 
-    async def compare_and_set(self, key, body, etag):
+    async def compare_and_set(self, key, body, etag, *, guard=None):
         self._meet("put", key)
-        return await super().compare_and_set(key, body, etag)
+        return await super().compare_and_set(key, body, etag, guard=guard)
 
     async def delete(self, key):
         self._meet("delete", key)

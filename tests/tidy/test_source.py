@@ -172,7 +172,10 @@ def test_the_command_line_loads_nothing_heavy_before_a_command_runs():
     assert own <= {
         "runlore",
         "runlore.cli",
-        *(f"runlore.cli.{name}" for name in ("main", "ui", "inspect", "operate", "pipeline")),
+        *(
+            f"runlore.cli.{name}"
+            for name in ("main", "ui", "inspect", "operate", "pipeline", "snapshots", "workspaces")
+        ),
     }
 
 
@@ -193,7 +196,8 @@ def test_the_memory_model_and_the_contract_load_no_store_bus_or_command_line():
 def test_the_install_is_light_and_every_dependency_is_used():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.match(r"[A-Za-z0-9._-]+", one).group().lower().replace("-", "_") for one in listed}
-    assert names <= {"pydantic", "pydantic_settings", "sqlite_utils", "typer", "rich", "structlog"}
+    codec = {"blake3", "zstandard", "pyfastcdc", "pathspec"}
+    assert names <= {"pydantic", "pydantic_settings", "sqlite_utils", "typer", "rich", "structlog"} | codec
     roots = {one.split(".")[0] for tree in TREES.values() for one in imports(tree)}
     assert {root for root in roots if root not in sys.stdlib_module_names} - {"runlore"} == names
 

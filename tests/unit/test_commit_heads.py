@@ -22,14 +22,14 @@ class Scripted(stores.MemoryStore):
         self.script = list(script)
         self.writes = 0
 
-    async def compare_and_set(self, key, body, etag):
+    async def compare_and_set(self, key, body, etag, *, guard=None):
         self.writes += 1
         told = self.script.pop(0) if self.script else None
         if told is None:
-            return await super().compare_and_set(key, body, etag)
+            return await super().compare_and_set(key, body, etag, guard=guard)
         error, landed = told
         if landed:
-            await super().compare_and_set(key, body, etag)
+            await super().compare_and_set(key, body, etag, guard=guard)
         raise error
 
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from runlore.cli import inspect, operate, pipeline
+from runlore.cli import inspect, operate, pipeline, snapshots, workspaces
 
 EPILOG = (
     "Exit codes: 0 done · 1 internal error · 2 bad input or usage · 3 no such thing · 4 refused by the present "
@@ -48,6 +48,8 @@ def _root(
 pipeline.register(app)
 inspect.register(app)
 operate.register(app)
+snapshots.register(app)
+workspaces.register(app, snapshots.app)
 
 
 def _shorten(group: typer.Typer) -> None:

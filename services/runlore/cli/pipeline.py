@@ -123,7 +123,17 @@ async def _beat(worker: Worker, opened: Any) -> None:
 def _report(out: ui.Out, progress: Progress) -> None:
     counts = {
         name: getattr(progress, name)
-        for name in ("recorded", "already", "superseded", "dead", "revisions", "covered", "held")
+        for name in (
+            "recorded",
+            "already",
+            "superseded",
+            "dead",
+            "revisions",
+            "covered",
+            "held",
+            "snapshots",
+            "branches",
+        )
     }
     out.answer(counts)
     parts = [f"recorded {progress.recorded} runs"]
@@ -133,6 +143,8 @@ def _report(out: ui.Out, progress: Progress) -> None:
     parts += (
         [f"{progress.revisions} revisions over {progress.covered} rollouts"] if progress.revisions else []
     )
+    parts += [f"{progress.snapshots} workspaces moved"] if progress.snapshots else []
+    parts += [f"{progress.branches} branches (`runlore snapshot ls`)"] if progress.branches else []
     parts += [f"{progress.held} rollouts held (`runlore review`)"] if progress.held else []
     out.say(" · ".join(parts))
 
@@ -339,15 +351,19 @@ def seed(
     at: Annotated[
         int | None, typer.Option("--at", help="A revision other than the newest.", show_default=False)
     ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option("--agent", help="Agent, where each has a workspace of its own.", show_default=False),
+    ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace memory files that were edited in the workspace.")
+        bool, typer.Option("--force", help="Replace what was edited in the workspace, memory or not.")
     ] = False,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Write the memory for the next run of ID into a workspace.
+    """Restore the workspace of ID as its last run left it, and write memory for the next run into it.
 
-    It holds what every run may know, what only --subject may know, and where rollout ID stopped. Without
+    Memory holds what every run may know, what only --subject may know, and where rollout ID stopped. Without
     --into it shows what would be written; without an ID it lists the rollouts that there are.
 
     Example: runlore seed conv-7 --project acme --memory support --into ./workspace
@@ -361,7 +377,7 @@ def seed(
             if not id:
                 await inspect.list_rollouts(out, opened, project, memory)
                 return
-            await _seed(out, opened, id, project, memory, into, subject, at, force)
+            await _seed(out, opened, id, project, memory, into, (subject, at, agent), force)
 
     ui.run(work, as_json=as_json)
 
@@ -373,12 +389,9 @@ async def _seed(
     project: str | None,
     memory: str | None,
     into: Path | None,
-    subject: str | None,
-    at: int | None,
+    wanted: tuple[str | None, int | None, str | None],
     force: bool,
 ) -> None:
-    import asyncio
-
     from runlore import errors
     from runlore.lookup import seeds
 
@@ -392,12 +405,25 @@ async def _seed(
             raise errors.InvalidInput(
                 "--project and --memory are needed", hint="`runlore seed` lists what there is"
             )
-        pinned = await seeds.resolve(opened.reader, project, memory, name, subject=subject, at=at)
+        subject, at, agent = wanted
+        pinned = await seeds.resolve(
+            opened.reader, project, memory, name, subject=subject, at=at, agent=agent
+        )
     if pinned is None:
-        out.answer({"seed": None, "revision": 0, "files": [], "into": None, "written": 0})
+        nothing = {"snapshot": None, "base": {"counter": 0, "snapshot": None}, "restored": None}
+        out.answer({"seed": None, "revision": 0, "files": [], "into": None, "written": 0, **nothing})
         out.say(f"{project}/{memory} has no revision yet: the run starts without memory")
         return
+    await _write_seed(out, opened, pinned, into, force=force)
+
+
+async def _write_seed(out: ui.Out, opened: Any, pinned: Any, into: Path | None, *, force: bool) -> None:
+    import asyncio
+
+    from runlore.lookup import seeds
+
     found = await seeds.open_seed(opened.reader, pinned)
+    restored = await _restore(out, opened, found, into, force=force) if into and pinned.snapshot else None
     written = await asyncio.to_thread(seeds.write_into, found, into, force=force) if into else None
     files = [{"path": path, "bytes": len(one.text.encode())} for path, one in sorted(found.files.items())]
     out.answer(
@@ -415,14 +441,39 @@ async def _seed(
             "written": written.written if written else 0,
             "unchanged": written.unchanged if written else 0,
             "removed": written.removed if written else 0,
+            "agent": pinned.agent,
+            "snapshot": pinned.base["snapshot"],
+            "base": pinned.base,
+            "restored": restored.stats if restored else None,
         }
     )
     out.say(
         f"seed of {pinned.project}/{pinned.memory} revision {pinned.revision} ({found.notes} notes, {len(files)} files)"
     )
+    if pinned.snapshot:
+        shown = (
+            f"restored, {restored.stats['files']:,} files"
+            if restored
+            else "there already"
+            if into
+            else "pinned"
+        )
+        out.say(f"workspace {pinned.snapshot[:12]} version {pinned.version}: {shown}")
     _tree(out, into, files)
     if into is None:
         out.note("nothing was written: name a workspace with --into DIR")
+
+
+async def _restore(out: ui.Out, opened: Any, found: Any, into: Path, *, force: bool) -> Any:
+    """The seed's workspace, before memory is laid over it; None where it is there already."""
+    from runlore.lookup import workspaces
+    from runlore.snapshots.library import Snapshots
+
+    made = Snapshots(opened.store, found.seed.project, cache_dir=opened.cache_dir / "stat")
+    with out.progress() as bar:
+        task = bar.add_task("restore", total=None, detail="")
+        show = lambda files, size: bar.update(task, completed=files, detail=f"{size / 1e6:,.1f} MB")  # noqa: E731
+        return await workspaces.restore(made, found, into, force=force, progress=show)
 
 
 def _tree(out: ui.Out, into: Path | None, files: list[dict[str, Any]]) -> None:

@@ -6,16 +6,22 @@ this version of Runlore does not know survive every move, because the next body 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runlore import clock, errors
+from runlore.commit import age
 from runlore.events import envelope
 from runlore.store import port
 
 CONFLICT_RETRIES_MAX = 8
 """How often one move is sent again after a 409 (nothing landed) before the caller starts over."""
+
+Changes = Mapping[str, Any] | Callable[[str], Mapping[str, Any]]
+"""The fields to change; or what gives them for the time at which the body is made."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Head:
     key: str
     body: dict[str, Any]
     etag: str | None
+    read_at: dt.datetime = field(default_factory=clock.now, compare=False)
+    """When the read began: from then on what it names is kept for T (`commit/age.py`)."""
 
     @property
     def counter(self) -> int:
@@ -37,7 +45,8 @@ async def read(store: port.ObjectStore, key: str, *, fmt: str) -> Head:
     `fmt` is its format, like `runlore.rollout/1`. Raises `errors.Fatal` on a format that this version does
     not know: writing over it could destroy what a newer version keeps there.
     """
-    return parse(key, await store.get(key), fmt=fmt)
+    began = clock.now()
+    return replace(parse(key, await store.get(key), fmt=fmt), read_at=began)
 
 
 def parse(key: str, stored: port.Stored | None, *, fmt: str) -> Head:
@@ -57,19 +66,30 @@ def parse(key: str, stored: port.Stored | None, *, fmt: str) -> Head:
     return Head(key, body, stored.etag)
 
 
-async def move(store: port.ObjectStore, head: Head, changes: dict[str, Any], *, fmt: str) -> Head:
+async def move(
+    store: port.ObjectStore, head: Head, changes: Changes, *, fmt: str, began: dt.datetime | None = None
+) -> Head:
     """Move `head` by one: its body with `changes` over it and its counter raised.
 
-    Raises `errors.HeadMoved` when another writer was first, or when the reply was lost: either way the
-    caller starts again from the head, and finds there whether its own write landed.
+    `began` is when the writer first read what the new version refers to, where that was before it read this
+    head. Raises `errors.HeadMoved` when another writer was first, or when the reply was lost: either way the
+    caller starts again from the head, and finds there whether its own write landed. Raises
+    `errors.CommitTooLate` when what it refers to may be gone (the age rule): nothing was sent, and the caller
+    starts again from nothing.
     """
-    now = clock.now_iso()
-    body = {**head.body, **changes, "format": fmt, "counter": head.counter + 1, "moved_at": now}
-    raw = envelope.dump(body)
+    began = min(head.read_at, began or head.read_at)
     for attempt in range(CONFLICT_RETRIES_MAX):
+        now = clock.now()
+        stamp = now.isoformat(timespec="microseconds")
+        changed = changes(stamp) if callable(changes) else changes
+        body = {**head.body, **changed, "format": fmt, "counter": head.counter + 1, "moved_at": stamp}
         try:
-            etag = await store.compare_and_set(head.key, raw, head.etag)
-            return Head(head.key, body, etag)
+            etag = await store.compare_and_set(
+                head.key, envelope.dump(body), head.etag, guard=age.guard(began, now)
+            )
+            return Head(head.key, body, etag, now)
+        except age.StaleBody:
+            continue  # Paused between making and sending it: its dates would be wrong.
         except errors.WriteConflict:
             await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
         except (errors.PreconditionFailed, errors.OutcomeUnknown) as exc:

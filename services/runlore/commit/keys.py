@@ -11,6 +11,8 @@ import hashlib
 
 ROLLOUTS, RECORDS, MARKS, MEMORIES = "rollouts", "records", "marks", "memories"
 MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
+SNAPSHOTS, BLOBS = "snapshots", "blobs"
+WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 
@@ -64,6 +66,36 @@ def manifests(project: str, memory: str, revision: int | None = None) -> str:
 
 def pack(project: str, sha256: str) -> str:
     return f"{project}/{PACKS}/{sha256[:2]}/{sha256}"
+
+
+def snapshot_pack(project: str, pack: str) -> str:
+    """Where a pack of a snapshot lies: `<pack>` holds data alone, `<snapshot>/<pack>` its snapshot's root too."""
+    kind = SNAPSHOTS if "/" in pack else BLOBS
+    return f"{project}/{kind}/{pack[:2]}/{pack}"
+
+
+def snapshot_roots(project: str, snapshot: str) -> str:
+    """The prefix of the root packs of one snapshot: usually one, more where writers with other bases met."""
+    return f"{project}/{SNAPSHOTS}/{snapshot[:2]}/{snapshot}/"
+
+
+def snapshot_head(project: str, rollout: str, agent: str) -> str:
+    """The head of a workspace's line. Apart from the packs, so that a LIST of heads costs what heads there are."""
+    return f"{snapshot_heads(project, rollout)}{agent}.json"
+
+
+def snapshot_heads(project: str, rollout: str) -> str:
+    """The prefix of the heads of a rollout's lines."""
+    return f"{project}/{WORKSPACES}/{spread(rollout)}/{rollout}/"
+
+
+def outcomes(project: str, rollout: str, agent: str) -> str:
+    """The prefix of what became of a line's runs that its head does not name any more."""
+    return f"{project}/{OUTCOMES}/{spread(rollout)}/{rollout}/{agent}/"
+
+
+def outcome(project: str, rollout: str, agent: str, run: str, attempt: int) -> str:
+    return f"{outcomes(project, rollout, agent)}{run}.{attempt:06d}"
 
 
 def claim(project: str, sha256: str) -> str:

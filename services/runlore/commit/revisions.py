@@ -59,7 +59,7 @@ class Reader:
     """Reads revisions; keeps the packs it read, which never change, up to `CACHE_BYTES_MAX`."""
 
     def __init__(self, store: port.ObjectStore) -> None:
-        self._store = store
+        self.store = self._store = store
         self._packs: OrderedDict[str, packs.Pack] = OrderedDict()
         self._bytes = 0
 

@@ -56,15 +56,17 @@ class Letter:
         return None
 
 
-def letter_id(topic: str, partition: int, offset: int) -> str:
-    return hashlib.sha256(f"{topic}/{partition}/{offset}".encode()).hexdigest()[:16]
+def letter_id(topic: str, partition: int, offset: int, stage: str = "record") -> str:
+    """Two stages that refuse one message write two letters: the cause of one may go while the other stays."""
+    where = f"{topic}/{partition}/{offset}" + ("" if stage == "record" else f"/{stage}")
+    return hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
 async def letter(
-    store: store_port.ObjectStore, message: bus_port.Message, error: errors.Poison
+    store: store_port.ObjectStore, message: bus_port.Message, error: errors.Poison, *, stage: str = "record"
 ) -> bus_port.Outgoing:
     """The dead letter for a message; a value that is too large is put in the store first."""
-    name = letter_id(message.topic, message.partition, message.offset)
+    name = letter_id(message.topic, message.partition, message.offset, stage)
     if message.value is None or len(message.value) <= VALUE_BYTES_MAX:
         return compose(name, message, error)
     stored = await put_parts(store, _whole(message.value))

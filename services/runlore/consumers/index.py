@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from runlore import errors
 from runlore.bus import port as bus_port
-from runlore.commit import keys
+from runlore.commit import keys, lines
 from runlore.events import envelope, ids, models
 from runlore.lookup import index as lookup_index
 from runlore.store import port as store_port
@@ -47,8 +47,15 @@ def head_key(message: bus_port.Message) -> str | None:
     found = bell(message)
     if found is None or found.kind == "mark":
         return None
+    if found.kind == "snapshot":
+        names = [name for name in (found.rollout, found.agent or lines.MAIN) if name and _is_alias(name)]
+        return keys.snapshot_head(found.project, *names) if len(names) == 2 else None
     if found.kind == "rollout" and found.rollout:
-        if ids.alias(found.rollout) != found.rollout and not found.rollout.startswith(ids.ALIAS_PREFIX):
+        if not _is_alias(found.rollout):
             return None
         return keys.rollout_head(found.project, found.memory, found.rollout)
     return keys.memory_head(found.project, found.memory)
+
+
+def _is_alias(name: str) -> bool:
+    return ids.alias(name) == name or name.startswith(ids.ALIAS_PREFIX)

@@ -65,6 +65,36 @@ class Claim(_Data):
     """Bytes."""
 
 
+class WorkspaceBase(_Data):
+    """What a run's workspace began as: the version of the line that it replaces, as its seed said."""
+
+    counter: Annotated[int, Field(ge=0)]
+    """The head's counter when that version became the head."""
+    snapshot: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}(/[0-9a-f]{64})?$")] = None
+    """Its id, with or without its root pack."""
+
+
+class Workspace(_Data):
+    """What a run left in the workspace of one of its sandbox agents."""
+
+    agent: str | None = None
+    """Whose workspace, where a hand-off gives each agent its own: each is a line of its own in the rollout."""
+    snapshot: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}/[0-9a-f]{64}$")] = None
+    """A snapshot that is saved already, with its root pack. Exactly one of `snapshot`, `archive` and `folder`."""
+    archive: Claim | None = None
+    """A tar of the workspace, plain or gzipped."""
+    folder: Annotated[str | None, Field(min_length=1, max_length=4096)] = None
+    """A folder that the snapshot stage can reach, below one that its settings allow."""
+    base: WorkspaceBase | None = None
+    """What the run began from; none where the line had nothing."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Workspace:
+        if sum(one is not None for one in (self.snapshot, self.archive, self.folder)) != 1:
+            raise ValueError("exactly one of `snapshot`, `archive` and `folder` is needed")
+        return self
+
+
 class Usage(_Data):
     """What the run cost, as the SDK counts it."""
 
@@ -98,6 +128,8 @@ class RunCompleted(_Data):
     record: Annotated[str | None, BeforeValidator(_record_line)] = None
     """The SDK's rollout line, as text (or as an object). Exactly one of `record` and `record_claim`."""
     record_claim: Claim | None = None
+    workspaces: Annotated[list[Workspace], Field(max_length=64)] = []
+    """What the run left: one for each sandbox agent. None: no workspace moves."""
     seed: str | None = None
     """The seed that the run started from."""
     usage: Usage | None = None
@@ -118,6 +150,9 @@ class RunCompleted(_Data):
             value = getattr(self, name)
             if value is not None and value.strip():
                 ids.check_id(value, name)
+        for workspace in self.workspaces:
+            if workspace.agent is not None and workspace.agent.strip():
+                ids.check_id(workspace.agent, "agent")
         return self
 
     @property
@@ -133,11 +168,13 @@ class RunCompleted(_Data):
 class Changed(_Data):
     """A doorbell: some head moved, or a mark was put. It carries no text, and losing it costs nothing."""
 
-    kind: Literal["mark", "rollout", "memory"]
+    kind: Literal["mark", "rollout", "memory", "snapshot"]
     project: str
     memory: str
     rollout: str | None = None
-    """Alias; only for `rollout`."""
+    """Alias; only for `rollout` and `snapshot`."""
+    agent: str | None = None
+    """Alias; only for `snapshot`."""
     counter: Annotated[int, Field(ge=0)] = 0
 
 

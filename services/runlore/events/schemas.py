@@ -53,7 +53,20 @@ _RULES: dict[str, dict[str, dict[str, Any]]] = {
         "record": {"type": ["string", "object", "null"]},
     },
     "Layout": {"memories_dir": _DIR, "sessions_dir": _DIR},
+    "Workspace": {
+        "agent": _ID,
+        "snapshot": {"pattern": r"^[0-9a-f]{64}/[0-9a-f]{64}$(?!\n)"},
+    },
+    "WorkspaceBase": {"snapshot": {"pattern": r"^[0-9a-f]{64}(/[0-9a-f]{64})?$(?!\n)"}},
 }
+_SOURCES = {"snapshot": "string", "archive": "object", "folder": "string"}
+_ONE_SOURCE = [
+    {
+        "required": [one],
+        "properties": {name: {"type": kind if name == one else "null"} for name, kind in _SOURCES.items()},
+    }
+    for one in _SOURCES
+]
 _ONE_RECORD = [
     {
         "required": [one],
@@ -90,6 +103,7 @@ def event_schema(event_type: str) -> dict[str, Any]:
         _finish(part, name)
     if model is models.RunCompleted:
         schema["oneOf"] = _ONE_RECORD
+        nested["Workspace"]["oneOf"] = _ONE_SOURCE
     stem, _dot, version = event_type.rpartition(".")
     head = {
         "$schema": DIALECT,
@@ -141,6 +155,7 @@ _RECORD = (
 )
 _TIME = "2026-09-01T09:00:01.000000+00:00"
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_SNAPSHOT = "4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865"
 _MINIMAL = {"project": "acme", "memory": "support", "run_id": "run-1", "record": _RECORD}
 
 _RUNS: dict[str, dict[str, Any]] = {
@@ -173,6 +188,15 @@ _RUNS: dict[str, dict[str, Any]] = {
         "parent_run_id": "run-0",
         "resumed_from": "run-2",
         "record": _RECORD,
+        "workspaces": [
+            {
+                "agent": "Billing",
+                "snapshot": f"{_SNAPSHOT}/{_SHA}",
+                "base": {"counter": 3, "snapshot": _SNAPSHOT},
+            },
+            {"archive": {"sha256": _SHA, "size": 4}},
+            {"agent": "Front desk", "folder": "/srv/workspaces/run-3", "base": {"counter": 0}},
+        ],
         "seed": "seed-1",
         "usage": {"requests": 3, "input_tokens": 1200, "output_tokens": 80, "total_tokens": 1280},
     },
@@ -190,6 +214,14 @@ _CHANGED: dict[str, dict[str, Any]] = {
         "memory": "support",
         "rollout": "conv-1",
         "counter": 7,
+    },
+    "snapshot": {
+        "kind": "snapshot",
+        "project": "acme",
+        "memory": "support",
+        "rollout": "conv-1",
+        "agent": "billing",
+        "counter": 4,
     },
     "unknown fields": {
         "kind": "memory",

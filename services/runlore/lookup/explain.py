@@ -16,7 +16,7 @@ from typing import Any
 
 from runlore import errors, pipeline
 from runlore.bus import port as bus_port
-from runlore.commit import keys, marks, revisions, rollouts
+from runlore.commit import keys, lines, marks, revisions, rollouts
 from runlore.consumers import dead, record, summarize
 from runlore.events import ids
 from runlore.lookup import index as lookup_index
@@ -102,6 +102,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
     story.step(
         "summarize", f"in the rollout's summary {head.counter}", object=head_key, at=head.body.get("moved_at")
     )
+    await _workspaces(store, story)
     memory_head = await reader.head(project, memory)
     held = memory_head.body.get("held", {}).get(rollout)
     if row["superseded"]:
@@ -131,6 +132,31 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.step("consolidate", "marked as left to do", object=mark.key, at=mark.put_at)
     story.next = "the next `runlore up` consolidates it"
     return story
+
+
+async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:
+    """What became of the workspaces that a run left."""
+    assert story.project and story.rollout and story.run and story.attempt
+    for head in await lines.of_rollout(store, story.project, story.rollout):
+        line, body = lines.line_from(head), head.body
+        by, branch = body.get("moved_by", {}), body.get("branches", {}).get(story.run, {})
+        agent = line.agent if line.agent != lines.MAIN else None
+        if (by.get("run"), by.get("attempt")) == (story.run, story.attempt):
+            story.step(
+                "snapshot",
+                f"the workspace's version {body['version']}",
+                snapshot=body["ref"][:12],
+                agent=agent,
+            )
+        elif branch.get("attempt") == story.attempt:
+            why = f"kept as the branch {story.run}: {branch['why']}"
+            story.step("snapshot", why, snapshot=branch["ref"][:12], agent=agent, at=branch["at"])
+        elif story.attempt in (done := await lines.outcomes(store, line, story.run)):
+            found = await lines.outcome(store, done[story.attempt])
+            what = {lines.MOVED: "was the workspace's version", lines.BRANCHED: "was a branch"}[
+                found["state"]
+            ]
+            story.step("snapshot", what, snapshot=found["ref"][:12], agent=agent, object=done[story.attempt])
 
 
 async def _first_revision(

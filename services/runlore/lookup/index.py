@@ -17,12 +17,12 @@ import structlog
 from sqlite_utils import Database
 
 from runlore import errors
-from runlore.commit import heads, keys, marks, revisions, rollouts
+from runlore.commit import heads, keys, lines, marks, revisions, rollouts
 from runlore.store import port
 
 log = structlog.get_logger("runlore.index")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULTS_MAX = 100
 TEXT_CHARS_MAX = 200_000
 """Characters of one rollout's summary that are searchable."""
@@ -43,6 +43,11 @@ CREATE TABLE runs (
   project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, run TEXT NOT NULL, attempt INTEGER NOT NULL,
   event TEXT NOT NULL, ended_at TEXT NOT NULL, superseded INTEGER NOT NULL,
   PRIMARY KEY (project, memory, rollout, run, attempt)
+) STRICT;
+CREATE TABLE snapshots (
+  project TEXT NOT NULL, rollout TEXT NOT NULL, agent TEXT NOT NULL, counter INTEGER NOT NULL,
+  version INTEGER NOT NULL, ref TEXT, versions INTEGER NOT NULL, branches INTEGER NOT NULL, tags TEXT NOT NULL,
+  moved_at TEXT NOT NULL, PRIMARY KEY (project, rollout, agent)
 ) STRICT;
 CREATE INDEX runs_by_event ON runs (event);
 CREATE INDEX runs_by_run ON runs (run);
@@ -142,6 +147,8 @@ class Index:
                 )
                 if head.body["format"] == rollouts.HEAD_FORMAT:
                     self._rollout(head)
+                elif head.body["format"] == lines.HEAD_FORMAT:
+                    self._snapshot(head)
                 else:
                     self._memory(head)
                 applied += 1
@@ -159,6 +166,19 @@ class Index:
             "moved_at": body["moved_at"],
         }
         self._db["memories"].upsert(row, pk=("project", "memory"))
+
+    def _snapshot(self, head: heads.Head) -> None:
+        body = head.body
+        row = {
+            **{name: body[name] for name in ("project", "rollout", "agent", "moved_at")},
+            "counter": head.counter,
+            "version": int(body.get("version", 0)),
+            "ref": body.get("ref"),
+            "versions": len(body.get("versions", ())),
+            "branches": len(body.get("branches", {})),
+            "tags": " ".join(sorted(body.get("tags", {}))),
+        }
+        self._db["snapshots"].upsert(row, pk=("project", "rollout", "agent"))
 
     def _rollout(self, head: heads.Head) -> None:
         body = head.body
@@ -211,6 +231,14 @@ class Index:
             """SELECT * FROM rollouts WHERE project = ? AND memory = ?
                ORDER BY updated_at = 'unknown', updated_at DESC, rollout LIMIT ?""",
             [project, memory, limit],
+        )
+
+    def snapshots(self, project: str | None = None, *, limit: int = RESULTS_MAX) -> list[dict[str, Any]]:
+        """The lines of workspaces, the one that moved last first."""
+        return self._all(
+            """SELECT * FROM snapshots WHERE :project IS NULL OR project = :project
+               ORDER BY moved_at DESC, project, rollout, agent LIMIT :limit""",
+            {"project": project, "limit": limit},
         )
 
     def runs(self, name: str) -> list[dict[str, Any]]:
@@ -283,7 +311,7 @@ async def _reconcile(index: Index, store: port.ObjectStore) -> int:
     applied = 0
     batch: list[str] = []
     for project in await marks.projects(store):
-        for kind in (keys.ROLLOUTS, keys.MEMORIES):
+        for kind in (keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES):
             async for row in store.list(f"{project}/{kind}/"):
                 if known.get(row.key) != row.etag:
                     batch.append(row.key)
@@ -315,7 +343,10 @@ def _may_pass(exc: sqlite3.DatabaseError) -> bool:
 
 def fmt_of(key: str) -> str:
     """The format of the head at `key`."""
-    return rollouts.HEAD_FORMAT if key.split("/")[1] == keys.ROLLOUTS else revisions.HEAD_FORMAT
+    kind = key.split("/")[1]
+    return {keys.ROLLOUTS: rollouts.HEAD_FORMAT, keys.WORKSPACES: lines.HEAD_FORMAT}.get(
+        kind, revisions.HEAD_FORMAT
+    )
 
 
 def _clear(connection: sqlite3.Connection) -> None:

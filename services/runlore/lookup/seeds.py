@@ -1,8 +1,8 @@
-"""Seeds: a revision pinned for one next run, and its files written into a workspace.
+"""Seeds: a revision and a snapshot pinned for one next run, and memory's files written into a workspace.
 
-A seed is a function of the head at the time of asking: the revision, whom the run is for, and which rollout
-it continues. Its id says all of that and when its term ends, so a seed needs no object of its own, and the
-same id gives the same bytes until then (invariant 11).
+A seed is a function of the heads at the time of asking: the revision, whom the run is for, which rollout it
+continues, and the version of that rollout's workspace. Its id says all of that and when its term ends, so a
+seed needs no object of its own, and the same id gives the same bytes until then (invariant 11).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from runlore import clock, errors
-from runlore.commit import packs, revisions
+from runlore.commit import age, lines, packs, revisions
 from runlore.events import envelope, ids, models
 from runlore.memory import render
+from runlore.snapshots import names
 
-TERM_HOURS = 72
-"""T: how long a seed stays good after its head was read."""
+TERM_HOURS = int(age.TERM.total_seconds() // 3600)
+"""T: how long a seed stays good after its heads were read, and what it names is kept."""
 PREFIX = "s1."
 RECEIPT = ".runlore/seed.json"
 """What Runlore wrote into a workspace, with hashes: how it knows its own files from edited ones."""
@@ -43,6 +44,17 @@ class Seed:
     subject: str | None
     """Alias of whom the run is for."""
     expires: str
+    agent: str = lines.MAIN
+    """Alias of the agent whose workspace it is."""
+    version: int = 0
+    """The version of the workspace's line that the run will replace."""
+    snapshot: str | None = None
+    """The workspace: `<id>/<root pack>`; none where the line has nothing."""
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What the next run's event gives as its workspace's `base`."""
+        return {"counter": self.version, "snapshot": lines.id_of(self.snapshot) if self.snapshot else None}
 
     @property
     def id(self) -> str:
@@ -72,7 +84,13 @@ def parse(seed_id: str) -> Seed:
         ids.check_id(seed.rollout, "rollout")
         if not isinstance(seed.subject, str | None) or expires.tzinfo is None:
             raise ValueError
-        if type(seed.revision) is not int or seed.revision < 1 or not _is_hash(seed.manifest):
+        ids.check_id(seed.agent, "agent")
+        if type(seed.revision) is not int or type(seed.version) is not int or seed.version < 0:
+            raise ValueError
+        if seed.snapshot is not None:
+            names.Ref.parse(seed.snapshot)
+        of_workspace_alone = seed.snapshot is not None and (seed.revision, seed.manifest) == (0, "")
+        if not (of_workspace_alone or (seed.revision >= 1 and _is_hash(seed.manifest))):
             raise ValueError
     except (ValueError, TypeError, AttributeError, RecursionError, errors.InvalidId):
         raise errors.InvalidInput(f"{seed_id[:24]!r} is not a seed id") from None
@@ -95,28 +113,43 @@ async def resolve(
     *,
     subject: str | None = None,
     at: int | None = None,
+    agent: str | None = None,
 ) -> Seed | None:
-    """The seed for the next run of `rollout` (id as given); None where the memory has no revision yet."""
+    """The seed for the next run of `rollout` (id as given), in the workspace of `agent` if it has its own.
+
+    None where the memory has no revision yet and the rollout no workspace.
+    """
     term = clock.now() + dt.timedelta(hours=TERM_HOURS)
     ids.check_name(project, "project")
     ids.check_name(memory, "memory")
     ids.check_id(rollout, "the rollout's id")
+    line = lines.line_of(project, rollout, agent)
+    workspace = (await lines.read(reader.store, line)).body
     if at is None and not (await reader.head(project, memory)).body.get("manifest"):
-        return None
-    revision = await reader.at(project, memory, at)
+        if not workspace.get("ref"):
+            return None
+        number, manifest = 0, ""
+    else:
+        revision = await reader.at(project, memory, at)
+        number, manifest = revision.number, revision.sha256
     return Seed(
         project=project,
         memory=memory,
-        revision=revision.number,
-        manifest=revision.sha256,
+        revision=number,
+        manifest=manifest,
         rollout=ids.alias(rollout.strip()),
         subject=ids.subject_alias(subject.strip()) if subject and subject.strip() else None,
         expires=term.isoformat(timespec="seconds"),
+        agent=line.agent,
+        version=int(workspace.get("version", 0)),
+        snapshot=workspace.get("ref"),
     )
 
 
 async def open_seed(reader: revisions.Reader, seed: Seed) -> Opened:
     """The seed's files, composed from the parts that it may see. Reads and verifies every one."""
+    if not seed.revision:
+        return Opened(seed, {}, 0, models.Layout().model_dump())
     revision = await reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
     return open_revision(revision, seed)
 
@@ -191,7 +224,7 @@ def _write_all(opened: Opened, target: Path, *, force: bool) -> Written:
         path: sorted({*receipt.get(path, []), *([packs.name(wanted[path])] if path in wanted else [])})
         for path in {*receipt, *wanted}
     }
-    _write(target, RECEIPT, _receipt_bytes(opened.seed, merged))
+    _write(target, RECEIPT, _receipt_bytes(opened, merged))
     unchanged = 0
     for path, content in wanted.items():
         if _read(target / path) == content:
@@ -202,7 +235,7 @@ def _write_all(opened: Opened, target: Path, *, force: bool) -> Written:
         (target / path).unlink(missing_ok=True)
         _prune(target, (target / path).parent)
     final = {path: [packs.name(content)] for path, content in wanted.items()}
-    _write(target, RECEIPT, _receipt_bytes(opened.seed, final))
+    _write(target, RECEIPT, _receipt_bytes(opened, final))
     return Written(len(wanted) - unchanged, unchanged, len(stale))
 
 
@@ -217,9 +250,34 @@ def _receipt(target: Path) -> dict[str, list[str]]:
         return {}
 
 
-def _receipt_bytes(seed: Seed, files: Mapping[str, list[str]]) -> bytes:
-    body = {"seed": seed.id, **asdict(seed), "files": dict(sorted(files.items()))}
+def _receipt_bytes(opened: Opened, files: Mapping[str, list[str]]) -> bytes:
+    seed = opened.seed
+    body = {
+        "seed": seed.id,
+        **asdict(seed),
+        "layout": dict(opened.layout),
+        "files": dict(sorted(files.items())),
+    }
     return (json.dumps(body, indent=2) + "\n").encode()
+
+
+def receipt_of(target: Path) -> dict[str, Any]:
+    """What the receipt in a workspace says; {} where there is none that can be read."""
+    try:
+        body = json.loads(_read(target / RECEIPT) or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def check_unedited(opened: Opened, target: Path) -> None:
+    """Raises `errors.TargetModified` where memory's files in `target` were edited since they were written."""
+    receipt = _receipt(target)
+    wanted = {path: one.text.encode("utf-8") for path, one in opened.files.items()}
+    stale = sorted(set(receipt) - set(wanted))
+    for path in [*wanted, *stale]:
+        _check_inside(target, path)
+    _check_unedited(target, wanted, stale, receipt)
 
 
 def _check_inside(target: Path, path: str) -> None:

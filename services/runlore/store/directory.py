@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runlore import clock, errors
-from runlore.store.port import Listed, Stored, check_key, check_prefix
+from runlore.store.port import Guard, Listed, Stored, check_key, check_prefix
 
 THREADS_MAX = 8
 """Calls that work on the disk at the same time."""
@@ -44,6 +44,9 @@ READS_PER_HOP = 64
 LIST_PAGE = 256
 """Rows that one thread hop of a LIST reads ahead."""
 LOCK_FILES = 256
+COMMIT_LOCK = "commit"
+SETTLE_SECONDS_MAX = 60
+"""How long `settle` waits for a write that passed its guard, in seconds."""
 TEMP_AGE_SECONDS_MAX = 3600
 """A temporary file older than this belongs to no living write, in seconds."""
 FOLDERS_KNOWN_MAX = 65_536
@@ -95,16 +98,24 @@ class DirectoryStore:
                 found += stored
         return found
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        return await self._run(self._part, check_key(key), offset, length)
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        return await self._run(self._part, check_key(key), None, length)
+
     async def put(self, key: str, body: bytes) -> str:
         return await self._run(self._put, check_key(key), body)
 
     async def put_if_absent(self, key: str, body: bytes) -> str:
         return await self._run(self._put_if_absent, check_key(key), body)
 
-    async def compare_and_set(self, key: str, body: bytes, etag: str | None) -> str:
+    async def compare_and_set(
+        self, key: str, body: bytes, etag: str | None, *, guard: Guard | None = None
+    ) -> str:
         if etag is None:
-            return await self.put_if_absent(key, body)
-        return await self._run(self._compare_and_set, check_key(key), body, etag)
+            return await self._run(self._put_if_absent, check_key(key), body, guard)
+        return await self._run(self._compare_and_set, check_key(key), body, etag, guard)
 
     async def delete(self, key: str) -> None:
         await self._run(self._delete, check_key(key), None)
@@ -120,6 +131,17 @@ class DirectoryStore:
 
     async def children(self, prefix: str) -> list[str]:
         return await self._run(self._children, check_prefix(prefix, folder=True))
+
+    async def settle(self) -> None:
+        """Wait until no writer is between its guard and its rename: they hold a lock for that moment."""
+        give_up = clock.monotonic() + SETTLE_SECONDS_MAX
+        while not await self._run(self._nobody_commits):
+            if clock.monotonic() > give_up:
+                raise errors.StoreUnavailable(
+                    f"a process holds a write to {self.root} open for more than {SETTLE_SECONDS_MAX} seconds",
+                    hint="a stopped runlore process? `fuser` on its .locks/commit names it",
+                )
+            await clock.sleep(0.02 * (0.5 + clock.jitter()))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._pool.shutdown)
@@ -149,6 +171,19 @@ class DirectoryStore:
                 return None
             raise
 
+    def _part(self, key: str, offset: int | None, length: int) -> bytes | None:
+        """`length` bytes from `offset` on, or (None) the last `length` ones."""
+        try:
+            with open(self._path(key), "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                start = max(0, size - length) if offset is None else offset
+                length = min(length, size - start)  # A forged length must not allocate memory.
+                return os.pread(file.fileno(), length, start) if length > 0 else b""
+        except OSError as exc:
+            if exc.errno in _MISSING:
+                return None
+            raise
+
     def _read(self, key: str) -> Stored | None:
         body = self._body(key)
         return None if body is None else Stored(body, etag_of(body))
@@ -163,21 +198,22 @@ class DirectoryStore:
             self._sync_folder_of(key)
         return etag_of(body)
 
-    def _put_if_absent(self, key: str, body: bytes) -> str:
+    def _put_if_absent(self, key: str, body: bytes, guard: Guard | None = None) -> str:
         # Most losers are known before their bytes are written; the link decides among the others.
         self._expect_absent(key)
         with self._temporary(body) as temp:
             try:
-                self._place(key, lambda target: os.link(temp, target))
+                with self._committing(guard):
+                    self._place(key, lambda target: os.link(temp, target))
             except FileExistsError:
                 self._expect_absent(key)
                 raise errors.PreconditionFailed(f"{key} was there") from None
             self._sync_folder_of(key)
         return etag_of(body)
 
-    def _compare_and_set(self, key: str, body: bytes, etag: str) -> str:
+    def _compare_and_set(self, key: str, body: bytes, etag: str, guard: Guard | None) -> str:
         with self._temporary(body) as temp:
-            with self._lock(key):
+            with self._lock(key), self._committing(guard):
                 self._expect(key, etag)
                 self._place(key, lambda target: os.replace(temp, target))
             self._sync_folder_of(key)
@@ -255,11 +291,43 @@ class DirectoryStore:
                 os.unlink(path)
 
     @contextlib.contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
+    def _committing(self, guard: Guard | None) -> Iterator[None]:
+        """Call `guard`, and hold off a sweep from then on until the write has its name.
+
+        It is what a signature's age is on S3: a process stopped in here is waited for by `settle`.
+        """
+        if guard is None:
+            yield
+            return
+        descriptor = self._open_lock(COMMIT_LOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            guard()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _nobody_commits(self) -> bool:
+        """Whether, at one moment of this call, no guarded write was under way."""
+        if not self.root.is_dir():
+            return True
+        descriptor = self._open_lock(COMMIT_LOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _open_lock(self, name: str) -> int:
         self._open()
+        return os.open(f"{self.root}/{_LOCKS}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    @contextlib.contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
         stripe = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % LOCK_FILES
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(f"{self.root}/{_LOCKS}/{stripe:02x}", flags, 0o666)
+        descriptor = self._open_lock(f"{stripe:02x}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

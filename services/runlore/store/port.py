@@ -18,7 +18,7 @@ No key is a folder of another (`a` and `a/b`): a directory can not hold both, so
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,9 @@ from runlore import errors
 KEY_BYTES_MAX = 512
 PART_BYTES_MAX = 255
 """Longest part of a key between two '/', in bytes: what every common file system takes as a name."""
+
+Guard = Callable[[], None]
+"""Called between signing a write and sending it; raises if it must not be sent any more (`commit/age.py`)."""
 
 # A leading dot is refused in every part: it hides a file, and `.` and `..` climb.
 _PART = rf"[a-z0-9_-][a-z0-9._-]{{0,{PART_BYTES_MAX - 1}}}"
@@ -88,6 +91,14 @@ class ObjectStore(Protocol):
         """`get` for each key, in order; an adapter may run them at the same time."""
         ...
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        """`length` bytes of the object at `key` from `offset` on, fewer where it ends before; None if missing."""
+        ...
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        """The last `length` bytes of the object at `key`, all of a shorter one; None if missing."""
+        ...
+
     async def put(self, key: str, body: bytes) -> str:
         """Write `key` whatever was there; its etag. For content-named objects, where it is idempotent."""
         ...
@@ -96,8 +107,15 @@ class ObjectStore(Protocol):
         """Write `key` if nothing is there; its etag. Raises `PreconditionFailed` if something is."""
         ...
 
-    async def compare_and_set(self, key: str, body: bytes, etag: str | None) -> str:
-        """Write `key` if its etag is still `etag` (None: if nothing is there); the new etag."""
+    async def compare_and_set(
+        self, key: str, body: bytes, etag: str | None, *, guard: Guard | None = None
+    ) -> str:
+        """Write `key` if its etag is still `etag` (None: if nothing is there); the new etag.
+
+        `guard` is called after the request was signed and before it is sent; what it raises is raised, and
+        nothing was sent. Neither the adapter nor its client may sign a guarded request again: whoever wants
+        to retry calls this again, and so is checked again.
+        """
         ...
 
     async def delete(self, key: str) -> None:
@@ -114,6 +132,14 @@ class ObjectStore(Protocol):
 
     async def children(self, prefix: str) -> list[str]:
         """The distinct next path parts below `prefix` (which ends with '/' or is empty), in order."""
+        ...
+
+    async def settle(self) -> None:
+        """Return once every guarded write that passed its guard has landed, or will be refused in time.
+
+        A store that refuses old signatures has nothing to do here; one without signatures waits for those
+        writers, or raises `StoreUnavailable` where one of them does not come to an end.
+        """
         ...
 
     async def close(self) -> None:

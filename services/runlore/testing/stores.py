@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 
 from runlore import clock, errors
-from runlore.store.port import Listed, Stored, check_key, check_prefix
+from runlore.store.port import Guard, Listed, Stored, check_key, check_prefix
 
 
 class MemoryStore:
@@ -29,6 +29,14 @@ class MemoryStore:
     async def get_many(self, keys: Sequence[str]) -> list[Stored | None]:
         return [await self.get(key) for key in keys]
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        stored = await self.get(key)
+        return stored.body[offset : offset + length] if stored else None
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        stored = await self.get(key)
+        return stored.body[max(0, len(stored.body) - length) :] if stored else None
+
     async def put(self, key: str, body: bytes) -> str:
         with self._lock:
             return self._write(key, body)
@@ -36,8 +44,12 @@ class MemoryStore:
     async def put_if_absent(self, key: str, body: bytes) -> str:
         return await self.compare_and_set(key, body, None)
 
-    async def compare_and_set(self, key: str, body: bytes, etag: str | None) -> str:
+    async def compare_and_set(
+        self, key: str, body: bytes, etag: str | None, *, guard: Guard | None = None
+    ) -> str:
         with self._lock:
+            if guard is not None:
+                guard()
             self._expect(key, etag)
             return self._write(key, body)
 
@@ -64,6 +76,10 @@ class MemoryStore:
         check_prefix(prefix, folder=True)
         found = {key[len(prefix) :].split("/", 1)[0] for key in self._below(prefix)}
         return sorted(found)
+
+    async def settle(self) -> None:
+        with self._lock:  # A guarded write holds it from its guard until it has landed.
+            return None
 
     async def close(self) -> None:
         return None

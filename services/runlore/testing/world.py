@@ -28,7 +28,7 @@ from typing import Any
 
 from runlore import clock, errors
 from runlore.bus.port import Message, Outgoing, TopicPartition
-from runlore.store.port import Listed, Stored
+from runlore.store.port import Guard, Listed, Stored
 from runlore.testing.buses import MemoryBus, MemoryConsumer
 from runlore.testing.exhaust import Gen
 from runlore.testing.stores import MemoryStore
@@ -414,13 +414,24 @@ class SimStore:
     async def get_many(self, keys: Sequence[str]) -> list[Stored | None]:
         return [await self.get(key) for key in keys]
 
+    async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        return await self._call("get", key, lambda: self._inner.get_range(key, offset, length))
+
+    async def get_tail(self, key: str, length: int) -> bytes | None:
+        return await self._call("get", key, lambda: self._inner.get_tail(key, length))
+
     async def put(self, key: str, body: bytes) -> str:
         return await self._call("put", key, lambda: self._inner.put(key, body))
 
     async def put_if_absent(self, key: str, body: bytes) -> str:
         return await self._call("put_if_absent", key, lambda: self._inner.put_if_absent(key, body))
 
-    async def compare_and_set(self, key: str, body: bytes, etag: str | None) -> str:
+    async def compare_and_set(
+        self, key: str, body: bytes, etag: str | None, *, guard: Guard | None = None
+    ) -> str:
+        # Time stands still within an incarnation here; `tests/simulation/test_sweep.py` lets it jump.
+        if guard is not None:
+            guard()
         return await self._call("compare_and_set", key, lambda: self._inner.compare_and_set(key, body, etag))
 
     async def delete(self, key: str) -> None:
@@ -444,6 +455,9 @@ class SimStore:
 
     async def children(self, prefix: str) -> list[str]:
         return await self._call("list", prefix, lambda: self._inner.children(prefix))
+
+    async def settle(self) -> None:
+        return None
 
     async def close(self) -> None:
         return None

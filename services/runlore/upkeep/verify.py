@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from runlore.bus import port as bus_port
 from runlore.store import port as store_port
-from runlore.testing import invariants
+from runlore.testing import invariants, snapshot_invariants
 
 
 @dataclass
@@ -42,12 +42,20 @@ async def verify(
             done += 1
             on_progress(done, kind)
         out.violations += await invariants.objects_have_their_names(store, name)
-    found = await invariants.check(store, bus)
+        out.violations += await snapshot_invariants.packs_have_their_names(store, name)
+    found = await _check(store, bus)
     if found:
-        again = set(await invariants.check(store, bus))
+        again = set(await _check(store, bus))
         out.violations += [one for one in found if one in again]
     if project is not None:
         out.violations = [
             one for one in out.violations if one.where.startswith((f"{project}/", f"{project}:"))
         ]
     return out
+
+
+async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invariants.Violation]:
+    found = await invariants.check(store, bus)
+    for project in await invariants.projects(store):
+        found += await snapshot_invariants.check(store, project)
+    return found

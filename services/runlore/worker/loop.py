@@ -18,7 +18,7 @@ import structlog
 from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import marks, revisions
-from runlore.consumers import consolidate, record
+from runlore.consumers import consolidate, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
 from runlore.settings import Settings
@@ -69,8 +69,13 @@ class Progress:
     revisions: int = 0
     covered: int = 0
     held: int = 0
+    snapshots: int = 0
+    """Versions that became a line's head."""
+    branches: int = 0
     stages: dict[str, StageStatus] = field(
-        default_factory=lambda: {name: StageStatus() for name in ("record", "consolidate", "index")}
+        default_factory=lambda: {
+            name: StageStatus() for name in ("record", "consolidate", "snapshot", "index")
+        }
     )
 
 
@@ -93,6 +98,9 @@ class Worker:
         self._consolidate = consolidate.ConsolidateStage(
             store, bus, reader=revisions.Reader(store), runtime=runtime
         )
+        self._snapshot = snapshot.SnapshotStage(
+            store, bus, folders=settings.workspace_folders, runtime=runtime
+        )
         self._index = index_consumer.IndexStage(store, index)
         self._on_progress = on_progress
         self.progress = Progress()
@@ -107,6 +115,7 @@ class Worker:
             for name, loop in (
                 ("record", self._record_loop),
                 ("consolidate", self._consolidate_loop),
+                ("snapshot", self._snapshot_loop),
                 ("index", self._index_loop),
             )
         }
@@ -134,6 +143,16 @@ class Worker:
                 messages = await self._attempt("record", lambda: self._poll(consumer))
                 if messages:
                     await self._attempt("record", lambda messages=messages: self._take(consumer, messages))
+        finally:
+            await consumer.close()
+
+    async def _snapshot_loop(self) -> None:
+        consumer = await self._bus.consumer(group="snapshot", topics=[pipeline.RUNS.name])
+        try:
+            while not self.stopping.is_set():
+                messages = await self._attempt("snapshot", lambda: self._poll(consumer))
+                if messages:
+                    await self._attempt("snapshot", lambda messages=messages: self._place(consumer, messages))
         finally:
             await consumer.close()
 
@@ -187,6 +206,7 @@ class Worker:
                 await self._tries("record", lambda messages=messages: self._take(consumer, messages))
         finally:
             await consumer.close()
+        await self._drain_snapshots()
         failed: Exception | None = None
         for project, memory in sorted(await self._tries("consolidate", self._marked)):
             if self.stopping.is_set():
@@ -199,6 +219,17 @@ class Worker:
         await self._tries("index", self._index.reconcile)
         if failed is not None:
             raise failed
+
+    async def _drain_snapshots(self) -> None:
+        consumer = await self._bus.consumer(group="snapshot", topics=[pipeline.RUNS.name])
+        try:
+            while not self.stopping.is_set():
+                messages = await self._tries("snapshot", lambda: self._poll(consumer, timeout_seconds=0.0))
+                if not messages:
+                    break
+                await self._tries("snapshot", lambda messages=messages: self._place(consumer, messages))
+        finally:
+            await consumer.close()
 
     # --- one step each ------------------------------------------------------------------------------------
 
@@ -215,16 +246,18 @@ class Worker:
         for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.DEAD):
             setattr(progress, state, getattr(progress, state) + processed.count(state))
         progress.stages["record"].done += len(messages)
-        for outcome in processed.outcomes:
-            if outcome.error is not None:
-                at = outcome.message
-                log.warning(
-                    "dead letter",
-                    reason=outcome.error.kind,
-                    topic=at.topic,
-                    partition=at.partition,
-                    offset=at.offset,
-                )
+        _log_dead("record", processed)
+        self._tell()
+
+    async def _place(self, consumer: bus_port.Consumer, messages: list[bus_port.Message]) -> None:
+        processed = await self._snapshot.process(messages)
+        await consumer.commit(processed.offsets)
+        progress = self.progress
+        progress.snapshots += processed.count(snapshot.MOVED)
+        progress.branches += processed.count(snapshot.BRANCHED)
+        progress.dead += processed.count(record.DEAD)
+        progress.stages["snapshot"].done += len(messages)
+        _log_dead("snapshot", processed)
         self._tell()
 
     async def _bells(self, consumer: bus_port.Consumer) -> set[tuple[str, str]]:
@@ -313,7 +346,7 @@ class Worker:
             except errors.Fatal as exc:
                 status.fail(FAILED, exc)
                 log.error("stage failed", stage=stage, kind=exc.kind, error=str(exc))
-                if stage == "record":
+                if stage in ("record", "snapshot"):  # They must not pass a message that had no effect.
                     raise
                 return None
             except errors.Blocked as exc:
@@ -342,3 +375,17 @@ class Worker:
                 if attempt == TRIES_ONCE_MAX - 1:
                     raise
                 await clock.sleep(RETRY_SECONDS_MIN * 2**attempt)
+
+
+def _log_dead(stage: str, processed: record.Processed) -> None:
+    for outcome in processed.outcomes:
+        if outcome.error is not None:
+            at = outcome.message
+            log.warning(
+                "dead letter",
+                stage=stage,
+                reason=outcome.error.kind,
+                topic=at.topic,
+                partition=at.partition,
+                offset=at.offset,
+            )

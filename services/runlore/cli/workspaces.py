@@ -1,0 +1,474 @@
+"""The rest of `runlore snapshot`: what changes lines or writes files; and `runlore sweep`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runlore.cli import ui
+from runlore.cli.snapshots import (
+    AgentOption,
+    IdArgument,
+    ProjectOption,
+    RolloutOption,
+    _bar,
+    _list,
+    _made,
+)
+
+if TYPE_CHECKING:
+    from runlore.wiring import Home
+
+
+def register(root: typer.Typer, app: typer.Typer) -> None:
+    for command in (restore, export, merge, tag, drop, retain, verify, stats):
+        app.command()(command)
+    root.command()(sweep)
+
+
+def restore(
+    id: IdArgument = "",
+    project: ProjectOption = "",
+    into: Annotated[
+        Path | None, typer.Option("--into", help="A new or empty folder.", show_default=False)
+    ] = None,
+    rollout: RolloutOption = None,
+    agent: AgentOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,
+    inside: Annotated[bool, typer.Option("--inside", help="Leave out links that lead elsewhere.")] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Write a snapshot to a folder: whole, or not at all.
+
+    Example: runlore snapshot restore conv-7 --project acme --into ./workspace
+    """
+
+    async def work(out: ui.Out) -> None:
+        import asyncio
+
+        from runlore import errors, wiring
+        from runlore.lookup import workspaces
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id:
+                await _list(out, opened, project, "runlore snapshot restore ID --into DIR")
+                return
+            if into is None:
+                raise errors.InvalidInput("--into is needed", hint="the folder to write into")
+            made = _made(opened, project)
+            found, line, base = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
+            bar, show = _bar(out, "restore")
+            with bar:
+                done = await made.restore(
+                    found.ref, into, replace=force, links="inside" if inside else "keep", progress=show
+                )
+            if line is not None and base is not None:
+                await asyncio.to_thread(workspaces.remember, opened.cache_dir, into, line, base)
+        skipped = [{"path": path, "why": why} for path, why in done.skipped]
+        answer = {"snapshot": found.ref.id, "into": str(into), "stats": done.stats, "skipped": skipped}
+        out.answer({**answer, "report": done.report})
+        out.say(f"restored {found.ref.id[:12]} into {into}: {done.stats['files']:,} files")
+        for one in skipped:
+            out.note(f"left out {one['path']}: {one['why']}")
+
+    ui.run(work, as_json=as_json)
+
+
+def export(
+    id: IdArgument = "",
+    to: Annotated[
+        str, typer.Option("--out", "-o", help="The tar to write; '-' is stdout.", show_default=False)
+    ] = "",
+    project: ProjectOption = "",
+    rollout: RolloutOption = None,
+    agent: AgentOption = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Write a snapshot as a tar that the Agents SDK restores; the same bytes for one id, always.
+
+    Example: runlore snapshot export conv-7 --project acme --out workspace.tar
+    """
+
+    async def work(out: ui.Out) -> None:
+        import asyncio
+
+        from runlore import errors, wiring
+        from runlore.lookup import workspaces
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id:
+                await _list(out, opened, project, "runlore snapshot export ID --out FILE")
+                return
+            if not to or (to == "-" and as_json):
+                raise errors.InvalidInput("--out FILE is needed", hint="'-' is stdout, without --json")
+            made = _made(opened, project)
+            found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
+            archive = await made.export(found.ref)
+            try:
+                size = await asyncio.to_thread(_copy, archive, to)
+            finally:
+                archive.close()
+        out.answer({"snapshot": found.ref.id, "out": to, "bytes": size})
+        out.note(f"wrote {size:,} bytes to {to}")
+
+    ui.run(work, as_json=as_json)
+
+
+def _copy(archive: Any, to: str) -> int:
+    import os
+    import shutil
+
+    if to == "-":
+        shutil.copyfileobj(archive, sys.stdout.buffer, 1 << 20)
+        return int(archive.tell())
+    temporary = f"{to}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            shutil.copyfileobj(archive, file, 1 << 20)
+            size = file.tell()
+        os.replace(temporary, to)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return size
+
+
+def merge(
+    id: Annotated[
+        str,
+        typer.Argument(metavar="ROLLOUT", help="The rollout whose branches to merge.", show_default=False),
+    ] = "",
+    branches: Annotated[
+        list[str] | None, typer.Option("--branch", "-b", help="Only this branch; may be given again.")
+    ] = None,
+    project: ProjectOption = "",
+    agent: AgentOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would come out; write nothing.")
+    ] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Merge a rollout's branches into its version: by file, text by line; conflicts are kept side by side.
+
+    Example: runlore snapshot merge conv-7 --project acme
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.commit import lines
+        from runlore.lookup import merging
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id:
+                await _list(out, opened, project, "runlore snapshot merge ROLLOUT")
+                return
+            made = _made(opened, project)
+            line = lines.line_of(project, id, agent)
+            done = await merging.merge_branches(made, line, branches or None, dry_run=dry_run)
+        conflicts = [one.as_dict() for one in done.merged.conflicts]
+        snapshot = done.saved.id if done.saved else done.merged.record.id
+        out.answer(
+            {
+                "snapshot": snapshot,
+                "project": line.project,
+                "rollout": line.rollout,
+                "agent": line.agent,
+                "state": done.state,
+                "branches": done.branches,
+                "files": done.merged.record.files,
+                "conflicts": conflicts,
+                "dry_run": dry_run,
+            }
+        )
+        count = len(conflicts)
+        out.say(
+            f"merged {len(done.branches)} branches · {done.merged.record.files:,} files · "
+            f"{count} {'conflict' if count == 1 else 'conflicts'}"
+            + (" (dry run)" if dry_run else f" · {snapshot[:12]}")
+        )
+        for one in conflicts:
+            kept = ", ".join(f"{label}: {path or 'deleted'}" for label, path in one["kept"].items())
+            out.say(f"  {one['path']}: {one['kind']}" + (f" ({kept})" if kept else ""))
+
+    ui.run(work, as_json=as_json)
+
+
+def tag(
+    id: IdArgument = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The tag.", show_default=False)] = "",
+    project: ProjectOption = "",
+    rollout: RolloutOption = None,
+    agent: AgentOption = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Take the tag away (ID is its rollout).")] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Give a snapshot a name that keeps it whatever retention says; or take the name away.
+
+    Example: runlore snapshot tag conv-7 before-upgrade --project acme
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors, wiring
+        from runlore.commit import lines
+        from runlore.lookup import workspaces
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id or not name:
+                await _list(out, opened, project, "runlore snapshot tag ID NAME")
+                return
+            made = _made(opened, project)
+            if delete:
+                line = lines.line_of(project, rollout or id, agent)
+                head = await lines.untag(opened.store, line, name)
+                out.answer({"snapshot": None, "tags": head.body["tags"]})
+                out.say(f"{line} has no tag {name} any more")
+                return
+            found, line, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
+            if line is None:
+                raise errors.NotFound("no head names this snapshot now, so it can not be tagged")
+            head = await lines.tag(opened.store, line, name, str(found.ref))
+        out.answer({"snapshot": found.ref.id, "tags": head.body["tags"]})
+        out.say(f"{name} is {found.ref.id[:12]} of {line}")
+
+    ui.run(work, as_json=as_json)
+
+
+def drop(
+    id: Annotated[str, typer.Argument(metavar="ROLLOUT", help="A rollout.", show_default=False)] = "",
+    branch: Annotated[str, typer.Argument(metavar="BRANCH", help="Its branch.", show_default=False)] = "",
+    project: ProjectOption = "",
+    agent: AgentOption = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Let a branch go without merging it; it stays restorable by its id for its term.
+
+    Example: runlore snapshot drop conv-7 run-12 --project acme
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.commit import lines
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id or not branch:
+                await _list(out, opened, project, "runlore snapshot drop ROLLOUT BRANCH")
+                return
+            _made(opened, project)
+            head = await lines.delete_branch(opened.store, lines.line_of(project, id, agent), branch)
+        out.answer({"branch": branch, "branches": sorted(head.body["branches"])})
+        out.say(f"branch {branch} is let go; {len(head.body['branches'])} left")
+
+    ui.run(work, as_json=as_json)
+
+
+def retain(
+    id: Annotated[str, typer.Argument(metavar="ROLLOUT", help="A rollout.", show_default=False)] = "",
+    project: ProjectOption = "",
+    agent: AgentOption = None,
+    last: Annotated[int, typer.Option("--last", min=0, help="Keep the newest so many.")] = 0,
+    hourly: Annotated[int, typer.Option("--hourly", min=0, help="Keep the newest of so many hours.")] = 0,
+    daily: Annotated[int, typer.Option("--daily", min=0, help="Keep the newest of so many days.")] = 0,
+    days: Annotated[float, typer.Option("--days", min=0, help="Keep what is younger, in days.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be let go; do nothing.")] = False,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Let earlier versions of a workspace go; the present one, branches and tags always stay.
+
+    Example: runlore snapshot retain conv-7 --project acme --last 10 --daily 14
+    """
+
+    async def work(out: ui.Out) -> None:
+        import datetime as dt
+
+        from runlore import wiring
+        from runlore.commit import lines
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id:
+                await _list(out, opened, project, "runlore snapshot retain ROLLOUT --last N")
+                return
+            _made(opened, project)
+            within = dt.timedelta(days=days) if days else None
+            keep = lines.Keep(last=last, hourly=hourly, daily=daily, within=within)
+            gone = await lines.retain(opened.store, lines.line_of(project, id, agent), keep, dry_run=dry_run)
+        out.answer({"let_go": gone, "dry_run": dry_run})
+        out.say(f"{'would let' if dry_run else 'let'} {len(gone)} versions go")
+
+    ui.run(work, as_json=as_json)
+
+
+def verify(
+    id: IdArgument = "",
+    project: ProjectOption = "",
+    rollout: RolloutOption = None,
+    agent: AgentOption = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Read every byte of a snapshot and hold it against its ids.
+
+    Example: runlore snapshot verify conv-7 --project acme
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import errors, wiring
+        from runlore.lookup import workspaces
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id:
+                await _list(out, opened, project, "runlore snapshot verify ID")
+                return
+            made = _made(opened, project)
+            found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
+            bar, show = _bar(out, "verify")
+            with bar:
+                checked = await made.verify(found.ref, progress=show)
+        problems = list(checked.problems)
+        out.answer({"snapshot": found.ref.id, "ok": not problems, "problems": problems})
+        for problem in problems:
+            out.say(str(problem))
+        if problems:
+            raise errors.ProblemsFound(f"snapshot {found.ref.id[:12]} has {len(problems)} problems")
+        out.say(f"snapshot {found.ref.id[:12]} is whole")
+
+    ui.run(work, as_json=as_json)
+
+
+def stats(
+    id: IdArgument = "",
+    project: ProjectOption = "",
+    rollout: RolloutOption = None,
+    agent: AgentOption = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Show how large a snapshot is, and how it lies in packs.
+
+    Example: runlore snapshot stats conv-7 --project acme
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.lookup import workspaces
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            if not id:
+                await _list(out, opened, project, "runlore snapshot stats ID")
+                return
+            made = _made(opened, project)
+            found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
+            counted = await made.stats(found.ref)
+        out.answer({"snapshot": found.ref.id, "stats": counted})
+        for name, value in counted.items():
+            out.say(f"{name:<14} {value:,}")
+
+    ui.run(work, as_json=as_json)
+
+
+# --- sweep ------------------------------------------------------------------------------------------------
+
+
+def sweep(
+    project: ui.MaybeProject = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Delete, after asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --apply: do not ask.")] = False,
+    per_second: Annotated[
+        float, typer.Option("--per-second", min=1, help="Deletes a second, at most.")
+    ] = 200,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Show what nothing names any more and is older than its term; with --apply, delete it.
+
+    It needs no lock and may run beside everything else. Interrupted, it can simply be run again.
+
+    Example: runlore sweep --apply
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.commit import sweep as commit_sweep
+
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            plans = []
+            with out.progress() as bar:
+                task = bar.add_task("scan", total=None, detail="")
+                show = lambda count, what: bar.update(task, completed=count, detail=what)  # noqa: E731
+                for name in [project] if project else await commit_sweep.projects(opened.store):
+                    plans.append(await commit_sweep.scan(opened.store, name, on_progress=show))
+            count, size = sum(len(one.victims) for one in plans), sum(one.bytes for one in plans)
+            for plan in plans:
+                _tell_plan(out, plan)
+            deleted = 0
+            if apply and count and _confirmed(out, count, size, yes=yes):
+                deleted = await _delete(out, opened, plans, per_second)
+        rows = [_plan_row(plan) for plan in plans]
+        out.answer(
+            {"projects": rows, "objects": count, "bytes": size, "deleted": deleted, "dry_run": not apply}
+        )
+        if deleted:
+            out.say(f"deleted {deleted} objects")
+        elif count and not apply:
+            out.note("nothing was deleted: --apply does it")
+
+    ui.run(work, as_json=as_json)
+
+
+async def _delete(out: ui.Out, opened: Home, plans: list[Any], per_second: float) -> int:
+    from runlore.commit import sweep as commit_sweep
+
+    deleted = 0
+    with out.progress() as bar:
+        task = bar.add_task("delete", total=sum(len(plan.victims) for plan in plans), detail="")
+        for plan in plans:
+            show = lambda count, what, start=deleted: bar.update(task, completed=start + count, detail=what)  # noqa: E731
+            deleted += await commit_sweep.delete(opened.store, plan, per_second=per_second, on_progress=show)
+    prune = getattr(opened.store, "prune", None)
+    if prune is not None:
+        await prune()
+    return deleted
+
+
+def _plan_row(plan: Any) -> dict[str, Any]:
+    kinds: dict[str, int] = {}
+    for victim in plan.victims:
+        kinds[victim.kind] = kinds.get(victim.kind, 0) + 1
+    return {
+        "project": plan.project,
+        "started_at": plan.started_at,
+        "heads": plan.heads,
+        "snapshots": plan.snapshots,
+        "kept": plan.kept,
+        "young": plan.young,
+        "objects": len(plan.victims),
+        "bytes": plan.bytes,
+        "kinds": kinds,
+    }
+
+
+def _tell_plan(out: ui.Out, plan: Any) -> None:
+    row = _plan_row(plan)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(row["kinds"].items())) or "nothing"
+    kept = sum(plan.kept.values())
+    out.say(
+        f"{plan.project}: {kinds} to delete ({plan.bytes / 1e6:,.1f} MB) · {kept} objects named by {plan.heads} heads"
+        f" · {plan.young} too young to judge"
+    )
+
+
+def _confirmed(out: ui.Out, count: int, size: int, *, yes: bool) -> bool:
+    from runlore import errors
+
+    if yes:
+        return True
+    if out.as_json or not sys.stdin.isatty():
+        raise errors.InvalidInput("this deletes: say --yes where nobody can be asked")
+    return typer.confirm(f"Delete {count} objects ({size / 1e6:,.1f} MB)?", err=True)
