@@ -113,6 +113,28 @@ async def test_compare_and_set_moves_only_the_version_that_was_read(store):
     assert (await store.get("k")).etag == second
 
 
+@pytest.mark.parametrize("present", [False, True])
+async def test_a_guard_that_raises_keeps_a_write_from_being_sent(store, present):
+    etag = await store.put("k", b"1") if present else None
+
+    def too_late():
+        raise errors.CommitTooLate
+
+    with pytest.raises(errors.CommitTooLate):
+        await store.compare_and_set("k", b"2", etag, guard=too_late)
+    found = await store.get("k")
+    assert (found.body if found else None) == (b"1" if present else None)
+    called = []
+    await store.compare_and_set("k", b"2", etag, guard=lambda: called.append(1))
+    assert (await store.get("k")).body == b"2" and called == [1]
+
+
+async def test_settle_returns_where_nobody_commits(store):
+    await store.settle()
+    await store.put("k", b"1")
+    await store.settle()
+
+
 async def test_compare_and_set_of_a_key_that_is_gone_is_refused(store):
     etag = await store.put("k", b"1")
     await store.delete("k")

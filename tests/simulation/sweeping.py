@@ -152,15 +152,17 @@ class World:
             others = [process for process in alive if process is not first]
             if self.current in alive and self.switches == 0:
                 others = []
-            options = [first, *others, *(PAUSES if self.jumps else ())]
+            options = [(process, None) for process in [first, *others]]
             if first is self.current and _private(first.step.what):
-                options = [first]
-            chosen = options[self.gen.choose(len(options), self.state) if len(options) > 1 else 0]
-            if isinstance(chosen, dt.timedelta):
+                options = options[:1]
+            elif self.jumps:
+                options += [(one, pause) for one, _ in options if _timed(one.step.what) for pause in PAUSES]
+            number = self.gen.choose(len(options), self.state) if len(options) > 1 else 0
+            chosen, pause = options[number]
+            if pause is not None:
                 self.jumps -= 1
-                self.at += chosen
-                self.trace.append(f"(time passes: {chosen})")
-                continue
+                self.at += pause
+                self.trace.append(f"(time passes: {pause})")
             if self.current is not chosen and self.current in alive and self.switches:
                 self.switches -= 1
             self._go(chosen)
@@ -250,6 +252,14 @@ def _private(what):
     return kind in ("list", "put") and key.split("/")[1] in PRIVATE
 
 
+def _timed(what):
+    """Steps for which it matters when they come. A pause before any other is one before the next of these."""
+    kind, _, key = what.partition(" ")
+    return kind in ("begin", "sign", "check", "send", "delete") or (
+        kind in ("get", "put") and key.split("/")[1] in (keys.WORKSPACES, keys.SNAPSHOTS)
+    )
+
+
 async def _read(store, key):
     return await heads.read(store, key, fmt=lines.HEAD_FORMAT)
 
@@ -271,6 +281,10 @@ class Store:
 
     async def _call(self, what, work):
         return await _Step(what, lambda: finish(work()))
+
+    async def begin(self):
+        """A process begins when it likes: until then it has not looked at the clock."""
+        await _Step("begin", lambda: None)
 
     async def get(self, key):
         return await self._call(f"get {key}", lambda: self._inner.get(key))
@@ -336,6 +350,7 @@ def writer(rollout, run, files, *, base=None, source=None, tries=1):
     """
 
     async def main(store):
+        await store.begin()
         line = lines.Line(P, rollout)
         for attempt in range(tries):
             try:
@@ -363,6 +378,7 @@ async def _write(store, line, run, files, base, source):
 
 def sweeper(times=1):
     async def main(store):
+        await store.begin()
         for _ in range(times):
             await sweep.delete(store, await sweep.scan(store, P))
 
@@ -373,6 +389,7 @@ def reader(rollout, out):
     """Somebody who restores a line's version: what it read, or the error that told it."""
 
     async def main(store):
+        await store.begin()
         head = await lines.read(store, lines.Line(P, rollout))
         began = clock.now()
         try:

@@ -64,13 +64,19 @@ class Pack:
         return content
 
 
-def encode(stored: Mapping[str, bytes]) -> Pack:
-    """A pack of these stored (compressed) frames, in order of their names, so that equal frames make equal packs."""
+def encode(stored: Mapping[str, bytes], *, salt: str = "") -> Pack:
+    """A pack of these stored (compressed) frames, in order of their names, so that equal frames make equal packs.
+
+    But for `salt`: a writer gives its time, so that no name is used twice. Else a sweep that listed what a dead
+    writer left could delete it just after somebody wrote the same bytes under the same name, and named them.
+    """
     parts, index, offset = [MAGIC], {}, len(MAGIC)
     for frame in sorted(stored):
         parts.append(stored[frame])
         index[frame] = (offset, len(stored[frame]))
         offset += len(stored[frame])
+    if salt:
+        index[f"salt {salt}"] = (0, 0)
     tail = zlib.compress(envelope.dump(index))
     raw = b"".join([*parts, tail, struct.pack(">I", len(tail))])
     return Pack(name(raw), raw, index)
@@ -107,7 +113,9 @@ class Frames:
         return pack.content(frame)
 
 
-def repack(frames: Frames, live: set[str], new: Mapping[str, bytes]) -> tuple[list[Pack], Pack | None]:
+def repack(
+    frames: Frames, live: set[str], new: Mapping[str, bytes], *, salt: str = ""
+) -> tuple[list[Pack], Pack | None]:
     """The packs that a manifest should name for the frames `live`, of which `new` (contents) are not stored yet.
 
     Returns (the packs to name, the one of them that must be written; None where nothing is new). Packs
@@ -132,7 +140,7 @@ def repack(frames: Frames, live: set[str], new: Mapping[str, bytes]) -> tuple[li
         for pack in kept[max(1, len(kept) // 2) :] or [kept[0]]:
             kept.remove(pack)
             stored |= {frame: pack.stored(frame) for frame in owned[pack.sha256]}
-    written = encode(stored) if stored else None
+    written = encode(stored, salt=salt) if stored else None
     return ([*kept, written] if written else kept), written
 
 

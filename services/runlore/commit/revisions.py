@@ -191,7 +191,8 @@ async def write(
     new = dict(draft.contents)
     roots = {name: draft.maps[name].flush(new) for name in MAPS}
     live = set(draft.live).union(*(paged.names() for paged in draft.maps.values()))
-    held, written = packs.repack(parent.frames if parent else packs.Frames(), live, new)
+    now = clock.now_iso()
+    held, written = packs.repack(parent.frames if parent else packs.Frames(), live, new, salt=now)
     if written is not None:
         await store.put(keys.pack(project, written.sha256), written.raw)
         reader.keep(written)
@@ -201,7 +202,7 @@ async def write(
         "memory": memory,
         "revision": parent.number + 1 if parent else 1,
         "parent": {"revision": parent.number, "manifest": parent.sha256} if parent else None,
-        "created_at": clock.now_iso(),
+        "created_at": now,
         **draft.facts,
         "maps": roots,
         "packs": [{"sha256": pack.sha256, "size": len(pack.raw)} for pack in held],
