@@ -456,8 +456,10 @@ OUTCOMES = [
         [
             (
                 heads.move,
-                "await store.compare_and_set(head.key, raw, head.etag)",
-                "await store.put(head.key, raw)",
+                "await store.compare_and_set(\n"
+                "                head.key, envelope.dump(body), head.etag, guard=age.guard(began, now)\n"
+                "            )",
+                "await store.put(head.key, envelope.dump(body))",
             )
         ],
         racing_recorders(),
@@ -583,7 +585,7 @@ OUTCOMES = [
     ),
     Mutant(
         "fields of a head that this version does not know are dropped",
-        [(heads.move, "**head.body, **changes", "**changes")],
+        [(heads.move, "**head.body, **changed", "**changed")],
         from_the_future(),
         {ONE_LINE},
     ),
