@@ -87,6 +87,11 @@ def check_name(value: str, what: str) -> str:
     return value
 
 
+def has_control(value: str) -> bool:
+    """Whether `value` holds a control character of ASCII."""
+    return any(ord(char) < 32 or ord(char) == 127 for char in value)
+
+
 def check_id(value: str, what: str) -> str:
     """`value`, if it can be an id that a producer gives: not blank, bounded, no control characters.
 
@@ -97,7 +102,7 @@ def check_id(value: str, what: str) -> str:
         raise errors.InvalidId(f"{what} is blank")
     if len(value) > ID_CHARS_MAX:
         raise errors.InvalidId(f"{what} has {len(value)} characters; at most {ID_CHARS_MAX} are accepted")
-    if any(ord(char) < 32 or ord(char) == 127 for char in value):
+    if has_control(value):
         raise errors.InvalidId(f"{what} holds a control character")
     if any(0xD800 <= ord(char) <= 0xDFFF for char in value):
         # JSON can spell half a character; UTF-8, and so a header or a database, can not hold it.

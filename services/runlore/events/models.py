@@ -148,7 +148,8 @@ class RunCompleted(_Data):
         optional = ("conversation_id", "session_id", "group_id", "subject", "parent_run_id", "resumed_from")
         for name in optional:
             value = getattr(self, name)
-            if value is not None and value.strip():
+            # A blank id counts as none, as in the SDK; a control character is refused, blank or not.
+            if value is not None and (value.strip() or ids.has_control(value)):
                 ids.check_id(value, name)
         for workspace in self.workspaces:
             if workspace.agent is not None and workspace.agent.strip():
