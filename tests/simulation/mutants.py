@@ -456,7 +456,7 @@ OUTCOMES = [
         [
             (
                 heads.move,
-                "await store.compare_and_set(head.key, raw, head.etag)",
+                "await store.compare_and_set(head.key, raw, head.etag, guard=guard)",
                 "await store.put(head.key, raw)",
             )
         ],
@@ -583,7 +583,7 @@ OUTCOMES = [
     ),
     Mutant(
         "fields of a head that this version does not know are dropped",
-        [(heads.move, "**head.body, **changes", "**changes")],
+        [(heads.move, "**head.body, **changed", "**changed")],
         from_the_future(),
         {ONE_LINE},
     ),
