@@ -456,10 +456,8 @@ OUTCOMES = [
         [
             (
                 heads.move,
-                "await store.compare_and_set(\n"
-                "                head.key, envelope.dump(body), head.etag, guard=age.guard(began, now)\n"
-                "            )",
-                "await store.put(head.key, envelope.dump(body))",
+                "await store.compare_and_set(head.key, raw, head.etag, guard=guard)",
+                "await store.put(head.key, raw)",
             )
         ],
         racing_recorders(),

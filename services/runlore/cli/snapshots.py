@@ -179,10 +179,16 @@ def save(
     """
 
     async def work(out: ui.Out) -> None:
+        import asyncio
+
         from runlore import errors, wiring
 
         if path is None or not rollout:
             raise errors.InvalidInput("PATH and --rollout are needed", hint="--help shows an example")
+        if not await asyncio.to_thread(path.is_dir):
+            raise errors.InvalidInput(
+                f"{path} is no folder", hint="a tar goes in with `runlore snapshot ingest`"
+            )
         async with wiring.open_home(ui.settings_of(home), create=True) as opened:
             await _save(out, opened, path, project, (rollout, agent), (exclude, without), replace, reason)
 

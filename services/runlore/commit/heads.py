@@ -83,10 +83,9 @@ async def move(
         stamp = now.isoformat(timespec="microseconds")
         changed = changes(stamp) if callable(changes) else changes
         body = {**head.body, **changed, "format": fmt, "counter": head.counter + 1, "moved_at": stamp}
+        raw, guard = envelope.dump(body), age.guard(began, now)
         try:
-            etag = await store.compare_and_set(
-                head.key, envelope.dump(body), head.etag, guard=age.guard(began, now)
-            )
+            etag = await store.compare_and_set(head.key, raw, head.etag, guard=guard)
             return Head(head.key, body, etag, now)
         except age.StaleBody:
             continue  # Paused between making and sending it: its dates would be wrong.
