@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import random
 
 import pytest
@@ -25,6 +26,10 @@ OLD = {"big": b"o" * 400, "a": b"1"}
 NEXT = {**OLD, "a": b"2"}
 OTHER = {"c": b"something else"}
 SCHEDULES_MAX = 60_000
+
+DEEP = pytest.mark.skipif(
+    not os.environ.get("RUNLORE_TEST_DEEP"), reason="minutes of schedules: set RUNLORE_TEST_DEEP=1"
+)
 
 
 @functools.cache
@@ -98,6 +103,7 @@ async def _nothing(store, head):
     return None
 
 
+@DEEP
 def test_a_writer_paused_anywhere_for_any_time_has_all_it_names_or_fails_cleanly():
     results = set()
 
@@ -111,11 +117,13 @@ def test_a_writer_paused_anywhere_for_any_time_has_all_it_names_or_fails_cleanly
     assert {"moved", "commit_too_late", "store_unavailable"} <= results
 
 
+@DEEP
 def test_two_lines_a_mover_and_a_sweep_in_every_order():
     explored = explore(two_lines())
     assert explored.states > 1000
 
 
+@DEEP
 def test_two_sweeps_at_once_do_no_more_harm_than_one():
     def run(gen):
         made = world(gen, jumps=1, switches=2, garbage=OTHER)
@@ -142,6 +150,7 @@ def test_a_writer_that_is_too_late_starts_again_and_gets_through():
     explore(run)
 
 
+@DEEP
 def test_a_reader_gets_every_byte_of_what_was_named_or_an_error_after_its_term():
     read = []
 
