@@ -15,6 +15,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.process)
 
 
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    yield
+    homes.end_all()
+
+
 @pytest.fixture
 def home(tmp_path):
     """A home that is not made yet."""

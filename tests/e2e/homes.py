@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNLORE = Path(sys.executable).with_name("runlore")
 SAMPLES = sorted((ROOT / "examples" / "runs").glob("*.jsonl"))
 WAIT_SECONDS_MAX = 60
+STARTED: list[subprocess.Popen] = []
+"""Processes of the present test: those that it leaves running, because it failed, end with it."""
 MEANT = ("--project", "acme", "--memory", "support")
 
 
@@ -112,7 +114,9 @@ class Home:
         """Start a process that goes on."""
         made = [RUNLORE, *map(str, words)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-        return subprocess.Popen(made, env=self.environment, **pipes)
+        process = subprocess.Popen(made, env=self.environment, **pipes)
+        STARTED.append(process)
+        return process
 
     def emit(self, raw):
         """Publish these lines, and expect them to be sent."""
@@ -218,3 +222,12 @@ def kill(process):
     """kill -9."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+def end_all():
+    """End what a test started and left running."""
+    while STARTED:
+        process = STARTED.pop()
+        with process:
+            if process.poll() is None:
+                process.kill()

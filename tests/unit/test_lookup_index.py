@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
+from concurrent import futures
 
 import hypothesis
 import pytest
@@ -53,6 +55,21 @@ def test_a_head_is_applied_only_where_its_counter_is_higher(index):
     assert index.apply([rollout("a", 4, text="fourth", runs=4)]) == 1
     assert not index.search("third", "acme", "support")
     assert index.memories()[0]["runs"] == 4
+
+
+def test_many_that_open_and_fill_a_new_file_at_one_time_wait_for_each_other(tmp_path):
+    """`up` makes the file while `status` opens it: neither may be told that it is locked."""
+    many = 6
+    barrier = threading.Barrier(many)
+
+    def open_and_apply(round, number):
+        barrier.wait()
+        with contextlib.closing(lookup_index.Index(tmp_path / f"{round}.db")) as opened:
+            return opened.apply([rollout(f"r-{number}-{n}") for n in range(3)])
+
+    with futures.ThreadPoolExecutor(many) as pool:
+        for round in range(20):
+            assert list(pool.map(open_and_apply, [round] * many, range(many))) == [3] * many
 
 
 def test_an_earlier_attempt_is_found_by_its_own_event(index):

@@ -22,13 +22,12 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runlore import clock, errors
+from runlore import clock, errors, sqlitefile
 from runlore.bus.port import Message, Outgoing, TopicPartition, partition_of
 
 PARTITIONS = 8
@@ -249,7 +248,7 @@ def _migrate(connection: sqlite3.Connection, partitions: int) -> None:
 
     if _pragma(connection, "user_version") > SCHEMA_VERSION:
         raise errors.Blocked("the log was written by a newer Runlore", hint="upgrade runlore")
-    _use_wal(connection)
+    sqlitefile.use_wal(connection, seconds_max=BUSY_SECONDS_MAX)
     steps = Migrations("runlore-bus")
 
     @steps()
@@ -260,23 +259,10 @@ def _migrate(connection: sqlite3.Connection, partitions: int) -> None:
 
     # The steps run inside one write transaction: of two processes that open a new file, the second finds it
     # made. Inside it sqlite-utils nests savepoints.
-    with _transaction(connection):
+    with sqlitefile.transaction(connection):
         steps.apply(sqlite_utils.Database(connection, execute_plugins=False))
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait for a lock here, so of two processes that open a new file one must try again.
-    for _ in range(int(BUSY_SECONDS_MAX / WAIT_SECONDS_MIN)):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-        time.sleep(WAIT_SECONDS_MIN)
-    raise errors.BusUnavailable("another process does not let go of the log")
 
 
 _TABLES = (
@@ -291,18 +277,6 @@ _TABLES = (
     "CREATE TABLE commits (group_name TEXT, topic TEXT, partition INTEGER, next INTEGER NOT NULL,"
     " PRIMARY KEY (group_name, topic, partition)) WITHOUT ROWID",
 )
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    connection.execute(begin)
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _translated(exc: sqlite3.Error, path: Path) -> errors.RunloreError:
@@ -332,7 +306,7 @@ def _produce(
     partitions = _partitions(connection)
     placed: list[tuple[TopicPartition, int]] = []
     rows = []
-    with _transaction(connection):
+    with sqlitefile.transaction(connection):
         ends: dict[TopicPartition, int] = {}
         for message in messages:
             at = TopicPartition(message.topic, partition_of(message, partitions))
@@ -388,7 +362,7 @@ def _fetch(
 
 
 def _commit(connection: sqlite3.Connection, group: str, offsets: dict[TopicPartition, int]) -> None:
-    with _transaction(connection):
+    with sqlitefile.transaction(connection):
         connection.executemany(
             "INSERT INTO commits VALUES (?, ?, ?, ?) ON CONFLICT (group_name, topic, partition)"
             " DO UPDATE SET next = max(next, excluded.next)",
@@ -398,13 +372,13 @@ def _commit(connection: sqlite3.Connection, group: str, offsets: dict[TopicParti
 
 def _rewind(connection: sqlite3.Connection, group: str, topic: str) -> None:
     # The rows stay at 0, so that `trim` still knows that this group reads the topic.
-    with _transaction(connection):
+    with sqlitefile.transaction(connection):
         connection.execute("UPDATE commits SET next = 0 WHERE group_name = ? AND topic = ?", (group, topic))
 
 
 def _trim(connection: sqlite3.Connection, topic: str, before: float) -> int:
     removed = 0
-    with _transaction(connection):
+    with sqlitefile.transaction(connection):
         groups = connection.execute(
             "SELECT count(DISTINCT group_name) FROM commits WHERE topic = ?", (topic,)
         ).fetchone()[0]
@@ -428,7 +402,7 @@ def _trim(connection: sqlite3.Connection, topic: str, before: float) -> int:
 
 def _lag(connection: sqlite3.Connection, group: str, topic: str) -> dict[int, int]:
     # One read transaction: the ends and the commits are of one moment.
-    with _transaction(connection, "BEGIN"):
+    with sqlitefile.transaction(connection, "BEGIN"):
         ends, committed = _ends(connection, topic), _committed(connection, group, topic)
         firsts = {partition: _first(connection, TopicPartition(topic, partition), ends) for partition in ends}
     return {p: max(0, end - max(committed[p], firsts[p])) for p, end in ends.items()}

@@ -2,7 +2,7 @@
 
 It applies a head only when its counter is higher than the row's (a late doorbell changes nothing), and
 compares a LIST of all heads with its rows at start and on a schedule (a lost doorbell costs nothing). Rows go
-by tombstone, never by absence from a LIST. Writing is sqlite-utils inside `atomic()`; searching is FTS5.
+by tombstone, never by absence from a LIST. Writing is sqlite-utils inside one transaction; searching is FTS5.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from sqlite_utils import Database
 
-from runlore import errors
+from runlore import errors, sqlitefile
 from runlore.commit import heads, keys, lines, marks, revisions, rollouts
 from runlore.store import port
 
@@ -27,6 +27,8 @@ RESULTS_MAX = 100
 TEXT_CHARS_MAX = 200_000
 """Characters of one rollout's summary that are searchable."""
 APPLY_BATCH = 256
+BUSY_SECONDS_MAX = 30.0
+"""How long another process may hold the file before a call gives up."""
 
 _SCHEMA = """
 CREATE TABLE heads (key TEXT PRIMARY KEY, counter INTEGER NOT NULL, etag TEXT NOT NULL) STRICT;
@@ -112,19 +114,15 @@ class Index:
             raise IndexRemade() from exc
 
     def _prepare(self) -> Database:
-        connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
+        )
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            if _version(connection) != SCHEMA_VERSION:
+                sqlitefile.use_wal(connection, seconds_max=BUSY_SECONDS_MAX)
+                _make(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
-            db = Database(connection)
-            with db.atomic():
-                version = connection.execute("PRAGMA user_version").fetchone()[0]
-                if version != SCHEMA_VERSION:
-                    _clear(connection)
-                    for statement in _SCHEMA.split(";\n"):
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            return db
+            return Database(connection)
         except BaseException:
             connection.close()
             raise
@@ -137,7 +135,7 @@ class Index:
     def apply(self, found: Iterable[heads.Head]) -> int:
         """Take these heads in, where their counters are higher than the rows'; how many were."""
         applied = 0
-        with self._file(), self._db.atomic():
+        with self._file(), sqlitefile.transaction(self._db.conn):
             for head in found:
                 row = self._one("SELECT counter FROM heads WHERE key = ?", [head.key])
                 if head.counter == 0 or (row and row["counter"] >= head.counter):
@@ -347,6 +345,21 @@ def fmt_of(key: str) -> str:
     return {keys.ROLLOUTS: rollouts.HEAD_FORMAT, keys.WORKSPACES: lines.HEAD_FORMAT}.get(
         kind, revisions.HEAD_FORMAT
     )
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    """Empty tables of this version, unless another process made them meanwhile."""
+    with sqlitefile.transaction(connection):
+        if _version(connection) == SCHEMA_VERSION:
+            return
+        _clear(connection)
+        for statement in _SCHEMA.split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 
 def _clear(connection: sqlite3.Connection) -> None:

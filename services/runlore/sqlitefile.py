@@ -1,0 +1,41 @@
+"""SQLite files that several processes open: what SQLite's own wait for a lock does not cover.
+
+`busy_timeout` makes most statements wait for another process. Two do not wait and fail at once with "database
+is locked": the change of a new file to WAL, and a transaction that read before it writes while another one
+wrote in between. So the first is tried again here, and a transaction that writes says so at its beginning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+
+WAIT_SECONDS = 0.01
+
+
+def use_wal(connection: sqlite3.Connection, *, seconds_max: float) -> None:
+    """Put the file into WAL mode. Raises `sqlite3.OperationalError` if another process holds it for longer."""
+    for tries_left in reversed(range(int(seconds_max / WAIT_SECONDS))):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            busy = exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or not tries_left:
+                raise
+        time.sleep(WAIT_SECONDS)
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    """One transaction, rolled back if its body raises. Inside it sqlite-utils nests savepoints."""
+    connection.execute(begin)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
