@@ -28,7 +28,7 @@ bench-pipeline: .venv/.base  ## What the embedded pipeline costs.
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server]' --group dev
 	touch $@
 
 clean:

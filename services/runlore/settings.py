@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HOME_DEFAULT = "~/.runlore"
@@ -43,12 +43,87 @@ class Settings(BaseSettings):
         (),
         description="Folders (a JSON list) below which a run's event may name its workspace. None: none may.",
     )
+    # --- past one machine ---
+    bus: Literal["sqlite", "kafka"] = Field(
+        "sqlite", description="What carries events: a log in the home, or Kafka."
+    )
+    store: Literal["directory", "s3"] = Field(
+        "directory", description="What keeps objects: a folder in the home, or S3."
+    )
+    s3_bucket: str = Field("", description="Bucket of the store.")
+    s3_prefix: str = Field(
+        "", pattern=r"^([A-Za-z0-9._-]+/)*$", description="Prefix of every key in the bucket, ending in `/`."
+    )
+    s3_endpoint: str = Field("", description="URL of an S3 server that is not AWS.")
+    s3_region: str = Field("", description="Region; empty: what boto3 finds.")
+    s3_access_key_id: SecretStr = Field(
+        SecretStr(""), description="Access key; empty: boto3's own chain (role, profile, environment)."
+    )
+    s3_secret_access_key: SecretStr = Field(SecretStr(""), description="Secret of the access key.")
+    s3_encryption: Literal["bucket", "s3", "kms"] = Field(
+        "bucket", description="Encryption asked for on a write: the bucket's default, SSE-S3 or SSE-KMS."
+    )
+    s3_kms_key: str = Field("", description="KMS key id or ARN for `kms`; empty: the account's default key.")
+    s3_timeout_seconds: float = Field(
+        20.0, gt=0, le=300, description="How long one request may wait for its connection or for bytes."
+    )
+    s3_connections_max: int = Field(32, ge=1, le=512, description="Requests at the same time.")
+    kafka_servers: str = Field("", description="Brokers to begin with, `host:port`, comma-separated.")
+    kafka_security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        "plaintext", description="Protocol of the brokers' listener."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="How to log in, with `sasl_*`."
+    )
+    kafka_username: str = Field("", description="User, with `sasl_*`.")
+    kafka_password: SecretStr = Field(SecretStr(""), description="Password, with `sasl_*`.")
+    kafka_ca_file: str = Field("", description="CA certificates (PEM) for TLS; empty: the system's.")
+    kafka_cert_file: str = Field("", description="Client certificate (PEM) for mutual TLS.")
+    kafka_key_file: str = Field("", description="Key (PEM) of the client certificate.")
+    kafka_compression: Literal["none", "gzip", "lz4", "zstd"] = Field(
+        "zstd", description="Compression of what is produced."
+    )
+    kafka_topic_prefix: str = Field(
+        "runlore.", pattern=r"^[A-Za-z0-9._-]*$", description="Prefix of every topic's name."
+    )
+    kafka_group_prefix: str = Field(
+        "runlore.", pattern=r"^[A-Za-z0-9._-]*$", description="Prefix of every consumer group's name."
+    )
+    kafka_instance: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Name of this worker for static membership (a StatefulSet's pod name); empty: none.",
+    )
+    kafka_session_seconds: float = Field(
+        30.0, ge=6, le=300, description="How long a silent worker keeps its partitions."
+    )
+    rebalance_seconds_max: float = Field(
+        10.0, gt=0, le=120, description="How long a rebalance waits for work in hand before it is given up."
+    )
+    queue_records_max: int = Field(
+        1000, ge=1, le=100_000, description="Messages of a stage in hand; over it, partitions are paused."
+    )
+    queue_bytes_max: int = Field(
+        64 * 1024 * 1024, ge=1024 * 1024, description="Bytes of messages of a stage in hand."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="Least level of what is logged, on stderr."
     )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="How a log line looks; `auto` is text on a terminal, else JSON."
     )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        if self.store == "s3" and not self.s3_bucket:
+            raise ValueError("RUNLORE_STORE=s3 needs RUNLORE_S3_BUCKET")
+        if self.bus == "kafka" and not self.kafka_servers:
+            raise ValueError("RUNLORE_BUS=kafka needs RUNLORE_KAFKA_SERVERS")
+        if bool(self.s3_access_key_id.get_secret_value()) != bool(
+            self.s3_secret_access_key.get_secret_value()
+        ):
+            raise ValueError("RUNLORE_S3_ACCESS_KEY_ID and RUNLORE_S3_SECRET_ACCESS_KEY go together")
+        return self
 
     @property
     def root(self) -> Path:

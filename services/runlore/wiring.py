@@ -59,18 +59,38 @@ async def open_home(settings: Settings, *, create: bool = False) -> AsyncIterato
 
     Raises `errors.NotFound` where there is none, `errors.Refused` where the folder is something else.
     """
-    from runlore.bus.sqlite import SqliteBus
+    root = settings.root
+    # Past one machine the home holds caches only, so that a pod may begin with an empty one.
+    create = create or (settings.bus != "sqlite" and settings.store != "directory")
+    check_home(root, create=create)
+    async with contextlib.AsyncExitStack() as stack:
+        store = store_of(settings)
+        stack.push_async_callback(store.close)
+        bus = bus_of(settings)
+        stack.push_async_callback(bus.close)
+        yield Home(root, settings, store, bus, revisions.Reader(store))
+
+
+def store_of(settings: Settings) -> store_port.ObjectStore:
+    """The store that `settings` name. Nothing is asked of it yet."""
+    if settings.store == "s3":
+        from runlore.store.s3 import S3Store
+
+        return S3Store.of(settings)
     from runlore.store.directory import DirectoryStore
 
-    root = settings.root
-    check_home(root, create=create)
-    store = DirectoryStore(root / "store", fsync=settings.fsync)
-    bus = SqliteBus(root / "log.db", fsync=settings.fsync)
-    try:
-        yield Home(root, settings, store, bus, revisions.Reader(store))
-    finally:
-        await bus.close()
-        await store.close()
+    return DirectoryStore(settings.root / "store", fsync=settings.fsync)
+
+
+def bus_of(settings: Settings) -> bus_port.Bus:
+    """The bus that `settings` name. Nothing is asked of it yet."""
+    if settings.bus == "kafka":
+        from runlore.bus.kafka import KafkaBus
+
+        return KafkaBus.of(settings)
+    from runlore.bus.sqlite import SqliteBus
+
+    return SqliteBus(settings.root / "log.db", fsync=settings.fsync)
 
 
 def check_home(root: Path, *, create: bool) -> None:
