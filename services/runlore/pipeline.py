@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runlore.events import models
+from runlore.events import envelope, models
+
+MESSAGE_BYTES_MAX = envelope.EVENT_BYTES_MAX + 1024 * 1024
+"""Largest message that a topic takes, in bytes: the largest event, with room for its key and headers."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,13 @@ class Topic:
     partitions: int
     retention_hours: int
     description: str
+    insync_min: int = 2
+    """Replicas that have a message before it counts, where the topic has three. Doorbells may be lost."""
+    cleanup: str = "delete"
+    """Never compaction: two runs of one rollout have one key, and it would keep the last."""
+    message_bytes_max: int = MESSAGE_BYTES_MAX
+    timestamps: str = "LogAppendTime"
+    """The broker's clock: a producer whose clock is wrong must not make retention take its runs at once."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ CHANGED = Topic(
     partitions=8,
     retention_hours=24,
     description="Doorbells: a head moved or a mark was put. Losing one costs nothing.",
+    insync_min=1,
 )
 DEAD = Topic(
     name="dead",

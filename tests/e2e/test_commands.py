@@ -70,6 +70,9 @@ COMMANDS = {
     ("snapshot", "verify", "nothing"): (2, 2, 3),
     ("sweep",): (0, 0, 3),
     ("sweep", "--apply"): (0, 0, 3),
+    ("topics", "plan"): (0, 0, 0),
+    ("topics", "plan", "--partitions", "nonsense=3"): (2, 2, 2),
+    ("topics", "apply"): (4, 4, 4),  # The embedded log needs none.
     ("import",): (0, 0, 0),
     ("import", "no-format"): (2, 2, 2),
     ("import", "chat"): (2, 2, 2),

@@ -35,7 +35,7 @@ FORBIDDEN_CALLS = {
 FORBIDDEN_IMPORTS = {"uuid": set(), "random": {"clock.py"}, "secrets": set()}
 SERVER = {
     # what only `runlore[server]` installs → the modules that may import it; nobody imports those at its top
-    "aiokafka": ("bus/kafka", "cli/", "upkeep/"),
+    "aiokafka": ("bus/kafka", "bus/topics", "cli/", "upkeep/"),
     "boto3": ("store/s3",),
     "botocore": ("store/s3",),
     "jmespath": ("sources/",),
@@ -184,7 +184,7 @@ def test_the_command_line_loads_nothing_heavy_before_a_command_runs():
         "runlore.cli",
         *(
             f"runlore.cli.{name}"
-            for name in ("main", "ui", "inspect", "operate", "pipeline", "snapshots", "workspaces")
+            for name in ("main", "ui", "inspect", "operate", "pipeline", "snapshots", "topics", "workspaces")
         ),
     }
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from runlore.cli import inspect, operate, pipeline, snapshots, workspaces
+from runlore.cli import inspect, operate, pipeline, snapshots, topics, workspaces
 
 EPILOG = (
     "Exit codes: 0 done · 1 internal error · 2 bad input or usage · 3 no such thing · 4 refused by the present "
@@ -50,6 +50,7 @@ inspect.register(app)
 operate.register(app)
 snapshots.register(app)
 workspaces.register(app, snapshots.app)
+topics.register(app)
 
 
 def _shorten(group: typer.Typer) -> None:

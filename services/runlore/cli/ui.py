@@ -234,6 +234,21 @@ def needs_reason(reason: str) -> str:
     return reason.strip()
 
 
+def confirm(out: Out, question: str, *, yes: bool, what: str) -> None:
+    """Ask before `what` is done, unless --yes said so.
+
+    Raises `errors.InvalidInput` where nobody can be asked, `errors.Refused` where the answer is no.
+    """
+    from runlore import errors
+
+    if yes:
+        return
+    if out.as_json or not sys.stdin.isatty():
+        raise errors.InvalidInput(f"{what}: say --yes where nobody can be asked")
+    if not typer.confirm(question, err=True):
+        raise errors.Refused("nothing was changed: the answer was no")
+
+
 def pick(
     out: Out, rows: Sequence[dict[str, Any]], project: str | None, memory: str | None
 ) -> tuple[str, str] | None:

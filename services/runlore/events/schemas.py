@@ -315,9 +315,9 @@ def _topic_binding(topic: Any) -> dict[str, Any]:
         "topic": topic.name,
         "partitions": topic.partitions,
         "topicConfiguration": {
-            "cleanup.policy": ["delete"],
+            "cleanup.policy": [topic.cleanup],
             "retention.ms": topic.retention_hours * 3_600_000,
-            "max.message.bytes": envelope.EVENT_BYTES_MAX,
+            "max.message.bytes": topic.message_bytes_max,
         },
         "bindingVersion": BINDING_VERSION,
     }
