@@ -106,6 +106,25 @@ class Settings(BaseSettings):
     queue_bytes_max: int = Field(
         64 * 1024 * 1024, ge=1024 * 1024, description="Bytes of messages of a stage in hand."
     )
+    # --- being watched ---
+    health_port: int = Field(
+        0, ge=0, le=65535, description="Port of /livez, /readyz, /status and /metrics of a worker; 0: none."
+    )
+    health_address: str = Field(
+        "127.0.0.1",
+        description="Address of that port; `0.0.0.0` in a container, whose probes come from outside.",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Base URL of an OpenTelemetry collector (OTLP over HTTP) for traces; empty: none.",
+    )
+    otlp_sample_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of traces begun here that are kept; a producer's own choice goes first.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="Least level of what is logged, on stderr."
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from runlore import clock, errors
+from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import revisions
 from runlore.settings import Settings
@@ -64,9 +64,11 @@ async def open_home(settings: Settings, *, create: bool = False) -> AsyncIterato
     create = create or (settings.bus != "sqlite" and settings.store != "directory")
     check_home(root, create=create)
     async with contextlib.AsyncExitStack() as stack:
+        # First in, last out: what the adapters do while they close is still told.
+        await stack.enter_async_context(telemetry.tracing(settings))
         store = store_of(settings)
         stack.push_async_callback(store.close)
-        bus = bus_of(settings)
+        bus = telemetry.observed(bus_of(settings), settings)
         stack.push_async_callback(bus.close)
         yield Home(root, settings, store, bus, revisions.Reader(store))
 

@@ -1,4 +1,4 @@
-"""The generated parts of docs/CLI.md and docs/SETTINGS.md, from the commands, errors and settings themselves.
+"""The generated parts of docs/CLI.md, SETTINGS.md and METRICS.md, from the commands, errors, settings and metrics.
 
 python tests/tidy/reference.py     writes them anew; tests/tidy checks that nobody has to
 """
@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 import runlore
-from runlore import errors
+from runlore import errors, telemetry
 from runlore.cli import main
 from runlore.settings import Settings
 
@@ -107,10 +107,20 @@ def _limit(text):
     return text.removesuffix(")")
 
 
+def metric_reference():
+    rows = [
+        f"| `{one.name}` | {one.kind} | {', '.join(f'`{label}`' for label in one.labels)} | {one.help} |"
+        for one in telemetry.METRICS
+    ]
+    rows = [row.replace("|  |", "| |") for row in rows]
+    return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
+
+
 PARTS = {
     ("docs/CLI.md", "commands"): command_reference,
     ("docs/CLI.md", "errors"): error_reference,
     ("docs/SETTINGS.md", "settings"): setting_reference,
+    ("docs/METRICS.md", "metrics"): metric_reference,
 }
 
 
