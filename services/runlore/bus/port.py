@@ -9,7 +9,7 @@ whole topic may be replayed from its start. Correctness never rests on who owns 
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -55,22 +55,58 @@ def partition_of(message: Outgoing, partitions: int) -> int:
     return zlib.crc32(what or b"") % partitions
 
 
+class Listener(Protocol):
+    """Who is told that partitions come and go. Both are called while no poll gives any message.
+
+    A bus that shares a topic out takes *all* partitions of a member back before it gives any (an eager
+    rebalance), so what is kept per partition must be cheap to drop. Neither may raise: nobody would see it.
+    """
+
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """Stop work on these, and commit what is done: the last moment at which a commit counts.
+
+        It has `rebalance_seconds_max` for it. Their positions and pauses are forgotten after it.
+        """
+        ...
+
+    async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """These are read from their committed offsets on, and none is paused."""
+        ...
+
+
 class Consumer(Protocol):
     """One member of a consumer group."""
 
     async def poll(self, *, records_max: int, timeout_seconds: float) -> list[Message]:
         """The next messages, in order within each partition; [] when none came within the time.
 
-        The position moves on: a message is given again only after `seek`, a restart or a rebalance.
+        With no time, [] says that no message is there now. The position moves on: a message is given again
+        only after `seek`, a restart or a rebalance. A member that does not poll is taken for dead after a
+        while, so polls go on while work is in hand, with the partitions paused.
         """
         ...
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit, for each partition, the offset of the next message to read. Never moves backwards here."""
+        """Commit, for each partition, the offset of the next message to read. Never moves backwards here.
+
+        Partitions that are not this member's any more are passed over: their messages come again elsewhere.
+        """
         ...
 
     async def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read these partitions from these offsets on."""
+        ...
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """The partitions that this member reads now."""
+        ...
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        """Polls give nothing of these until `resume`, or until a rebalance, which forgets it."""
+        ...
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        """Polls give messages of these again."""
         ...
 
     async def close(self) -> None:
@@ -85,8 +121,13 @@ class Bus(Protocol):
         """Send, and return when all are durable: where each one went. Raises `BusUnavailable`."""
         ...
 
-    async def consumer(self, *, group: str, topics: Sequence[str]) -> Consumer:
-        """Join `group`. A group without a commit starts at the first message."""
+    async def consumer(
+        self, *, group: str, topics: Sequence[str], listener: Listener | None = None
+    ) -> Consumer:
+        """Join `group`. A group without a commit starts at the first message.
+
+        `listener.assigned` may be called before this returns.
+        """
         ...
 
     def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
@@ -98,11 +139,18 @@ class Bus(Protocol):
         ...
 
     async def committed(self, *, group: str, topic: str) -> dict[int, int]:
-        """The committed offset of `group`, by partition; 0 where it committed nothing."""
+        """The committed offset of `group`, by partition; the first, or 0, where it committed nothing."""
         ...
 
-    async def rewind(self, *, group: str, topic: str) -> None:
-        """Make `group` read `topic` from its start: a replay. Only while nobody is in the group."""
+    async def oldest(self, *, group: str, topic: str) -> float | None:
+        """When the oldest message that `group` has not committed came, in seconds since 1970; None: none waits."""
+        ...
+
+    async def rewind(self, *, group: str, topic: str, start: float | None = None) -> None:
+        """Make `group` read `topic` from its first message, or from the first of `start` on: a replay.
+
+        `start` is in seconds since 1970. Only while nobody is in the group: else raises `Refused`.
+        """
         ...
 
     async def close(self) -> None:

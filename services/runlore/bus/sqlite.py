@@ -22,13 +22,13 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from runlore import clock, errors, sqlitefile
-from runlore.bus.port import Message, Outgoing, TopicPartition, partition_of
+from runlore.bus.port import Listener, Message, Outgoing, TopicPartition, partition_of
 
 PARTITIONS = 8
 BUSY_SECONDS_MAX = 30.0
@@ -67,13 +67,17 @@ class SqliteBus:
             consumer.wake()
         return placed
 
-    async def consumer(self, *, group: str, topics: Sequence[str]) -> SqliteConsumer:
+    async def consumer(
+        self, *, group: str, topics: Sequence[str], listener: Listener | None = None
+    ) -> SqliteConsumer:
         positions: dict[TopicPartition, int] = {}
         for topic in topics:
             committed = await self._reader.run(_committed, group, topic)
             positions |= {TopicPartition(topic, partition): at for partition, at in committed.items()}
         consumer = SqliteConsumer(self._reader, group, positions, self._consumers.discard)
         self._consumers.add(consumer)
+        if listener is not None:
+            await listener.assigned(consumer.assignment())
         return consumer
 
     async def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
@@ -96,10 +100,13 @@ class SqliteBus:
     async def committed(self, *, group: str, topic: str) -> dict[int, int]:
         return await self._reader.run(_committed, group, topic)
 
-    async def rewind(self, *, group: str, topic: str) -> None:
+    async def oldest(self, *, group: str, topic: str) -> float | None:
+        return await self._reader.run(_oldest, group, topic)
+
+    async def rewind(self, *, group: str, topic: str, start: float | None = None) -> None:
         if any(consumer.reads(group, topic) for consumer in self._consumers):
             raise errors.Refused(f"group {group!r} is reading {topic!r}", hint="stop its stage first")
-        await self._log.run(_rewind, group, topic)
+        await self._log.run(_rewind, group, topic, start)
 
     async def trim(self, topic: str, *, older_than_seconds: float) -> int:
         """Delete messages that every group of `topic` has committed and that are older than a term; how many.
@@ -129,6 +136,7 @@ class SqliteConsumer:
         self._group = group
         self._positions = positions
         self._leave = leave
+        self._paused: set[TopicPartition] = set()
         self._produced = asyncio.Event()
         self._closed = False
         self._turn = 0
@@ -157,6 +165,16 @@ class SqliteConsumer:
     async def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._positions.update(offsets)
 
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset(self._positions)
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        self._paused |= set(partitions)
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        self._paused -= set(partitions)
+        self.wake()
+
     async def close(self) -> None:
         self._closed = True
         self.wake()
@@ -171,7 +189,7 @@ class SqliteConsumer:
 
     def _in_turn(self) -> list[tuple[TopicPartition, int]]:
         # Each poll begins one partition further, so that a full one does not starve the others.
-        order = sorted(self._positions.items())
+        order = sorted(item for item in self._positions.items() if item[0] not in self._paused)
         self._turn = (self._turn + 1) % max(1, len(order))
         return order[self._turn :] + order[: self._turn]
 
@@ -370,10 +388,30 @@ def _commit(connection: sqlite3.Connection, group: str, offsets: dict[TopicParti
         )
 
 
-def _rewind(connection: sqlite3.Connection, group: str, topic: str) -> None:
+def _rewind(connection: sqlite3.Connection, group: str, topic: str, start: float | None) -> None:
     # The rows stay at 0, so that `trim` still knows that this group reads the topic.
     with sqlitefile.transaction(connection):
-        connection.execute("UPDATE commits SET next = 0 WHERE group_name = ? AND topic = ?", (group, topic))
+        if start is None:
+            connection.execute(
+                "UPDATE commits SET next = 0 WHERE group_name = ? AND topic = ?", (group, topic)
+            )
+            return
+        for partition, end in _ends(connection, topic).items():
+            query = 'SELECT min("offset") FROM messages WHERE topic = ? AND partition = ? AND time >= ?'
+            found = connection.execute(query, (topic, partition, start)).fetchone()[0]
+            row = (group, topic, partition, end if found is None else found)
+            connection.execute("INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?)", row)
+
+
+def _oldest(connection: sqlite3.Connection, group: str, topic: str) -> float | None:
+    query = (
+        'SELECT time FROM messages WHERE topic = ? AND partition = ? AND "offset" >= ?'
+        ' ORDER BY "offset" LIMIT 1'
+    )
+    with sqlitefile.transaction(connection, "BEGIN"):
+        committed = _committed(connection, group, topic)
+        rows = [connection.execute(query, (topic, *one)).fetchone() for one in committed.items()]
+    return min((row[0] for row in rows if row), default=None)
 
 
 def _trim(connection: sqlite3.Connection, topic: str, before: float) -> int:

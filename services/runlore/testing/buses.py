@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 from runlore import clock, errors
-from runlore.bus.port import Message, Outgoing, TopicPartition, partition_of
+from runlore.bus.port import Listener, Message, Outgoing, TopicPartition, partition_of
 
 
 class MemoryBus:
@@ -36,14 +36,18 @@ class MemoryBus:
             consumer.wake()
         return placed
 
-    async def consumer(self, *, group: str, topics: Sequence[str]) -> MemoryConsumer:
+    async def consumer(
+        self, *, group: str, topics: Sequence[str], listener: Listener | None = None
+    ) -> MemoryConsumer:
         positions: dict[TopicPartition, int] = {}
         for topic in topics:
             for partition, offset in (await self.committed(group=group, topic=topic)).items():
                 positions[TopicPartition(topic, partition)] = offset
         commits = self._commits.setdefault(group, {})
-        consumer = MemoryConsumer(group, self._logs, commits, positions, self._consumers.discard)
+        consumer = MemoryConsumer(group, self._logs, commits, positions, self._consumers.discard, listener)
         self._consumers.add(consumer)
+        if listener is not None:
+            await listener.assigned(consumer.assignment())
         return consumer
 
     async def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
@@ -62,12 +66,20 @@ class MemoryBus:
         commits = self._commits.get(group, {})
         return {p: commits.get(TopicPartition(topic, p), 0) for p in range(self._partitions)}
 
-    async def rewind(self, *, group: str, topic: str) -> None:
+    async def oldest(self, *, group: str, topic: str) -> float | None:
+        committed = await self.committed(group=group, topic=topic)
+        waiting = [log[committed[at.partition] :] for at, log in self._topic(topic).items()]
+        return min((log[0].time for log in waiting if log), default=None)
+
+    async def rewind(self, *, group: str, topic: str, start: float | None = None) -> None:
         if any(consumer.reads(group, topic) for consumer in self._consumers):
             raise errors.Refused(f"group {group!r} is reading {topic!r}")
-        commits = self._commits.get(group, {})
+        commits = self._commits.setdefault(group, {})
         for at in [at for at in commits if at.topic == topic]:
             del commits[at]
+        if start is not None:
+            for at, log in self._topic(topic).items():
+                commits[at] = next((one.offset for one in log if one.time >= start), len(log))
 
     async def close(self) -> None:
         for consumer in list(self._consumers):
@@ -111,14 +123,18 @@ class MemoryConsumer:
         commits: dict[TopicPartition, int],
         positions: dict[TopicPartition, int],
         leave: Callable[[MemoryConsumer], None],
+        listener: Listener | None = None,
     ) -> None:
         self._group = group
         self._logs = logs
         self._commits = commits
         self._positions = positions
         self._leave = leave
+        self._listener = listener
+        self._paused: set[TopicPartition] = set()
         self._waiting: asyncio.Event | None = None
         self._closed = False
+        self._taken = False
         self._turn = 0
 
     async def poll(self, *, records_max: int, timeout_seconds: float) -> list[Message]:
@@ -135,15 +151,39 @@ class MemoryConsumer:
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         for at, offset in offsets.items():
-            self._commits[at] = max(offset, self._commits.get(at, 0))
+            if at in self._positions:
+                self._commits[at] = max(offset, self._commits.get(at, 0))
 
     async def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._positions.update(offsets)
+        self.wake()
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset(self._positions)
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        self._paused |= set(partitions)
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        self._paused -= set(partitions)
+        self.wake()
 
     async def close(self) -> None:
         self._closed = True
         self.wake()
         self._leave(self)
+
+    async def rebalance(self, partitions: Collection[TopicPartition]) -> None:
+        """For tests: everything is taken back, and these are given, as Kafka does when a member joins."""
+        before, self._taken = self.assignment(), True
+        if self._listener is not None:
+            await self._listener.revoked(before)
+        self._positions = {at: self._commits.get(at, 0) for at in partitions}
+        self._paused.clear()
+        if self._listener is not None:
+            await self._listener.assigned(self.assignment())
+        self._taken = False
+        self.wake()
 
     def wake(self) -> None:
         """Let a waiting poll look again now."""
@@ -154,8 +194,10 @@ class MemoryConsumer:
         return self._group == group and any(at.topic == topic for at in self._positions)
 
     def _take(self, records_max: int) -> list[Message]:
+        if self._taken:
+            return []
         # Each poll begins one partition further, so that a full one does not starve the others.
-        order = sorted(self._positions)
+        order = sorted(self._positions.keys() - self._paused)
         self._turn = (self._turn + 1) % max(1, len(order))
         found: list[Message] = []
         for at in order[self._turn :] + order[: self._turn]:
