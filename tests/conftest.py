@@ -13,6 +13,8 @@ import socket
 import hypothesis
 import pytest
 
+from servers import moto, seaweedfs, seaweedfs_server  # noqa: F401  (fixtures of every folder)
+
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runlore import clock
 from runlore.bus.sqlite import SqliteBus
 from runlore.store.directory import DirectoryStore
+from runlore.store.s3 import S3Store
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 
-STORES = ("memory", "directory")
+STORES = ("memory", "directory", "moto", "seaweedfs")
 BUSES = ("memory", "sqlite")
 
 
@@ -33,6 +37,10 @@ class Factory:
     folder: Path
     make: Any
     durable: bool
+    races: bool = True
+    """Whether of two conditional writes at the same time exactly one can win."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Settings with which a process finds the same backing, where the folder alone does not say it."""
 
     def __post_init__(self):
         self.made = []
@@ -46,7 +54,12 @@ class Factory:
         """A real process that works on the same backing (tests/contract/process.py says what it can do)."""
         script = Path(__file__).with_name("process.py")
         command = [sys.executable, str(script), str(self.folder), *map(str, args)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, **self.environment}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def sorted(self, keys: Sequence[str]) -> list[str]:
+        """Keys in the order of a LIST. SeaweedFS sorts each folder on its own, AWS and the others by key."""
+        return sorted(keys, key=(lambda key: key.split("/")) if self.adapter == "seaweedfs" else None)
 
     @staticmethod
     def acknowledged(process: subprocess.Popen) -> list[Any]:
@@ -69,6 +82,17 @@ def make_store(request, tmp_path):
     if request.param == "memory":
         one = MemoryStore()
         factory = Factory("memory", tmp_path, lambda: one, durable=False)
+    elif request.param in ("moto", "seaweedfs"):
+        server = request.getfixturevalue(request.param)
+        prefix = f"{clock.new_id()}/"
+        factory = Factory(
+            request.param,
+            tmp_path,
+            lambda: S3Store(server.place(prefix)),
+            durable=request.param != "moto",
+            races=request.param != "moto",  # It compares, then writes, without a lock.
+            environment=server.environment(prefix),
+        )
     else:
         # Synced writes are for power cuts, which no test can make; the kills here need none.
         factory = Factory(

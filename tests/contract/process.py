@@ -12,10 +12,16 @@ import json
 import sys
 from pathlib import Path
 
-from runlore import errors
+from runlore import errors, settings, wiring
 from runlore.bus.port import Outgoing
 from runlore.bus.sqlite import SqliteBus
 from runlore.store.directory import DirectoryStore
+
+
+def open_store(folder: Path):
+    """The store that the environment names, or the one in `folder`."""
+    named = settings.Settings()
+    return wiring.store_of(named) if named.store == "s3" else DirectoryStore(folder / "store", fsync=False)
 
 
 def say(value: object) -> None:
@@ -24,7 +30,7 @@ def say(value: object) -> None:
 
 async def count(folder: Path, key: str, times: str) -> None:
     """Add one to a counter object, `times` times, by compare-and-set."""
-    store = DirectoryStore(folder / "store", fsync=False)
+    store = open_store(folder)
     for _ in range(int(times)):
         while True:
             found = await store.get(key)
@@ -40,7 +46,7 @@ async def count(folder: Path, key: str, times: str) -> None:
 
 async def race(folder: Path, name: str, keys: str) -> None:
     """Put the same keys as everybody else, if absent; says which it won."""
-    store = DirectoryStore(folder / "store", fsync=False)
+    store = open_store(folder)
     won = []
     for number in range(int(keys)):
         try:
@@ -54,7 +60,7 @@ async def race(folder: Path, name: str, keys: str) -> None:
 
 async def write_for_ever(folder: Path) -> None:
     """Put objects and move a head until killed; says each thing once it is done."""
-    store = DirectoryStore(folder / "store", fsync=False)
+    store = open_store(folder)
     found = await store.get("head")
     etag = found.etag if found else None
     for number in itertools.count(int(found.body.split()[0]) + 1 if found else 1):

