@@ -41,6 +41,15 @@ def _sealed(monkeypatch):
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
 
 
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory):
+    """A real broker, one for all tests of this process. Skips where it can not start (tests/brokers.py)."""
+    import brokers
+
+    with brokers.broker(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     """Run `async def` tests on a loop of their own."""

@@ -7,6 +7,8 @@ A factory makes an instance on the *same* backing each time it is called, as two
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -18,15 +20,20 @@ from typing import Any
 
 import pytest
 
+import brokers
 from runlore import clock
+from runlore.bus.kafka import KafkaBus
 from runlore.bus.sqlite import SqliteBus
+from runlore.settings import Settings
 from runlore.store.directory import DirectoryStore
 from runlore.store.s3 import S3Store
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 
 STORES = ("memory", "directory", "moto", "seaweedfs")
-BUSES = ("memory", "sqlite")
+BUSES = ("memory", "sqlite", "kafka")
+TOPICS = ("t", "u", "none")
+"""Topics of the suite. The embedded buses make them as they are used; Kafka's must be there."""
 
 
 @dataclass
@@ -69,12 +76,31 @@ class Factory:
         process.wait()
         return [json.loads(line) for line in lines]
 
-    def close(self):
-        async def close_all():
-            for instance in self.made:
-                await instance.close()
+    async def aclose(self):
+        while self.made:
+            await self.made.pop().close()
 
-        asyncio.run(close_all())
+    def close(self):
+        asyncio.run(self.aclose())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Close what a test made on the loop on which it was made: Kafka's clients belong to theirs."""
+    factories = [one for one in pyfuncitem.funcargs.values() if isinstance(one, Factory)]
+    if not factories or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+
+    async def run():
+        try:
+            await pyfuncitem.obj(**arguments)
+        finally:
+            for factory in factories:
+                await factory.aclose()
+
+    asyncio.run(run())
+    return True
 
 
 @pytest.fixture(params=STORES)
@@ -107,10 +133,33 @@ def make_bus(request, tmp_path):
     if request.param == "memory":
         one = MemoryBus()
         factory = Factory("memory", tmp_path, lambda: one, durable=False)
-    else:
+    elif request.param == "sqlite":
         factory = Factory("sqlite", tmp_path, lambda: SqliteBus(tmp_path / "bus.db", fsync=False), True)
+    else:
+        server = request.getfixturevalue("kafka_server")
+        # A prefix of its own, so that tests share a broker and nothing on it.
+        settings = kafka_settings(server, f"x{next(_NUMBERS)}.")
+        names = [settings.kafka_topic_prefix + topic for topic in TOPICS]
+        asyncio.run(brokers.create_topics(server.servers, *names))
+        (tmp_path / "kafka.json").write_text(
+            json.dumps({"servers": server.servers, "prefix": settings.kafka_topic_prefix})
+        )
+        factory = Factory("kafka", tmp_path, lambda: KafkaBus.of(settings), True)
     yield factory
     factory.close()
+
+
+_NUMBERS = itertools.count()
+
+
+def kafka_settings(server: Any, prefix: str, **more: Any) -> Settings:
+    return Settings(
+        bus="kafka",
+        kafka_servers=server.servers,
+        kafka_topic_prefix=prefix,
+        kafka_group_prefix=prefix,
+        **more,
+    )
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 from runlore import errors, settings, wiring
+from runlore.bus import port
 from runlore.bus.port import Outgoing
 from runlore.bus.sqlite import SqliteBus
+from runlore.settings import Settings
 from runlore.store.directory import DirectoryStore
 
 
@@ -70,9 +72,21 @@ async def write_for_ever(folder: Path) -> None:
         say(number)
 
 
+def bus_of(folder: Path) -> port.Bus:
+    """The bus that the folder tells of: Kafka where it names a broker, else the log in it."""
+    if not (folder / "kafka.json").exists():
+        return SqliteBus(folder / "bus.db", fsync=False)
+    from runlore.bus.kafka import KafkaBus
+
+    told = json.loads((folder / "kafka.json").read_text())
+    return KafkaBus.of(
+        Settings(bus="kafka", kafka_servers=told["servers"], kafka_topic_prefix=told["prefix"])
+    )
+
+
 async def produce_for_ever(folder: Path) -> None:
     """Produce pairs of messages until killed; says each pair's number once it is durable."""
-    bus = SqliteBus(folder / "bus.db", fsync=False)
+    bus = bus_of(folder)
     done = [message async for message in bus.read("t")]
     for number in itertools.count(len(done) // 2):
         pair = [Outgoing("t", b"k", b"%d-%d" % (number, half), []) for half in (0, 1)]
@@ -81,7 +95,7 @@ async def produce_for_ever(folder: Path) -> None:
 
 
 async def produce(folder: Path, name: str, times: str) -> None:
-    bus = SqliteBus(folder / "bus.db", fsync=False)
+    bus = bus_of(folder)
     for number in range(int(times)):
         await bus.produce([Outgoing("t", name.encode(), b"%d" % number, [])])
     await bus.close()
