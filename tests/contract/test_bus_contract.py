@@ -276,6 +276,112 @@ async def test_a_topic_is_not_rewound_under_its_reader(bus):
     await bus.rewind(group="g", topic="t")
 
 
+async def test_a_rewind_to_a_time_begins_at_the_first_message_of_then(bus):
+    keys = [b"%d" % n for n in range(24)]
+    await bus.produce([_message(b"early", key=key) for key in keys])
+    await asyncio.sleep(0.05)
+    between = time.time()
+    await asyncio.sleep(0.05)
+    await bus.produce([_message(b"late", key=key) for key in keys[:6]])
+    first = await bus.consumer(group="g", topics=["t"])
+    await first.commit(_next(await _drain(first, 10)))
+    await first.close()
+    # Whether it was committed or not, and also in partitions where nothing came since then.
+    await bus.rewind(group="g", topic="t", start=between)
+    assert sum((await bus.lag(group="g", topic="t")).values()) == 6
+    second = await bus.consumer(group="g", topics=["t"])
+    found = await _drain(second)
+    assert {message.key for message in found} == set(keys[:6])
+    assert {message.value for message in found} == {b"late"}
+    await second.close()
+    await bus.rewind(group="g", topic="t", start=time.time() + 3600)
+    assert sum((await bus.lag(group="g", topic="t")).values()) == 0
+    await bus.rewind(group="g", topic="t")
+    assert sum((await bus.lag(group="g", topic="t")).values()) == 30
+
+
+async def test_the_age_of_what_waits_is_that_of_the_oldest_message_not_committed(bus):
+    assert await bus.oldest(group="g", topic="t") is None
+    times = []
+    for key in (b"a", b"b", b"c", b"d"):
+        before = time.time()
+        await bus.produce([_message(b"1", key=key), _message(b"2", key=key)])
+        times.append((before - 0.01, time.time() + 0.01))
+        await asyncio.sleep(0.03)
+    consumer = await bus.consumer(group="g", topics=["t"])
+    found = await _drain(consumer, 8)
+    for number, key in enumerate((b"a", b"b", b"c", b"d")):
+        oldest = await bus.oldest(group="g", topic="t")
+        assert times[number][0] <= oldest <= times[number][1]
+        # Keys may share a partition, where only a beginning can be committed.
+        partitions = {m.at for m in found if m.key == key}
+        done = [m for m in found if m.at in partitions and m.key <= key]
+        await consumer.commit(_next(done))
+    assert await bus.oldest(group="g", topic="t") is None
+    assert times[0][0] <= await bus.oldest(group="other", topic="t") <= times[0][1]
+
+
+async def test_a_paused_partition_gives_nothing_until_it_is_resumed(bus):
+    placed = await bus.produce([_message(b"%d" % n, key=b"%d" % n) for n in range(40)])
+    consumer = await bus.consumer(group="g", topics=["t"])
+    assert consumer.assignment() >= {at for at, _ in placed}
+    # One poll first: what was fetched before a pause is held back as well.
+    found = await consumer.poll(records_max=1, timeout_seconds=5)
+    some = sorted(consumer.assignment())[::2]
+    consumer.pause(some)
+    found += await _drain(consumer)
+    assert not {message.at for message in found[1:]} & set(some)
+    consumer.pause(consumer.assignment())
+    await bus.produce([_message(b"more", key=b"%d" % n) for n in range(40)])
+    begin = time.monotonic()
+    assert await consumer.poll(records_max=100, timeout_seconds=0.2) == []
+    assert 0.15 < time.monotonic() - begin < 2
+    consumer.resume(some[:1])
+    mine = await _drain(consumer)
+    assert {message.at for message in mine} <= set(some[:1])
+    consumer.resume(consumer.assignment())
+    found += mine + await _drain(consumer)
+    assert len(found) == len({(message.at, message.offset) for message in found}) == 80
+    for at in consumer.assignment():
+        offsets = [message.offset for message in found if message.at == at]
+        assert offsets == sorted(offsets)
+
+
+async def test_a_resume_wakes_a_waiting_poll(bus):
+    await bus.produce([_message(b"1")])
+    consumer = await bus.consumer(group="g", topics=["t"])
+    consumer.pause(consumer.assignment())
+    waiting = asyncio.create_task(consumer.poll(records_max=10, timeout_seconds=20))
+    await asyncio.sleep(0.05)
+    begin = time.monotonic()
+    consumer.resume(consumer.assignment())
+    assert [message.value for message in await waiting] == [b"1"]
+    assert time.monotonic() - begin < 5
+
+
+async def test_a_listener_is_told_of_its_partitions_before_any_message_comes(bus):
+    told = []
+
+    class Listener:
+        async def revoked(self, partitions):
+            told.append(("revoked", partitions))
+
+        async def assigned(self, partitions):
+            told.append(("assigned", partitions))
+
+    await bus.produce([_message(b"1")])
+    consumer = await bus.consumer(group="g", topics=["t"], listener=Listener())
+    await _drain(consumer, 1)
+    assert told == [("assigned", consumer.assignment())] and len(consumer.assignment()) == 8
+
+
+async def test_a_commit_for_a_partition_of_nobody_here_is_passed_over(bus):
+    (at, _), *_ = await bus.produce([_message(b"1", topic="u")])
+    consumer = await bus.consumer(group="g", topics=["t"])
+    await consumer.commit({at: 1})
+    assert sum((await bus.committed(group="g", topic="u")).values()) == 0
+
+
 async def test_a_closed_consumer_gives_nothing_and_stops_waiting(bus):
     consumer = await bus.consumer(group="g", topics=["t"])
     waiting = asyncio.create_task(consumer.poll(records_max=1, timeout_seconds=30))

@@ -26,6 +26,8 @@ PROBE_SECONDS_MAX = 5.0
 QUIET_SECONDS = 60.0
 """How long one cause is not logged again."""
 CAUSES_MAX = 1000
+ORDINARY = ("Heartbeat failed for group %s because it is rebalancing",)
+"""What aiokafka warns of, though it is how a group works."""
 
 REFUSED = (
     kafka_errors.TopicAuthorizationFailedError,
@@ -170,6 +172,8 @@ class _Quiet(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # The template, not the text: a text that holds a number or a port is a new one each time.
         cause = (record.name, str(record.msg))
+        if cause[1] in ORDINARY:
+            return
         now = clock.monotonic()
         if now - self._told.get(cause, -QUIET_SECONDS) < QUIET_SECONDS:
             self._hushed[cause] = self._hushed.get(cause, 0) + 1

@@ -160,7 +160,8 @@ class SqliteConsumer:
         return []
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        await self._reader.run(_commit, self._group, dict(offsets))
+        mine = {at: offset for at, offset in offsets.items() if at in self._positions}
+        await self._reader.run(_commit, self._group, mine)
 
     async def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._positions.update(offsets)
