@@ -112,7 +112,7 @@ def test_a_letter_can_be_listed_shown_written_redriven_and_dropped(home, tmp_pat
     assert home.json("dead")["total"] == 2
 
     home.opened(lambda opened: producer.put_claim(opened.store, "acme", LINE))
-    home.json("dead", "redrive", "--reason", "claim_missing")
+    home.json("dead", "redrive", "--reason", "claim_missing", "--note", "uploaded")
     assert home.up_once()["recorded"] == 1
     told = home.json("explain", event["id"])["runs"]
     assert {one["state"] for one in told} == {"consolidated", "dead"}
@@ -146,7 +146,7 @@ def test_a_line_of_300_mb_is_buried_in_bounded_memory_and_stops_nothing(home, tm
     (letter,) = home.json("dead")["dead"]
     assert letter["reason"] == "event_too_large" and letter["bytes"] > LONG_BYTES
     # It can never be redriven as it is, and that stops no other letter.
-    home.json("dead", "redrive", letter["id"], code=2)
+    home.json("dead", "redrive", letter["id"], "--note", "x", code=2)
     home.json("dead", "show", letter["id"], "--out", tmp_path / "long")
     assert (tmp_path / "long").stat().st_size == letter["bytes"]
     home.verified()
@@ -156,7 +156,7 @@ def test_one_letter_that_is_too_large_does_not_stop_the_redrive_of_the_others(ho
     home.emit(raw(with_data(63, agents=["x" * 2_000_000])) + b"\n" + made.lines([claimed(70, LINE)]))
     home.up_once()
     home.opened(lambda opened: producer.put_claim(opened.store, "acme", LINE))
-    told = home.json("dead", "redrive", "--all")
+    told = home.json("dead", "redrive", "--all", "--note", "x")
     assert [one["reason"] for one in told["dead"]] == ["claim_missing"]
     assert [one["reason"] for one in told["left"]] == ["event_too_large"]
     assert home.up_once()["recorded"] == 1

@@ -70,6 +70,18 @@ COMMANDS = {
     ("snapshot", "verify", "nothing"): (2, 2, 3),
     ("sweep",): (0, 0, 3),
     ("sweep", "--apply"): (0, 0, 3),
+    ("pause",): (0, 0, 3),
+    ("pause", "consolidate"): (2, 2, 3),  # No reason.
+    ("pause", "index", "--reason", "x"): (2, 2, 3),
+    ("pause", "record", "--memory", "acme/support", "--reason", "x"): (2, 2, 3),
+    ("pause", "consolidate", "--memory", "support", "--reason", "x"): (2, 2, 3),
+    ("resume",): (2, 2, 3),
+    ("resume", "consolidate", "--reason", "x"): (3, 3, 3),
+    ("replay",): (2, 2, 2),
+    ("replay", "--from", "yesterday", "--reason", "x"): (2, 2, 2),
+    ("replay", "--from", "3h", "--stage", "consolidate", "--reason", "x"): (2, 2, 2),
+    ("replay", "--from", "3h"): (2, 2, 2),  # No reason.
+    ("audit",): (0, 0, 3),
     ("topics", "plan"): (0, 0, 0),
     ("topics", "plan", "--partitions", "nonsense=3"): (2, 2, 2),
     ("topics", "apply"): (4, 4, 4),  # The embedded log needs none.
@@ -154,6 +166,9 @@ DOCUMENTED = {
     "`status`": ("status",),
     "`verify`": ("verify",),
     "`doctor`": ("doctor",),
+    "`pause` without STAGE": ("pause",),
+    "`audit`": ("audit",),
+    "`topics plan`": ("topics", "plan"),
     "`dead list`": ("dead", "list"),
     "`dead redrive`, `dead drop`": ("dead", "redrive", "--all"),
     "`review list`": ("review", "list"),

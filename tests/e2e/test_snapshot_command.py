@@ -186,7 +186,7 @@ def test_retention_lets_versions_go_and_the_sweep_takes_them_after_their_term(ho
         (space / "data").write_text("x" * 5000 + str(number))
         save(home, space)
     assert len(home.json("snapshot", "retain", "conv-1", *P, "--last", "1", "--dry-run")["let_go"]) == 2
-    assert len(home.json("snapshot", "retain", "conv-1", *P, "--last", "1")["let_go"]) == 2
+    assert len(home.json("snapshot", "retain", "conv-1", *P, "--last", "1", "--reason", "old")["let_go"]) == 2
     assert home.json("sweep")["objects"] == 0
     garbage = home.root / "store" / "acme" / "blobs" / "00"
     garbage.mkdir(parents=True)
@@ -197,7 +197,7 @@ def test_retention_lets_versions_go_and_the_sweep_takes_them_after_their_term(ho
     planned = home.json("sweep")
     assert (planned["objects"], planned["deleted"], planned["dry_run"]) == (1, 0, True)
     assert home.json("sweep", "--apply", code=2)["error"]["kind"] == "invalid_input"
-    assert home.json("sweep", "--apply", "--yes")["deleted"] == 1
+    assert home.json("sweep", "--apply", "--yes", "--reason", "test")["deleted"] == 1
     assert home.json("sweep")["objects"] == 0
     home.verified()
 

@@ -388,6 +388,7 @@ def explain(
     event_id: Annotated[
         str, typer.Argument(metavar="EVENT_ID", help="An event, run or rollout id.", show_default=False)
     ] = "",
+    project: ui.MaybeProject = None,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -403,14 +404,16 @@ def explain(
 
         async with _open(home) as (opened, index):
             if not event_id:
-                rows = index.recent_runs()
+                rows = index.recent_runs(project)
                 out.answer({"runs": rows})
                 columns = ("event", "run", "attempt", "rollout", "ended_at")
                 out.table(columns, [[row[name] for name in columns] for row in rows])
                 if not rows:
                     out.note("no run is recorded yet; `runlore status` shows what waits")
                 return
-            stories = await lookup_explain.explain(opened.store, opened.bus, opened.reader, index, event_id)
+            stories = await lookup_explain.explain(
+                opened.store, opened.bus, opened.reader, index, event_id, project=project
+            )
             out.answer({"runs": [asdict(story) for story in stories]})
             for story in stories:
                 _tell_story(out, story)
@@ -430,35 +433,55 @@ def _tell_story(out: ui.Out, story: Any) -> None:
 
 
 def status(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
-    """Show how the pipeline is: lag, what waits and since when, what is held or dead, with causes.
+    """Show how the pipeline is: lag, what waits and since when, what is paused, held or dead, with causes.
 
     Example: runlore status
     """
 
     async def work(out: ui.Out) -> None:
         from runlore import wiring
-        from runlore.lookup import explain as lookup_explain
+        from runlore.lookup import index as lookup_index
+        from runlore.lookup import status as lookup_status
 
-        async with _open(home) as (opened, index):
-            up = wiring.up_is_running(opened.root)
-            found = await lookup_explain.status(opened.store, opened.bus, index, opened.status_path, up)
-            out.answer({"home": str(opened.root), **found})
-            out.say(f"home         {opened.root}" + (f" · up as process {up}" if up else " · not up"))
-            out.say(f"record       lag {found['record']['lag']}")
-            marks = found["consolidate"]
-            oldest = f" · oldest since {marks['oldest']}" if marks["oldest"] else ""
-            out.say(f"consolidate  {marks['rollouts']} rollouts wait in {marks['marks']} marks{oldest}")
-            out.say(f"dead         {found['dead']['open']} open")
-            for row in found["memories"]:
-                held = f" · {row['held']} held" if row["held"] else ""
-                out.say(
-                    f"memory       {row['project']}/{row['memory']} revision {row['revision']}"
-                    f" · {row['rollouts']} rollouts · {row['runs']} runs{held}"
-                )
-            for cause in found["causes"]:
-                out.say(f"!            {cause}")
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            index = lookup_index.Index(opened.index_path)
+            try:
+                up = wiring.up_is_running(opened.root)
+                found = await lookup_status.status(opened.store, opened.bus, index, opened.status_path, up)
+            finally:
+                index.close()
+        out.answer({"home": str(opened.root), **found})
+        out.say(f"home         {opened.root}" + (f" · up as process {up}" if up else " · not up"))
+        _tell_status(out, found)
 
     ui.run(work, as_json=as_json)
+
+
+def _tell_status(out: ui.Out, found: dict[str, Any]) -> None:
+    from runlore.lookup import status as lookup_status
+
+    for name in lookup_status.STAGES:
+        one = found[name]
+        parts = [one["state"]] if one.get("state") else []
+        if "lag" in one:
+            parts.append(f"lag {one['lag']:,}" if one["lag"] is not None else "lag not known")
+        if one.get("marks") is not None:
+            parts.append(f"{one['rollouts']:,} rollouts wait in {one['marks']:,} marks")
+        parts += [f"oldest {lookup_status.age(one['oldest'])}"] if one.get("oldest") else []
+        out.say(f"{name:<12} {' · '.join(parts) or 'not told'}")
+    alive = [one for one in found["workers"] if not one["silent"]]
+    if found["workers"]:
+        versions = ", ".join(sorted({one["version"] for one in alive})) or "none"
+        out.say(f"workers      {len(alive)} of {len(found['workers'])} speak · version {versions}")
+    out.say(f"dead         {found['dead']['open']} open")
+    for row in found["memories"]:
+        held = f" · {row['held']} held" if row["held"] else ""
+        out.say(
+            f"memory       {row['project']}/{row['memory']} revision {row['revision']}"
+            f" · {row['rollouts']} rollouts · {row['runs']} runs{held}"
+        )
+    for cause in found["causes"]:
+        out.say(f"!            {cause}")
 
 
 def verify(

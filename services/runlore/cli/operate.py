@@ -19,7 +19,12 @@ CodeOption = Annotated[
     str | None,
     typer.Option("--reason", help="Only letters with this reason code.", metavar="CODE", show_default=False),
 ]
-NoteOption = Annotated[str, typer.Option("--note", help="Why; kept with the letter.", show_default=False)]
+OfProjectOption = Annotated[
+    str | None, typer.Option("--project", "-p", help="Only letters of this project.", show_default=False)
+]
+NoteOption = Annotated[
+    str, typer.Option("--note", help="Why; kept with the letters, and asked for.", show_default=False)
+]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="At most this many.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every open letter.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
@@ -64,10 +69,15 @@ def revert(
                 "say which memory: --project and --memory", hint="`runlore log` lists them"
             )
         why = ui.needs_reason(reason)
-        async with wiring.open_home(ui.settings_of(home)) as opened:
+        arguments = {"memory": meant[1], "to": to}
+        async with (
+            wiring.open_home(ui.settings_of(home)) as opened,
+            ui.acting(opened, "revert", projects=meant[:1], reason=why, arguments=arguments) as act,
+        ):
             number, held = await consolidate.revert(
                 opened.store, opened.bus, opened.reader, *meant, to=to, reason=why
             )
+            act.result |= {"revision": number, "held": held}
         out.answer(
             {"project": meant[0], "memory": meant[1], "revision": number, "reverted_to": to, "held": held}
         )
@@ -100,6 +110,7 @@ def _dead(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption
 @dead_app.command(name="list")
 def dead_list(
     kind: CodeOption = None,
+    project: OfProjectOption = None,
     every: Annotated[bool, typer.Option("--all", help="Also redriven and dropped ones.")] = False,
     limit: LimitOption = 100,
     home: ui.HomeOption = None,
@@ -116,7 +127,13 @@ def dead_list(
 
         async with wiring.open_home(ui.settings_of(home)) as opened:
             found = await dead.read_all(opened.bus)
-        rows = [_row(one) for one in found if (every or not one.resolution) and kind in (None, one.reason)]
+        rows = [
+            _row(one)
+            for one in found
+            if (every or not one.resolution)
+            and kind in (None, one.reason)
+            and project in (None, dead.project_of(one))
+        ]
         out.answer({"dead": rows[:limit], "total": len(rows)})
         columns = ("id", "reason", "at", "event", "bytes", "message")
         if not rows:
@@ -130,8 +147,11 @@ def dead_list(
 
 
 def _row(one: Any) -> dict[str, Any]:
+    from runlore.consumers import dead
+
     return {
         "id": one.id,
+        "project": dead.project_of(one),
         "reason": one.reason,
         "message": one.message,
         "at": one.at,
@@ -170,7 +190,7 @@ def dead_show(
             await _list_for_show(out, home)
             return
         async with wiring.open_home(ui.settings_of(home)) as opened:
-            (one,) = choose(await dead.read_all(opened.bus), [letter], None, False, 1)
+            (one,) = choose(await dead.read_all(opened.bus), [letter], None, None, False, 1)
             value = await dead.value_of(opened.store, one) if to or one.size <= 65_536 else None
         if to:
             await asyncio.to_thread(to.write_bytes, value or b"")
@@ -205,11 +225,19 @@ def _preview(value: bytes | None, size: int) -> str:
 
 
 def choose(
-    letters: list[Any], names: list[str] | None, kind: str | None, every: bool, limit: int
+    letters: list[Any],
+    names: list[str] | None,
+    kind: str | None,
+    project: str | None,
+    every: bool,
+    limit: int,
 ) -> list[Any]:
     """The open letters that are meant. Raises `errors.NotFound` or `errors.InvalidInput`."""
     from runlore import errors
+    from runlore.consumers import dead
 
+    if project is not None:
+        letters = [one for one in letters if dead.project_of(one) == project]
     if names:
         found = []
         for name in names:
@@ -230,6 +258,7 @@ def choose(
 def dead_redrive(
     letters: IdsArgument = None,
     kind: CodeOption = None,
+    project: OfProjectOption = None,
     every: AllOption = False,
     limit: LimitOption = 1000,
     dry_run: DryRunOption = False,
@@ -241,13 +270,14 @@ def dead_redrive(
 
     Example: runlore dead redrive --reason claim_missing --limit 10 --dry-run
     """
-    _resolve("redrive", letters, kind, every, limit, dry_run, note, home, as_json)
+    _resolve("redrive", (letters, kind, project, every, limit), dry_run, note, home, as_json)
 
 
 @dead_app.command(name="drop")
 def dead_drop(
     letters: IdsArgument = None,
     kind: CodeOption = None,
+    project: OfProjectOption = None,
     every: AllOption = False,
     limit: LimitOption = 1000,
     dry_run: DryRunOption = False,
@@ -259,15 +289,12 @@ def dead_drop(
 
     Example: runlore dead drop 1f2e3d4c --note "test data"
     """
-    _resolve("drop", letters, kind, every, limit, dry_run, note, home, as_json)
+    _resolve("drop", (letters, kind, project, every, limit), dry_run, note, home, as_json)
 
 
 def _resolve(
     verb: str,
-    names: list[str] | None,
-    kind: str | None,
-    every: bool,
-    limit: int,
+    wanted: tuple[list[str] | None, str | None, str | None, bool, int],
     dry_run: bool,
     note: str,
     home: Path | None,
@@ -277,25 +304,33 @@ def _resolve(
         from runlore import wiring
         from runlore.consumers import dead
 
+        names, kind, project, _, limit = wanted
         async with wiring.open_home(ui.settings_of(home)) as opened:
-            chosen = choose(await dead.read_all(opened.bus), names, kind, every, limit)
+            chosen = choose(await dead.read_all(opened.bus), *wanted)
             # Of many, those that can never be redriven as they are stay; one that is named is refused.
             left = [] if names or verb != "redrive" else [one for one in chosen if not dead.fits(one)]
             chosen = [one for one in chosen if one not in left]
-            if not dry_run and verb == "redrive":
-                await dead.redrive(opened.bus, opened.store, chosen, why=note)
-            elif not dry_run:
-                await dead.drop(opened.bus, chosen, why=note)
+            if chosen and not dry_run:
+                why = ui.needs_reason(note, option="--note")
+                arguments = {"letters": [one.id for one in chosen], "reason": kind, "limit": limit}
+                projects = {dead.project_of(one) for one in chosen}
+                async with ui.acting(
+                    opened, f"dead {verb}", projects=list(projects), reason=why, arguments=arguments
+                ):
+                    if verb == "redrive":
+                        await dead.redrive(opened.bus, opened.store, chosen, why=why)
+                    else:
+                        await dead.drop(opened.bus, chosen, why=why)
         rows, stay = [_row(one) for one in chosen], [_row(one) for one in left]
         out.answer({"verb": verb, "dry_run": dry_run, "dead": rows, "left": stay})
         would = "would " if dry_run else ""
-        out.say(f"{would}{verb} {len(chosen)} dead letters")
+        out.say(f"{would}{verb} {len(chosen)} dead letters" + (f" of project {project}" if project else ""))
         if left:
             out.note(
                 f"{len(left)} are too large for the bus: `runlore dead show ID --out FILE` writes one out"
             )
         if chosen and verb == "redrive" and not dry_run:
-            out.note("next: `runlore up` takes them up again")
+            out.note("next: `runlore up`, or the workers, take them up again")
 
     ui.run(work, as_json=as_json)
 
@@ -382,9 +417,13 @@ def review_release(
             names = sorted(held) if every else given
             if every and not names:
                 raise errors.NotFound(f"{project}/{memory} holds nothing")
-            await consolidate.release(
-                opened.store, opened.bus, opened.reader, project, memory, names, reason=why
-            )
+            arguments = {"memory": memory, "rollouts": names}
+            async with ui.acting(
+                opened, "review release", projects=[project], reason=why, arguments=arguments
+            ):
+                await consolidate.release(
+                    opened.store, opened.bus, opened.reader, project, memory, names, reason=why
+                )
         out.answer({"project": project, "memory": memory, "released": names})
         out.say(f"released {len(names)} rollouts; the next `runlore up` takes them in")
 

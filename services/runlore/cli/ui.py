@@ -11,7 +11,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from runlore.settings import Settings
+    from runlore.upkeep.audit import Act
+    from runlore.wiring import Home
 
 HomeOption = Annotated[
     Path | None,
@@ -44,7 +47,10 @@ SubjectOption = Annotated[
     str | None,
     typer.Option("--subject", help="Whom it is for: their own notes are shown too.", show_default=False),
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why; asked for, and kept with the change.", show_default=False)
+]
+MaybeReason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.", show_default=False)]
 
 INTERRUPTED = 130
 
@@ -226,12 +232,39 @@ def configure_logs(settings: Settings) -> None:
     )
 
 
-def needs_reason(reason: str) -> str:
+def needs_reason(reason: str, *, option: str = "--reason") -> str:
+    """The reason as it is kept. Raises `errors.InvalidInput` where there is none."""
     from runlore import errors
 
     if not reason.strip():
-        raise errors.InvalidInput("this changes what others see: say why with --reason")
+        raise errors.InvalidInput(f"this changes what others see: say why with {option}")
     return reason.strip()
+
+
+def who(opened: Home) -> dict[str, str]:
+    """Who acts, as the audit log and a pause keep it."""
+    from runlore.upkeep import audit
+
+    return audit.who(opened.settings)
+
+
+@asynccontextmanager
+async def acting(
+    opened: Home,
+    what: str,
+    *,
+    projects: Sequence[str | None] = (),
+    reason: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Act]:
+    """Do what changes something between the two entries of the audit log; `act.result` is kept with it."""
+    from runlore.upkeep import audit
+
+    named = [one for one in projects if one is not None]
+    async with audit.acting(
+        opened.store, by=who(opened), what=what, projects=named, reason=reason, arguments=arguments
+    ) as act:
+        yield act
 
 
 def confirm(out: Out, question: str, *, yes: bool, what: str) -> None:

@@ -150,6 +150,7 @@ def merge(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would come out; write nothing.")
     ] = False,
+    reason: ui.MaybeReason = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -169,7 +170,15 @@ def merge(
                 return
             made = _made(opened, project)
             line = lines.line_of(project, id, agent)
-            done = await merging.merge_branches(made, line, branches or None, dry_run=dry_run)
+            if dry_run:
+                done = await merging.merge_branches(made, line, branches or None, dry_run=True)
+            else:
+                arguments = {"line": str(line), "branches": branches}
+                async with ui.acting(
+                    opened, "snapshot merge", projects=[project], reason=reason, arguments=arguments
+                ) as act:
+                    done = await merging.merge_branches(made, line, branches or None)
+                    act.result |= {"state": done.state, "snapshot": done.saved.id if done.saved else None}
         conflicts = [one.as_dict() for one in done.merged.conflicts]
         snapshot = done.saved.id if done.saved else done.merged.record.id
         out.answer(
@@ -205,6 +214,7 @@ def tag(
     rollout: RolloutOption = None,
     agent: AgentOption = None,
     delete: Annotated[bool, typer.Option("--delete", help="Take the tag away (ID is its rollout).")] = False,
+    reason: ui.MaybeReason = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -225,14 +235,21 @@ def tag(
             made = _made(opened, project)
             if delete:
                 line = lines.line_of(project, rollout or id, agent)
-                head = await lines.untag(opened.store, line, name)
+                why = ui.needs_reason(reason)
+                given = {"line": str(line), "tag": name}
+                async with ui.acting(
+                    opened, "snapshot tag --delete", projects=[project], reason=why, arguments=given
+                ):
+                    head = await lines.untag(opened.store, line, name)
                 out.answer({"snapshot": None, "tags": head.body["tags"]})
                 out.say(f"{line} has no tag {name} any more")
                 return
             found, line, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
             if line is None:
                 raise errors.NotFound("no head names this snapshot now, so it can not be tagged")
-            head = await lines.tag(opened.store, line, name, str(found.ref))
+            given = {"line": str(line), "tag": name, "snapshot": found.ref.id}
+            async with ui.acting(opened, "snapshot tag", projects=[project], reason=reason, arguments=given):
+                head = await lines.tag(opened.store, line, name, str(found.ref))
         out.answer({"snapshot": found.ref.id, "tags": head.body["tags"]})
         out.say(f"{name} is {found.ref.id[:12]} of {line}")
 
@@ -244,12 +261,13 @@ def drop(
     branch: Annotated[str, typer.Argument(metavar="BRANCH", help="Its branch.", show_default=False)] = "",
     project: ProjectOption = "",
     agent: AgentOption = None,
+    reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
     """Let a branch go without merging it; it stays restorable by its id for its term.
 
-    Example: runlore snapshot drop conv-7 run-12 --project acme
+    Example: runlore snapshot drop conv-7 run-12 --project acme --reason "a failed try"
     """
 
     async def work(out: ui.Out) -> None:
@@ -261,7 +279,10 @@ def drop(
                 await _list(out, opened, project, "runlore snapshot drop ROLLOUT BRANCH")
                 return
             _made(opened, project)
-            head = await lines.delete_branch(opened.store, lines.line_of(project, id, agent), branch)
+            line, why = lines.line_of(project, id, agent), ui.needs_reason(reason)
+            given = {"line": str(line), "branch": branch}
+            async with ui.acting(opened, "snapshot drop", projects=[project], reason=why, arguments=given):
+                head = await lines.delete_branch(opened.store, line, branch)
         out.answer({"branch": branch, "branches": sorted(head.body["branches"])})
         out.say(f"branch {branch} is let go; {len(head.body['branches'])} left")
 
@@ -277,12 +298,13 @@ def retain(
     daily: Annotated[int, typer.Option("--daily", min=0, help="Keep the newest of so many days.")] = 0,
     days: Annotated[float, typer.Option("--days", min=0, help="Keep what is younger, in days.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be let go; do nothing.")] = False,
+    reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
     """Let earlier versions of a workspace go; the present one, branches and tags always stay.
 
-    Example: runlore snapshot retain conv-7 --project acme --last 10 --daily 14
+    Example: runlore snapshot retain conv-7 --project acme --last 10 --daily 14 --reason "monthly clean-up"
     """
 
     async def work(out: ui.Out) -> None:
@@ -298,7 +320,20 @@ def retain(
             _made(opened, project)
             within = dt.timedelta(days=days) if days else None
             keep = lines.Keep(last=last, hourly=hourly, daily=daily, within=within)
-            gone = await lines.retain(opened.store, lines.line_of(project, id, agent), keep, dry_run=dry_run)
+            line = lines.line_of(project, id, agent)
+            if dry_run:
+                gone = await lines.retain(opened.store, line, keep, dry_run=True)
+            else:
+                given = {"line": str(line), "last": last, "hourly": hourly, "daily": daily, "days": days}
+                async with ui.acting(
+                    opened,
+                    "snapshot retain",
+                    projects=[project],
+                    reason=ui.needs_reason(reason),
+                    arguments=given,
+                ) as act:
+                    gone = await lines.retain(opened.store, line, keep)
+                    act.result["let_go"] = gone
         out.answer({"let_go": gone, "dry_run": dry_run})
         out.say(f"{'would let' if dry_run else 'let'} {len(gone)} versions go")
 
@@ -380,6 +415,7 @@ def sweep(
     project: ui.MaybeProject = None,
     apply: Annotated[bool, typer.Option("--apply", help="Delete, after asking.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --apply: do not ask.")] = False,
+    reason: ui.ReasonOption = "",
     per_second: Annotated[
         float, typer.Option("--per-second", min=1, help="Deletes a second, at most.")
     ] = 200,
@@ -390,7 +426,7 @@ def sweep(
 
     It needs no lock and may run beside everything else. Interrupted, it can simply be run again.
 
-    Example: runlore sweep --apply
+    Example: runlore sweep --apply --reason "nightly"
     """
 
     async def work(out: ui.Out) -> None:
@@ -408,8 +444,14 @@ def sweep(
             for plan in plans:
                 _tell_plan(out, plan)
             deleted = 0
-            if apply and count and _confirmed(out, count, size, yes=yes):
-                deleted = await _delete(out, opened, plans, per_second)
+            if apply and count:
+                why = ui.needs_reason(reason)
+                question = f"Delete {count} objects ({size / 1e6:,.1f} MB)?"
+                ui.confirm(out, question, yes=yes, what="this deletes")
+                given = {"objects": count, "bytes": size}
+                projects = [plan.project for plan in plans if plan.victims]
+                async with ui.acting(opened, "sweep", projects=projects, reason=why, arguments=given) as act:
+                    deleted = act.result["deleted"] = await _delete(out, opened, plans, per_second)
         rows = [_plan_row(plan) for plan in plans]
         out.answer(
             {"projects": rows, "objects": count, "bytes": size, "deleted": deleted, "dry_run": not apply}
@@ -462,13 +504,3 @@ def _tell_plan(out: ui.Out, plan: Any) -> None:
         f"{plan.project}: {kinds} to delete ({plan.bytes / 1e6:,.1f} MB) · {kept} objects named by {plan.heads} heads"
         f" · {plan.young} too young to judge"
     )
-
-
-def _confirmed(out: ui.Out, count: int, size: int, *, yes: bool) -> bool:
-    from runlore import errors
-
-    if yes:
-        return True
-    if out.as_json or not sys.stdin.isatty():
-        raise errors.InvalidInput("this deletes: say --yes where nobody can be asked")
-    return typer.confirm(f"Delete {count} objects ({size / 1e6:,.1f} MB)?", err=True)

@@ -13,8 +13,12 @@ ROLLOUTS, RECORDS, MARKS, MEMORIES = "rollouts", "records", "marks", "memories"
 MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
+AUDIT = "audit"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
+OPERATIONS = "_operations"
+"""Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
+PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 
 
 def spread(name: str) -> str:
@@ -105,3 +109,41 @@ def claim(project: str, sha256: str) -> str:
 def dead_letter(letter: str) -> str:
     """Where the bytes of a dead letter lie that is too large for its topic."""
     return f"{DEAD_LETTERS}/{spread(letter)}/{letter}"
+
+
+def audit(place: str) -> str:
+    """The prefix of what people changed in a project, or in the whole deployment (`OPERATIONS`)."""
+    return f"{place}/{AUDIT}/"
+
+
+def audit_entry(place: str, month: str, entry: str, part: str) -> str:
+    """One half of an act, `begun` or `ended`. By month, not spread: they are few, and are listed by time."""
+    return f"{audit(place)}{month}/{entry}.{part}.json"
+
+
+def pauses() -> str:
+    """The prefix of every pause, of all projects: each worker lists it every few seconds."""
+    return f"{OPERATIONS}/{PAUSES}/"
+
+
+def pause(stage: str, project: str | None = None, memory: str | None = None) -> str:
+    """What holds a stage back: everywhere, for a project, or for one memory."""
+    if project is None:
+        return f"{pauses()}{stage}/stage.json"
+    if memory is None:
+        return f"{pauses()}{stage}/project/{project}.json"
+    return f"{pauses()}{stage}/memory/{project}/{memory}.json"
+
+
+def workers() -> str:
+    """The prefix of what each worker says of itself."""
+    return f"{OPERATIONS}/{WORKERS}/"
+
+
+def worker(name: str) -> str:
+    return f"{workers()}{name}.json"
+
+
+def probe(name: str) -> str:
+    """Where `doctor` tries what a store can do."""
+    return f"{OPERATIONS}/{PROBES}/{name}"

@@ -7,14 +7,16 @@ letter. A value too large for the topic lies in the store, and the letter points
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import keys
-from runlore.events import envelope
+from runlore.events import envelope, ids
 from runlore.store import port as store_port
 
 VALUE_BYTES_MAX = envelope.EVENT_BYTES_MAX - 64 * 1024
@@ -43,6 +45,10 @@ class Letter:
     pointers: tuple[str, ...] = ()
     """Keys of the objects that hold the value, in order, where the bus could not."""
     size: int = 0
+    source: str | None = None
+    """The source whose mapping refused it, where the event is one of a team's own topic."""
+    time: float = 0.0
+    """When the bus took the event, in seconds since 1970; only of a source's letter."""
     resolution: str | None = None
     resolved_at: str | None = None
     resolved_why: str | None = None
@@ -63,14 +69,23 @@ def letter_id(topic: str, partition: int, offset: int, stage: str = "record") ->
 
 
 async def letter(
-    store: store_port.ObjectStore, message: bus_port.Message, error: errors.Poison, *, stage: str = "record"
+    store: store_port.ObjectStore,
+    message: bus_port.Message,
+    error: errors.Poison,
+    *,
+    stage: str = "record",
+    source: str | None = None,
 ) -> bus_port.Outgoing:
-    """The dead letter for a message; a value that is too large is put in the store first."""
+    """The dead letter for a message; a value that is too large is put in the store first.
+
+    `source` names the source whose mapping refused it: then the letter is its, and is mapped anew by it alone.
+    """
+    stage = f"source-{source}" if source else stage
     name = letter_id(message.topic, message.partition, message.offset, stage)
     if message.value is None or len(message.value) <= VALUE_BYTES_MAX:
-        return compose(name, message, error)
+        return compose(name, message, error, source=source)
     stored = await put_parts(store, _whole(message.value))
-    return compose(name, message, error, stored=stored)
+    return compose(name, message, error, stored=stored, source=source)
 
 
 async def _whole(value: bytes) -> AsyncIterator[bytes]:
@@ -90,11 +105,18 @@ async def put_parts(store: store_port.ObjectStore, parts: AsyncIterator[bytes]) 
 
 
 def compose(
-    name: str, message: bus_port.Message, error: errors.Poison, *, stored: tuple[list[str], int] | None = None
+    name: str,
+    message: bus_port.Message,
+    error: errors.Poison,
+    *,
+    stored: tuple[list[str], int] | None = None,
+    source: str | None = None,
 ) -> bus_port.Outgoing:
     """The letter `name` for a message, whose value is in the store where `stored` says so."""
     value = message.value if stored is None else None
     extra = [] if stored is None else [("rl_pointers", ",".join(stored[0])), ("rl_size", str(stored[1]))]
+    # With its time, an event that has none of its own is mapped to the same bytes again.
+    extra += [("rl_source", source), ("rl_time", repr(message.time))] if source else []
     fields = [
         ("rl_dead", name),
         ("rl_reason", error.kind),
@@ -137,9 +159,24 @@ async def value_of(store: store_port.ObjectStore, letter: Letter) -> bytes | Non
     return b"".join(one.body for one in found if one)
 
 
+def project_of(letter: Letter) -> str | None:
+    """The project that a dead event says it is of; None where it says none that could be one.
+
+    It is what its producer wrote and nobody could take, so it sorts letters, and proves nothing.
+    """
+    named = None
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        named = json.loads(letter.value or b"").get("project")
+    if not isinstance(named, str):
+        named = (letter.key or b"").decode("utf-8", "replace").partition("/")[0]
+    with contextlib.suppress(errors.InvalidId):
+        return ids.check_name(named, "project")
+    return None
+
+
 def fits(letter: Letter) -> bool:
-    """Whether the bus takes the event again as it came."""
-    return letter.size <= envelope.EVENT_BYTES_MAX
+    """Whether the event can be published again as it came: the bus takes its size, and it is of a topic of ours."""
+    return letter.source is None and letter.size <= envelope.EVENT_BYTES_MAX
 
 
 async def redrive(
@@ -148,9 +185,15 @@ async def redrive(
     """Publish the events again as they came, then note it.
 
     A crash between the two redrives twice, which is harmless: a run is recognised. Raises
-    `errors.EventTooLarge`, before it publishes anything, where one of them does not fit on the bus.
+    `errors.EventTooLarge`, before it publishes anything, where one of them does not fit on the bus, and
+    `errors.ForeignLetter` where one is of a team's own topic: there others would read it twice.
     """
     for one in letters:
+        if one.source is not None:
+            raise errors.ForeignLetter(
+                f"dead letter {one.id} is an event of {one.topic}, which source {one.source} maps",
+                hint=f"`runlore source redrive MAP {one.id}` maps it anew",
+            )
         if not fits(one):
             raise errors.EventTooLarge(
                 f"dead letter {one.id} has {one.size} bytes; the bus takes {envelope.EVENT_BYTES_MAX}",
@@ -194,4 +237,6 @@ def _letter(name: str, fields: dict[str, str], message: bus_port.Message) -> Let
         headers=[(key, raw) for key, raw in message.headers if not key.startswith(PREFIX)],
         pointers=tuple(fields["rl_pointers"].split(",")) if "rl_pointers" in fields else (),
         size=int(fields.get("rl_size", len(message.value or b""))),
+        source=fields.get("rl_source"),
+        time=float(fields.get("rl_time", 0.0)),
     )

@@ -1,4 +1,4 @@
-"""Explain and status: where every run is, what it waits for, and why.
+"""Explain: where every run is, what it waits for, and why.
 
 A run's state is one of the named ends (invariant 12), or one of the ways there:
 
@@ -9,9 +9,7 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from runlore import errors, pipeline
@@ -21,6 +19,7 @@ from runlore.consumers import dead, record, summarize
 from runlore.events import ids
 from runlore.lookup import index as lookup_index
 from runlore.store import port as store_port
+from runlore.upkeep import pauses
 
 WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, DEAD = (
     "waiting",
@@ -63,17 +62,21 @@ async def explain(
     reader: revisions.Reader,
     index: lookup_index.Index,
     name: str,
+    *,
+    project: str | None = None,
 ) -> list[Story]:
-    """The stories of every run that `name` can mean: an event id, a run id, or a rollout.
+    """The stories of every run that `name` can mean: an event id, a run id, or a rollout; of one project if given.
 
     Raises `errors.NotFound` where nothing has that name.
     """
     await lookup_index.reconcile(index, store)
     wanted = {name, ids.alias(name.strip())} if name.strip() else {name}
-    rows = [row for one in sorted(wanted) for row in index.runs(one)]
+    rows = [row for one in sorted(wanted) for row in index.runs(one, project)]
     stories = [await _recorded(store, reader, row) for row in rows]
-    stories += await _waiting(bus, wanted, {story.event for story in stories})
-    stories += await _dead(bus, wanted)
+    waiting = await _waiting(bus, wanted, {story.event for story in stories})
+    stories += [story for story in waiting if project in (None, story.project)]
+    stories += [story for story in await _dead(bus, wanted) if project in (None, story.project)]
+    await _paused(store, stories)
     if not stories:
         raise errors.NotFound(
             f"no event, run or rollout is called {name!r}",
@@ -159,6 +162,17 @@ async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:
             story.step("snapshot", what, snapshot=found["ref"][:12], agent=agent, object=done[story.attempt])
 
 
+async def _paused(store: store_port.ObjectStore, stories: list[Story]) -> None:
+    """Which pause, if any, each run waits for."""
+    standing = list((await pauses.read_all(store)).values())
+    for story in stories:
+        stages = {WAITING: ("record", "snapshot"), RECORDED: ("consolidate",)}.get(story.state, ())
+        for one in standing:
+            if any(one.holds(stage, story.project, story.memory) for stage in stages):
+                story.step(one.stage, str(one), at=one.at)
+                story.next = f"after `runlore resume {one.stage}`"
+
+
 async def _first_revision(
     reader: revisions.Reader, project: str, memory: str, rollout: str, run: str, attempt: int
 ) -> tuple[int | None, str | None]:
@@ -203,7 +217,7 @@ async def _dead(bus: bus_port.Bus, wanted: set[str]) -> list[Story]:
     for letter in await dead.read_all(bus):
         if letter.id not in wanted and letter.event_id not in wanted:
             continue
-        story = Story(DEAD, event=letter.event_id)
+        story = Story(DEAD, project=dead.project_of(letter), event=letter.event_id)
         story.step(
             "runs", "event received", topic=letter.topic, partition=letter.partition, offset=letter.offset
         )
@@ -215,72 +229,6 @@ async def _dead(bus: bus_port.Bus, wanted: set[str]) -> list[Story]:
             story.next = f"`runlore dead redrive {letter.id}` once the cause is gone, or `runlore dead drop`"
         stories.append(story)
     return stories
-
-
-async def status(
-    store: store_port.ObjectStore,
-    bus: bus_port.Bus,
-    index: lookup_index.Index,
-    status_path: Path,
-    up: int | None,
-) -> dict[str, Any]:
-    """How the pipeline is: lag, what waits and since when, what is held or dead, and the causes in words."""
-    await lookup_index.reconcile(index, store)
-    lag = sum((await bus.lag(group="record", topic=pipeline.RUNS.name)).values())
-    standing = await marks.waiting(store)
-    letters = [letter for letter in await dead.read_all(bus) if letter.resolution is None]
-    memories = index.memories()
-    stages = _stages(status_path) if up else {}
-    waiting_rollouts = {rollout for mark in standing for rollout in mark.rollouts}
-    out = {
-        "up": up,
-        "record": {"lag": lag, **stages.get("record", {})},
-        "consolidate": {
-            "marks": len(standing),
-            "rollouts": len(waiting_rollouts),
-            "oldest": min((mark.put_at for mark in standing), default=None),
-            **stages.get("consolidate", {}),
-        },
-        "index": stages.get("index", {}),
-        "dead": {"open": len(letters), "reasons": _count(letter.reason for letter in letters)},
-        "memories": memories,
-    }
-    out["causes"] = _causes(out)
-    return out
-
-
-def _stages(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())["stages"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _count(names: Any) -> dict[str, int]:
-    counted: dict[str, int] = {}
-    for name in names:
-        counted[name] = counted.get(name, 0) + 1
-    return dict(sorted(counted.items()))
-
-
-def _causes(out: dict[str, Any]) -> list[str]:
-    """What is wrong or waiting, in words; empty where all is well."""
-    causes = []
-    work = out["record"]["lag"] or out["consolidate"]["marks"]
-    if work and not out["up"]:
-        causes.append("nothing runs the stages: `runlore up` (or `runlore up --once`) works off what waits")
-    for stage in ("record", "consolidate", "index"):
-        if out[stage].get("state", "running") != "running":
-            causes.append(f"{stage} {out[stage]['state']} since {out[stage]['since']}: {out[stage]['cause']}")
-    for name, why in out["consolidate"].get("memories", {}).items():
-        causes.append(f"memory {name} can not go on: {why}")
-    if out["dead"]["open"]:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in out["dead"]["reasons"].items())
-        causes.append(f"{out['dead']['open']} dead letters ({reasons}): `runlore dead` lists them")
-    held = sum(row["held"] for row in out["memories"])
-    if held:
-        causes.append(f"{held} rollouts held for review: `runlore review` lists them")
-    return causes
 
 
 async def head_of(store: store_port.ObjectStore, project: str, memory: str, rollout: str) -> dict[str, Any]:

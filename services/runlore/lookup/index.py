@@ -239,17 +239,20 @@ class Index:
             {"project": project, "limit": limit},
         )
 
-    def runs(self, name: str) -> list[dict[str, Any]]:
+    def runs(self, name: str, project: str | None = None) -> list[dict[str, Any]]:
         """The runs with this event id, run id alias or rollout alias."""
         return self._all(
-            """SELECT * FROM runs WHERE event = ?1 OR run = ?1 OR rollout = ?1
+            """SELECT * FROM runs WHERE (event = :name OR run = :name OR rollout = :name)
+               AND (:project IS NULL OR project = :project)
                ORDER BY ended_at DESC, run, attempt LIMIT 100""",
-            [name],
+            {"name": name, "project": project},
         )
 
-    def recent_runs(self, *, limit: int = 20) -> list[dict[str, Any]]:
+    def recent_runs(self, project: str | None = None, *, limit: int = 20) -> list[dict[str, Any]]:
         return self._all(
-            "SELECT * FROM runs ORDER BY ended_at = 'unknown', ended_at DESC, rowid DESC LIMIT ?", [limit]
+            """SELECT * FROM runs WHERE :project IS NULL OR project = :project
+               ORDER BY ended_at = 'unknown', ended_at DESC, rowid DESC LIMIT :limit""",
+            {"project": project, "limit": limit},
         )
 
     def search(

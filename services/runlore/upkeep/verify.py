@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from runlore import errors
 from runlore.bus import port as bus_port
+from runlore.commit import keys
 from runlore.store import port as store_port
 from runlore.testing import invariants, snapshot_invariants
+from runlore.upkeep import audit, pauses
+
+READABLE = "audit entries and pauses can be read"
 
 
 @dataclass
@@ -43,6 +48,9 @@ async def verify(
             on_progress(done, kind)
         out.violations += await invariants.objects_have_their_names(store, name)
         out.violations += await snapshot_invariants.packs_have_their_names(store, name)
+        out.violations += await _readable(store, keys.audit(name), audit.parse)
+    out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
+    out.violations += await _readable(store, keys.pauses(), _pause)
     found = await _check(store, bus)
     if found:
         again = set(await _check(store, bus))
@@ -59,3 +67,22 @@ async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invar
     for project in await invariants.projects(store):
         found += await snapshot_invariants.check(store, project)
     return found
+
+
+async def _readable(
+    store: store_port.ObjectStore, prefix: str, parse: Callable[[str, bytes], object]
+) -> list[invariants.Violation]:
+    """What people did and what they hold back is there to be read: each object below `prefix` parses."""
+    found = []
+    async for row in store.list(prefix):
+        stored = await store.get(row.key)
+        try:
+            if stored is not None:
+                parse(row.key, stored.body)
+        except errors.Corrupt as exc:
+            found.append(invariants.Violation(READABLE, row.key, exc.message))
+    return found
+
+
+def _pause(key: str, raw: bytes) -> object:
+    return pauses.parse(key, store_port.Stored(raw, ""))

@@ -1,0 +1,171 @@
+"""Status: how the pipeline is, over all its workers: what waits since when, what stands still, and why, in words.
+
+It reads what is stored, what the bus says, and what each worker last said of itself (`upkeep/workers.py`). A part
+that can not be asked is a cause, and hides no other: at night the rest is what is looked for.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runlore import clock, errors, pipeline
+from runlore.bus import port as bus_port
+from runlore.commit import keys, marks
+from runlore.consumers import dead
+from runlore.lookup import index as lookup_index
+from runlore.store import port as store_port
+from runlore.upkeep import pauses, workers
+
+MARKS_READ_MAX = 500
+"""Marks that are read to count the rollouts which wait; those beyond are counted as marks alone."""
+READERS = (pipeline.RECORD, pipeline.SNAPSHOT)
+STAGES = ("record", "snapshot", "consolidate", "index")
+
+
+async def status(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    index: lookup_index.Index,
+    status_path: Path,
+    up: int | None,
+) -> dict[str, Any]:
+    """How the pipeline is, as `runlore status --json` prints it; `causes` is empty where all is well."""
+    causes: list[str] = []
+
+    async def ask(what: str, work: Callable[[], Awaitable[Any]], otherwise: Any) -> Any:
+        try:
+            return await work()
+        except (errors.RunloreError, OSError) as exc:
+            causes.append(f"{what} can not be asked: {getattr(exc, 'kind', 'error')}: {exc}")
+            return otherwise
+
+    await ask("the store", lambda: lookup_index.reconcile(index, store), None)
+    seen = await ask("the workers", lambda: workers.read_all(store), [])
+    standing = await ask("the pauses", lambda: pauses.read_all(store), {})
+    letters = await ask("the dead letters", lambda: dead.read_all(bus), [])
+    letters = [one for one in letters if one.resolution is None]
+    told = workers.together(seen) | (_local(status_path) if up else {})
+    out: dict[str, Any] = {"up": up, "workers": [one.as_dict() for one in seen]}
+    for stage in READERS:
+        out[stage.name] = await ask(f"the bus, for {stage.name},", lambda stage=stage: _waits(bus, stage), {})
+    out["consolidate"] = await ask("the marks", lambda: _marks(store), {})
+    out["index"] = {}
+    for name in STAGES:
+        out[name] = {**_EMPTY.get(name, {}), **out[name], **_told(told.get(name, {}))}
+    out["pauses"] = [one.as_dict() for _, one in sorted(standing.items())]
+    out["dead"] = {"open": len(letters), "reasons": _count(letter.reason for letter in letters)}
+    out["memories"] = index.memories()
+    out["causes"] = [*causes, *_causes(out, seen, list(standing.values()))]
+    return out
+
+
+_EMPTY: dict[str, dict[str, Any]] = {
+    "record": {"lag": None, "oldest": None},
+    "snapshot": {"lag": None, "oldest": None},
+    "consolidate": {"marks": None, "rollouts": None, "oldest": None},
+}
+
+
+async def _waits(bus: bus_port.Bus, stage: pipeline.Stage) -> dict[str, Any]:
+    """How far a stage is behind, and since when the oldest message waits."""
+    lag = sum((await bus.lag(group=str(stage.group), topic=stage.reads)).values())
+    oldest = await bus.oldest(group=str(stage.group), topic=stage.reads) if lag else None
+    return {"lag": lag, "oldest": _iso(oldest) if oldest is not None else None}
+
+
+async def _marks(store: store_port.ObjectStore) -> dict[str, Any]:
+    """What consolidation has to do. A mark's name begins with its time, so the oldest needs no read."""
+    found: list[str] = []
+    for project in await marks.projects(store):
+        found += [row.key async for row in store.list(f"{project}/{keys.MARKS}/")]
+    found.sort(key=lambda key: key.rpartition("/")[2])
+    rollouts: set[tuple[str, ...]] = set()
+    read = found[:MARKS_READ_MAX]
+    for key, one in zip(read, await store.get_many(read), strict=True):
+        if one is not None:
+            project, _, _, memory = key.split("/")[:4]
+            rollouts |= {(project, memory, name) for name in marks.parse(key, one.body).rollouts}
+    return {
+        "marks": len(found),
+        "rollouts": len(rollouts),
+        "oldest": _iso(int(found[0].rpartition("/")[2][:12], 16) / 1000) if found else None,
+    }
+
+
+def _local(path: Path) -> dict[str, Any]:
+    """What `runlore up` on this machine says of its stages."""
+    try:
+        return json.loads(path.read_bytes())["stages"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _told(stage: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("state", "cause", "since", "next_try", "memories", "workers", "ill")
+    return {name: stage[name] for name in names if name in stage}
+
+
+def _count(names: Iterable[str]) -> dict[str, int]:
+    counted: dict[str, int] = {}
+    for name in names:
+        counted[name] = counted.get(name, 0) + 1
+    return dict(sorted(counted.items()))
+
+
+def _causes(out: dict[str, Any], seen: list[workers.Seen], standing: list[pauses.Pause]) -> list[str]:
+    """What is wrong or waiting, in words."""
+    causes = []
+    alive = [one for one in seen if not one.is_silent]
+    work = out["record"]["lag"] or out["snapshot"]["lag"] or out["consolidate"]["marks"]
+    if work and not out["up"] and not alive:
+        causes.append(
+            "nothing runs the stages: `runlore up` (or `runlore up --once`), or `runlore worker` past one machine, "
+            "works off what waits"
+        )
+    for name in STAGES:
+        causes += _stage(name, out[name])
+    causes += [f"{one} (`runlore resume {one.stage}`)" for one in standing]
+    for one in seen:
+        if one.is_silent:
+            causes.append(
+                f"worker {one.name} on {one.host} is silent since {one.at:%Y-%m-%d %H:%M}: did it die?"
+            )
+    versions = sorted({one.version for one in alive})
+    if len(versions) > 1:
+        causes.append(f"workers run different versions ({', '.join(versions)}): finish the roll-out")
+    for memory, why in out["consolidate"].get("memories", {}).items():
+        causes.append(f"memory {memory} can not go on: {why}")
+    if out["dead"]["open"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in out["dead"]["reasons"].items())
+        causes.append(f"{out['dead']['open']} dead letters ({reasons}): `runlore dead` lists them")
+    held = sum(row["held"] for row in out["memories"])
+    if held:
+        causes.append(f"{held} rollouts held for review: `runlore review` lists them")
+    return causes
+
+
+def _stage(name: str, one: Mapping[str, Any]) -> list[str]:
+    if one.get("state", "running") == "running":
+        return []
+    where = f" in {one['ill']} of {one['workers']} workers" if one.get("workers", 0) > 1 else ""
+    again = f"; next try {one['next_try']}" if one.get("next_try") else ""
+    return [f"{name} {one['state']}{where} since {one['since']}: {one['cause']}{again}"]
+
+
+def _iso(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")
+
+
+def age(moment: str | None) -> str:
+    """How long ago that was, for a person: `38 min`; '' for None."""
+    if not moment:
+        return ""
+    seconds = max(0.0, (clock.now() - dt.datetime.fromisoformat(moment)).total_seconds())
+    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
