@@ -13,8 +13,8 @@ from runlore import errors
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, dead, record
 from runlore.events import envelope, models
-from runlore.lookup import explain
 from runlore.lookup import index as lookup_index
+from runlore.lookup import status as lookup_status
 from runlore.memory import guards
 from runlore.settings import Settings
 from runlore.testing import buses, invariants, stores
@@ -171,7 +171,7 @@ async def test_a_stage_that_is_stopped_buries_nothing_and_the_others_go_on(world
         status = tmp_path / "status.json"
         told = {"stages": {name: vars(one) for name, one in stages.items()}}
         status.write_text(json.dumps(told))
-        causes = (await explain.status(world.store, world.bus, world.index, status, 1))["causes"]
+        causes = (await lookup_status.status(world.store, world.bus, world.index, status, 1))["causes"]
         wanted = "blocked" if isinstance(problem, errors.Blocked) else "waiting"
         assert any(f"consolidate {wanted} since" in cause and str(problem) in cause for cause in causes), (
             causes
