@@ -13,6 +13,7 @@ from runlore import errors
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, dead, record
 from runlore.events import envelope, models
+from runlore.lookup import explain
 from runlore.lookup import index as lookup_index
 from runlore.lookup import status as lookup_status
 from runlore.memory import guards
