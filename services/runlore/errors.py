@@ -71,6 +71,12 @@ class ArchiveLimit(InvalidInput):
     kind = "archive_limit"
 
 
+class BadMapping(InvalidInput):
+    """The mapping file does not say what a source needs."""
+
+    kind = "bad_mapping"
+
+
 class NotFound(RunloreError):
     """There is no such thing."""
 
@@ -101,6 +107,12 @@ class HomeInUse(Refused):
     """Another runlore process runs the stages of this home."""
 
     kind = "home_in_use"
+
+
+class ForeignLetter(Refused):
+    """The event is one of a team's own topic: only its mapping can take it up again."""
+
+    kind = "foreign_letter"
 
 
 class TargetModified(Refused):
@@ -252,6 +264,69 @@ class BranchesFull(Poison):
     kind = "branches_full"
 
 
+# --- poison: a foreign event that its mapping can not make a run of ---------------------------------------
+
+
+class Undecodable(Poison):
+    """The foreign event could not be decoded."""
+
+    kind = "undecodable"
+
+
+class MissingRollout(Poison):
+    """The foreign event does not say which conversation it belongs to."""
+
+    kind = "missing_rollout"
+
+
+class MissingField(Poison):
+    """The foreign event lacks what its mapping needs."""
+
+    kind = "missing_field"
+
+
+class BadField(Poison):
+    """A field of the foreign event is not of the kind that its mapping needs."""
+
+    kind = "bad_field"
+
+
+class BadMessages(Poison):
+    """The foreign event's messages can not be read as a conversation."""
+
+    kind = "bad_messages"
+
+
+class NotAllowed(Poison):
+    """The foreign event names a project or a memory that its mapping does not allow."""
+
+    kind = "not_allowed"
+
+
+class Unmappable(Poison):
+    """The mapping failed on this event; it is kept until one that can read it takes it up again."""
+
+    kind = "unmappable"
+
+
+class ObjectRefused(Poison):
+    """The foreign event names an object that is not below an allowed prefix."""
+
+    kind = "object_refused"
+
+
+class ObjectMissing(Poison):
+    """The object that the foreign event names is not there."""
+
+    kind = "object_missing"
+
+
+class ObjectTooLarge(Poison):
+    """The object that the foreign event names is larger than the limit."""
+
+    kind = "object_too_large"
+
+
 # --- the store ----------------------------------------------------------------------------------------
 
 
@@ -278,6 +353,12 @@ class OutcomeUnknown(Retryable):
     """The reply to a write was lost: it may have landed, may land later, or never."""
 
     kind = "outcome_unknown"
+
+
+class SourceUnavailable(Retryable):
+    """What a source needs besides its topic (an object, a schema registry) did not answer."""
+
+    kind = "source_unavailable"
 
 
 class BusUnavailable(Retryable):

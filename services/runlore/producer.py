@@ -59,6 +59,18 @@ class Producer:
         await self._bus.produce(messages)
         return names
 
+    async def message(self, event: envelope.Event) -> bus_port.Outgoing:
+        """The message of a run-completed event that has its id already; a large record is claimed in the store.
+
+        Raises `errors.Poison` on an event that no stage would take.
+        """
+        checked = models.run_completed(event.data)
+        event = dataclasses.replace(event, data=await self._claimed(event.data, checked))
+        message = record.message_of(event, key_of(checked), "runs")
+        if len(message.value or b"") > envelope.EVENT_BYTES_MAX:
+            raise errors.EventTooLarge(f"the event has {len(message.value or b'')} bytes without its record")
+        return message
+
     async def emit(self, stream: BinaryIO, *, source: str, first_line: int = 1) -> AsyncIterator[list[Sent]]:
         """Publish each line of `stream`: a CloudEvent in structured mode, or a run's data alone.
 
@@ -108,10 +120,7 @@ class Producer:
         try:
             event = event_of(raw, source)
             if event.type == models.RUN_COMPLETED:
-                checked = models.run_completed(event.data)
-                data = await self._claimed(event.data, checked)
-                event = dataclasses.replace(event, data=data)
-                message = record.message_of(event, key_of(checked), "runs")
+                message = await self.message(event)
             else:
                 message = record.message_of(event, event.id, "runs")
             if len(message.value or b"") > envelope.EVENT_BYTES_MAX:

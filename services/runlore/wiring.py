@@ -23,6 +23,7 @@ from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import revisions
 from runlore.settings import Settings
+from runlore.sources.mapping import objects
 from runlore.store import port as store_port
 
 HOME_FORMAT = "runlore.home/1"
@@ -93,6 +94,29 @@ def bus_of(settings: Settings) -> bus_port.Bus:
     from runlore.bus.sqlite import SqliteBus
 
     return SqliteBus(settings.root / "log.db", fsync=settings.fsync)
+
+
+def source_bus(settings: Settings) -> bus_port.Bus:
+    """The bus as a team's own topic is on it: without our prefix. Nothing is asked of it yet."""
+    if settings.bus == "kafka":
+        from runlore.bus.kafka import KafkaBus
+
+        return KafkaBus.of(settings, topic_prefix="")
+    return bus_of(settings)
+
+
+def object_reader(settings: Settings) -> objects.Fetch:
+    """How a source reads what its events point to: with the credentials of the store's settings."""
+    return objects.lazily(
+        lambda: objects.client(
+            endpoint=settings.s3_endpoint,
+            region=settings.s3_region,
+            access_key_id=settings.s3_access_key_id.get_secret_value(),
+            secret_access_key=settings.s3_secret_access_key.get_secret_value(),
+            timeout_seconds=settings.s3_timeout_seconds,
+            connections_max=settings.s3_connections_max,
+        )
+    )
 
 
 def check_home(root: Path, *, create: bool) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import made
 from runlore.cli import main
 
+ORDERS = homes.ROOT / "examples" / "sources" / "orders.toml"
 COMMANDS = {
     # words without options → the exit code on a filled home; on an empty one; where there is no home
     ("log",): (0, 0, 3),
@@ -85,6 +86,14 @@ COMMANDS = {
     ("topics", "plan"): (0, 0, 0),
     ("topics", "plan", "--partitions", "nonsense=3"): (2, 2, 2),
     ("topics", "apply"): (4, 4, 4),  # The embedded log needs none.
+    ("source", "check"): (2, 2, 2),  # No mapping, or no sample.
+    ("source", "check", ORDERS): (2, 2, 2),
+    ("source", "check", ORDERS, ORDERS.with_name("orders-sample.json")): (0, 0, 0),
+    ("source", "check", "/no/such/map.toml", "-"): (3, 3, 3),
+    ("source", "run"): (2, 2, 2),
+    ("source", "run", ORDERS, "--dry-run"): (0, 0, 3),
+    ("source", "redrive"): (2, 2, 2),
+    ("source", "redrive", ORDERS, "--all"): (0, 0, 3),
     ("import",): (0, 0, 0),
     ("import", "no-format"): (2, 2, 2),
     ("import", "chat"): (2, 2, 2),
@@ -125,7 +134,7 @@ def empty(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(map(str, words)))
 def test_json_is_one_object_on_stdout_with_the_documented_exit_code(words, filled, empty, tmp_path):
     absent = homes.Home(tmp_path / "absent")
     for home, code in zip((filled, empty, absent), COMMANDS[words], strict=True):

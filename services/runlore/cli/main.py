@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from runlore.cli import control, inspect, operate, pipeline, snapshots, topics, workspaces
+from runlore.cli import control, inspect, operate, pipeline, snapshots, sources, topics, workspaces
 
 EPILOG = (
     "Exit codes: 0 done · 1 internal error · 2 bad input or usage · 3 no such thing · 4 refused by the present "
@@ -52,6 +52,7 @@ snapshots.register(app)
 workspaces.register(app, snapshots.app)
 topics.register(app)
 control.register(app)
+sources.register(app)
 
 
 def _shorten(group: typer.Typer) -> None:

@@ -37,22 +37,33 @@ def run(text: str, *, stem: str) -> dict[str, Any]:
     found = _ids(about, stem)
     rollout = next(iter(found.values()), "")
     messages = _messages(line)
-    transcript = _transcript(messages, rollout)
-    final = transcript.last_word()
+    transcript = transcribe(messages, rollout)
+    payload = payload_of(transcript, updated_at=_updated_at(about))
+    return finished(payload, found, subject=_subject(about), agents=speakers(messages))
+
+
+def payload_of(
+    transcript: items.Transcript,
+    *,
+    updated_at: str,
+    rollout_id: str | None = None,
+    terminal: dict[str, Any] | None = None,
+    final_output: Any = None,
+) -> dict[str, Any]:
+    """The SDK's payload of a conversation: it ended as `terminal` says, else as the agent's last act does."""
     first, rest = transcript.split()
-    payload = payloads.build(
-        updated_at=_updated_at(about),
-        rollout_id=None,
+    if terminal is None:
+        final_output = transcript.last_word() if final_output is None else final_output
+        ended = payloads.CANCELLED if final_output is None else payloads.COMPLETED
+        terminal = payloads.terminal(ended, has_final_output=final_output is not None)
+    return payloads.build(
+        updated_at=updated_at,
+        rollout_id=rollout_id,
         input=first,
         generated_items=rest,
-        terminal_metadata=(
-            payloads.terminal(payloads.CANCELLED)
-            if final is None
-            else payloads.terminal(payloads.COMPLETED, has_final_output=True)
-        ),
-        final_output=final,
+        terminal_metadata=terminal,
+        final_output=final_output,
     )
-    return finished(payload, found, subject=_subject(about), agents=_agents(messages))
 
 
 def finished(
@@ -135,30 +146,45 @@ def _updated_at(about: dict[str, Any]) -> str:
     metadata = about.get("metadata")
     for holder in (about, metadata if isinstance(metadata, dict) else {}):
         for key in _TIMES:
-            if when := _time(holder.get(key)):
-                return when.astimezone(dt.UTC).isoformat(timespec="microseconds")
+            if when := moment(holder.get(key)):
+                return when
     return payloads.UNKNOWN_TIME
 
 
-def _time(value: Any) -> dt.datetime | None:
+def moment(value: Any) -> str | None:
+    """A time as the SDK writes times: from ISO 8601 (UTC where it names no zone), or a number since 1970.
+
+    The number's size tells its unit: seconds, milliseconds, microseconds or nanoseconds.
+    """
     try:
         if isinstance(value, str):
             when = dt.datetime.fromisoformat(value.strip())
-            return when if when.tzinfo else when.replace(tzinfo=dt.UTC)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return dt.datetime.fromtimestamp(value / 1000 if value >= _MILLISECONDS_FROM else value, dt.UTC)
+            when = when if when.tzinfo else when.replace(tzinfo=dt.UTC)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            when = dt.datetime.fromtimestamp(_seconds(value), dt.UTC)
+        else:
+            return None
+        return when.astimezone(dt.UTC).isoformat(timespec="microseconds")
     except (ValueError, OverflowError, OSError):
-        pass
-    return None
+        return None
 
 
-def _agents(messages: list[Any]) -> list[str]:
+def _seconds(value: float) -> float:
+    for _ in range(3):
+        if value < _MILLISECONDS_FROM:
+            break
+        value = value / 1000
+    return value
+
+
+def speakers(messages: list[Any]) -> list[str]:
     """Who spoke as the assistant, in order, where the log tells (`name`): a chain of hand-offs."""
     names = [m.get("name") for m in messages if isinstance(m, dict) and m.get("role") == "assistant"]
     return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
-def _transcript(messages: list[Any], rollout: str) -> items.Transcript:
+def transcribe(messages: list[Any], rollout: str) -> items.Transcript:
+    """The items of a list of chat messages. Raises `errors.InvalidRecord` with the message that is none."""
     transcript = items.Transcript(rollout)
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -182,7 +208,10 @@ def _add(transcript: items.Transcript, message: dict[str, Any], where: str) -> N
     elif role in ("tool", "function"):
         given, name = message.get("tool_call_id"), message.get("name")
         transcript.output(
-            text, given if isinstance(given, str) else None, name if isinstance(name, str) else None
+            text,
+            given if isinstance(given, str) else None,
+            name if isinstance(name, str) else None,
+            failed=message.get("is_error") is True,
         )
     elif role is None:
         raise errors.InvalidRecord(f"{where} has no role")
