@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -23,60 +22,21 @@ from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
 from runlore.settings import Settings
 from runlore.store import port as store_port
-from runlore.worker import concurrency
+from runlore.worker import concurrency, intake, progress, retry
 
 log = structlog.get_logger("runlore.worker")
 
 TRIES_ONCE_MAX = 6
 """How often `--once` tries a stage that a passing fault stops, before it gives up and says so."""
-RETRY_SECONDS_MIN = 0.1
+RETRY_SECONDS_MIN = retry.RETRY_SECONDS_MIN
+RECONCILE_EVERY = 12
+"""The index compares its rows with a LIST so many times less often than marks are listed."""
+MEMORIES_MAX = 4
+"""Memories that are consolidated at the same time: one with a slow model does not stall the others."""
 
-RUNNING, WAITING, BLOCKED, FAILED = "running", "waiting", "blocked", "failed"
-
-
-@dataclass
-class StageStatus:
-    """How a stage is: what `runlore status` shows, with the cause in words."""
-
-    state: str = RUNNING
-    cause: str | None = None
-    since: str | None = None
-    tries: int = 0
-    done: int = 0
-    """Messages, marks or heads worked since the start."""
-    memories: dict[str, str] = field(default_factory=dict)
-    """Memories that can not go on, while the stage does: `project/memory` → why."""
-
-    def ok(self) -> None:
-        if self.state != RUNNING:
-            self.state, self.cause, self.since, self.tries = RUNNING, None, None, 0
-
-    def fail(self, state: str, error: BaseException) -> None:
-        if self.state == RUNNING:
-            self.since = clock.now_iso()
-        self.state, self.tries = state, self.tries + 1
-        self.cause = f"{getattr(error, 'kind', type(error).__name__)}: {error}"
-
-
-@dataclass
-class Progress:
-    """Counts since the start, for a progress bar and for `--json`."""
-
-    recorded: int = 0
-    already: int = 0
-    superseded: int = 0
-    dead: int = 0
-    revisions: int = 0
-    covered: int = 0
-    held: int = 0
-    snapshots: int = 0
-    """Versions that became a line's head."""
-    branches: int = 0
-    stages: dict[str, StageStatus] = field(
-        default_factory=lambda: {
-            name: StageStatus() for name in ("record", "consolidate", "snapshot", "index")
-        }
-    )
+RUNNING, WAITING, BLOCKED, FAILED = progress.RUNNING, progress.WAITING, progress.BLOCKED, progress.FAILED
+StageStatus, Progress = progress.StageStatus, progress.Progress
+STAGES = ("record", "consolidate", "snapshot", "index")
 
 
 class Worker:
@@ -89,9 +49,14 @@ class Worker:
         index: lookup_index.Index,
         settings: Settings,
         *,
+        stages: Collection[str] = STAGES,
         on_progress: Callable[[Progress], None] | None = None,
         stopping: asyncio.Event | None = None,
     ) -> None:
+        strange = set(stages) - set(STAGES)
+        if strange or not stages:
+            raise errors.InvalidInput(f"a worker's stages are {', '.join(STAGES)}; not {', '.join(strange)}")
+        self.stages = frozenset(stages)
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
         self._record = record.RecordStage(store, bus, runtime=runtime)
@@ -103,8 +68,23 @@ class Worker:
         )
         self._index = index_consumer.IndexStage(store, index)
         self._on_progress = on_progress
-        self.progress = Progress()
+        self.progress = Progress(stages={name: StageStatus() for name in STAGES if name in self.stages})
         self.stopping = stopping or asyncio.Event()
+        self._retries = {
+            name: retry.Retries(
+                name,
+                status,
+                seconds_max=settings.retry_seconds_max,
+                stopping=self.stopping,
+                tell=self._tell,
+            )
+            for name, status in self.progress.stages.items()
+        }
+        self.intakes: dict[str, intake.Intake] = {}
+        """The intake of each stage that runs: what is in hand, and when it last polled."""
+        self._due: set[tuple[str, str]] = set()
+        self._rung = asyncio.Event()
+        self._indexing = asyncio.Lock()
 
     # --- until stopped ----------------------------------------------------------------------------------
 
@@ -118,6 +98,7 @@ class Worker:
                 ("snapshot", self._snapshot_loop),
                 ("index", self._index_loop),
             )
+            if name in self.stages
         }
         stopper = asyncio.create_task(self.stopping.wait())
         try:
@@ -137,57 +118,88 @@ class Worker:
                 raise result
 
     async def _record_loop(self) -> None:
-        consumer = await self._bus.consumer(group="record", topics=[pipeline.RUNS.name])
-        try:
-            while not self.stopping.is_set():
-                messages = await self._attempt("record", lambda: self._poll(consumer))
-                if messages:
-                    await self._attempt("record", lambda messages=messages: self._take(consumer, messages))
-        finally:
-            await consumer.close()
+        await self._intake("record", pipeline.RUNS, self._recorded).run()
 
     async def _snapshot_loop(self) -> None:
-        consumer = await self._bus.consumer(group="snapshot", topics=[pipeline.RUNS.name])
-        try:
-            while not self.stopping.is_set():
-                messages = await self._attempt("snapshot", lambda: self._poll(consumer))
-                if messages:
-                    await self._attempt("snapshot", lambda messages=messages: self._place(consumer, messages))
-        finally:
-            await consumer.close()
+        await self._intake("snapshot", pipeline.RUNS, self._placed).run()
 
     async def _consolidate_loop(self) -> None:
-        consumer = await self._bus.consumer(group="consolidate", topics=[pipeline.CHANGED.name])
-        listed = -self._settings.marks_interval_seconds
-        try:
-            while not self.stopping.is_set():
-                rung = await self._attempt("consolidate", lambda: self._bells(consumer))
-                due: set[tuple[str, str]] = rung or set()
-                if clock.monotonic() - listed >= self._settings.marks_interval_seconds:
-                    marked = await self._attempt("consolidate", self._marked) or set()
-                    self._forget_but(marked)
-                    due |= marked
-                    listed = clock.monotonic()
-                for project, memory in sorted(due):
-                    if self.stopping.is_set():
-                        break
-                    await self._attempt("consolidate", lambda p=project, m=memory: self._work_memory(p, m))
-        finally:
-            await consumer.close()
+        # Bells only say where to look: they are committed as they come, and a memory takes as long as it takes.
+        taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells)
+        await _together(taking_in.run(), self._memories_loop())
 
     async def _index_loop(self) -> None:
-        consumer = await self._bus.consumer(group="index", topics=[pipeline.CHANGED.name])
-        listed = -self._settings.marks_interval_seconds * 12
+        taking_in = self._intake("index", pipeline.CHANGED, self._apply, batches_max=1)
+        await _together(taking_in.run(), self._reconcile_loop())
+
+    def _intake(
+        self, stage: str, topic: pipeline.Topic, process: intake.Process, **more: Any
+    ) -> intake.Intake:
+        self.intakes[stage] = intake.Intake(
+            self._bus,
+            self._settings,
+            self._retries[stage],
+            group=stage,
+            topic=topic.name,
+            process=process,
+            stopping=self.stopping,
+            **more,
+        )
+        return self.intakes[stage]
+
+    async def _memories_loop(self) -> None:
+        """Work every memory that was rung for or has a mark, each once at a time, a few at the same time."""
+        listed = -self._settings.marks_interval_seconds
+        at_work: dict[tuple[str, str], asyncio.Task] = {}
+
+        failed: list[BaseException] = []
+
+        def ended(one: tuple[str, str]) -> None:
+            task = at_work.pop(one)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                failed.append(error)
+            self._rung.set()
+
         try:
             while not self.stopping.is_set():
-                if clock.monotonic() - listed >= self._settings.marks_interval_seconds * 12:
-                    await self._attempt("index", self._index.reconcile)
+                if clock.monotonic() - listed >= self._settings.marks_interval_seconds:
+                    marked = await self._attempt("consolidate", "marks", self._marked) or set()
+                    self._forget_but(marked)
+                    self._due |= marked
                     listed = clock.monotonic()
-                messages = await self._attempt("index", lambda: self._poll(consumer))
-                if messages:
-                    await self._attempt("index", lambda messages=messages: self._apply(consumer, messages))
+                self._rung.clear()
+                for one in sorted(self._due - at_work.keys())[: MEMORIES_MAX - len(at_work)]:
+                    self._due.discard(one)
+                    at_work[one] = asyncio.create_task(self._attempt_memory(*one))
+                    at_work[one].add_done_callback(lambda task, one=one: ended(one))
+                await self._rung_or(listed + self._settings.marks_interval_seconds - clock.monotonic())
+                if failed:
+                    raise failed[0]
+            if at_work:
+                await asyncio.wait(set(at_work.values()))
         finally:
-            await consumer.close()
+            for task in at_work.values():
+                task.cancel()
+            await asyncio.gather(*at_work.values(), return_exceptions=True)
+
+    async def _attempt_memory(self, project: str, memory: str) -> None:
+        await self._attempt("consolidate", f"{project}/{memory}", lambda: self._work_memory(project, memory))
+
+    async def _rung_or(self, seconds: float) -> None:
+        """Until a bell, the end of a memory's work, the stop, or so many seconds."""
+        waits = {asyncio.create_task(self._rung.wait()), asyncio.create_task(self.stopping.wait())}
+        try:
+            await asyncio.wait(waits, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+
+    async def _reconcile_loop(self) -> None:
+        while not self.stopping.is_set():
+            await self._attempt("index", "list", self._reconcile)
+            with contextlib.suppress(asyncio.TimeoutError):
+                every = self._settings.marks_interval_seconds * RECONCILE_EVERY
+                await asyncio.wait_for(self.stopping.wait(), every)
 
     # --- until there is nothing left ----------------------------------------------------------------------
 
@@ -197,37 +209,33 @@ class Worker:
         Raises what stops it: with `--once` somebody is waiting for an end, so faults are tried a few times
         and then told. An interrupt is safe at any point.
         """
-        consumer = await self._bus.consumer(group="record", topics=[pipeline.RUNS.name])
-        try:
-            while not self.stopping.is_set():
-                messages = await self._tries("record", lambda: self._poll(consumer, timeout_seconds=0.0))
-                if not messages:
-                    break
-                await self._tries("record", lambda messages=messages: self._take(consumer, messages))
-        finally:
-            await consumer.close()
-        await self._drain_snapshots()
+        if "record" in self.stages:
+            await self._drain_runs("record", self._take)
+        if "snapshot" in self.stages:
+            await self._drain_runs("snapshot", self._place)
         failed: Exception | None = None
-        for project, memory in sorted(await self._tries("consolidate", self._marked)):
-            if self.stopping.is_set():
-                return
-            try:
-                await self._tries("consolidate", lambda p=project, m=memory: self._work_marks(p, m))
-            except Exception as exc:
-                # One memory that can not go on stops no other.
-                failed = failed or exc
-        await self._tries("index", self._index.reconcile)
+        if "consolidate" in self.stages:
+            for project, memory in sorted(await self._tries("consolidate", self._marked)):
+                if self.stopping.is_set():
+                    return
+                try:
+                    await self._tries("consolidate", lambda p=project, m=memory: self._work_marks(p, m))
+                except Exception as exc:
+                    # One memory that can not go on stops no other.
+                    failed = failed or exc
+        if "index" in self.stages:
+            await self._tries("index", self._index.reconcile)
         if failed is not None:
             raise failed
 
-    async def _drain_snapshots(self) -> None:
-        consumer = await self._bus.consumer(group="snapshot", topics=[pipeline.RUNS.name])
+    async def _drain_runs(self, stage: str, take: Callable[..., Awaitable[None]]) -> None:
+        consumer = await self._bus.consumer(group=stage, topics=[pipeline.RUNS.name])
         try:
             while not self.stopping.is_set():
-                messages = await self._tries("snapshot", lambda: self._poll(consumer, timeout_seconds=0.0))
+                messages = await self._tries(stage, lambda: self._poll(consumer, timeout_seconds=0.0))
                 if not messages:
                     break
-                await self._tries("snapshot", lambda messages=messages: self._place(consumer, messages))
+                await self._tries(stage, lambda messages=messages: take(consumer, messages))
         finally:
             await consumer.close()
 
@@ -240,36 +248,52 @@ class Worker:
         return await consumer.poll(records_max=self._settings.poll_records_max, timeout_seconds=wait)
 
     async def _take(self, consumer: bus_port.Consumer, messages: list[bus_port.Message]) -> None:
-        processed = await self._record.process(messages)
+        processed = await self._recorded(messages)
         await consumer.commit(processed.offsets)
-        progress = self.progress
-        for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.DEAD):
-            setattr(progress, state, getattr(progress, state) + processed.count(state))
-        progress.stages["record"].done += len(messages)
-        _log_dead("record", processed)
-        self._tell()
 
     async def _place(self, consumer: bus_port.Consumer, messages: list[bus_port.Message]) -> None:
-        processed = await self._snapshot.process(messages)
+        processed = await self._placed(messages)
         await consumer.commit(processed.offsets)
-        progress = self.progress
-        progress.snapshots += processed.count(snapshot.MOVED)
-        progress.branches += processed.count(snapshot.BRANCHED)
-        progress.dead += processed.count(record.DEAD)
-        progress.stages["snapshot"].done += len(messages)
+
+    async def _recorded(self, messages: Sequence[bus_port.Message]) -> record.Processed:
+        processed = await self._record.process(messages)
+        counts = self.progress
+        for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.DEAD):
+            setattr(counts, state, getattr(counts, state) + processed.count(state))
+        counts.stages["record"].done += len(messages)
+        _log_dead("record", processed)
+        self._tell()
+        return processed
+
+    async def _placed(self, messages: Sequence[bus_port.Message]) -> record.Processed:
+        processed = await self._snapshot.process(messages)
+        counts = self.progress
+        counts.snapshots += processed.count(snapshot.MOVED)
+        counts.branches += processed.count(snapshot.BRANCHED)
+        counts.dead += processed.count(record.DEAD)
+        counts.stages["snapshot"].done += len(messages)
         _log_dead("snapshot", processed)
         self._tell()
+        return processed
 
-    async def _bells(self, consumer: bus_port.Consumer) -> set[tuple[str, str]]:
-        messages = await self._poll(consumer)
+    async def _note_bells(self, messages: Sequence[bus_port.Message]) -> None:
         bells = [bell for message in messages if (bell := index_consumer.bell(message))]
-        await consumer.commit({message.at: message.offset + 1 for message in messages})
-        return {(bell.project, bell.memory) for bell in bells if bell.kind == "mark"}
+        self._due |= {(bell.project, bell.memory) for bell in bells if bell.kind == "mark"}
+        self._rung.set()
 
-    async def _apply(self, consumer: bus_port.Consumer, messages: list[bus_port.Message]) -> None:
-        await self._index.process(messages)
-        await consumer.commit({message.at: message.offset + 1 for message in messages})
+    async def _apply(self, messages: Sequence[bus_port.Message]) -> None:
+        async with self._indexing:
+            try:
+                await self._index.process(messages)
+            except errors.Fatal as exc:
+                # One memory's corruption stops no other's rows; the next LIST looks again.
+                self._retries["index"].troubles.fail("list", FAILED, exc)
+                log.error("stage failed", stage="index", kind=exc.kind, error=str(exc))
         self.progress.stages["index"].done += len(messages)
+
+    async def _reconcile(self) -> None:
+        async with self._indexing:
+            await self._index.reconcile()
 
     async def _marked(self) -> set[tuple[str, str]]:
         """Every memory that has a mark."""
@@ -330,40 +354,16 @@ class Worker:
 
     # --- faults -------------------------------------------------------------------------------------------
 
-    async def _attempt(self, stage: str, step: Callable[[], Awaitable[Any]]) -> Any:
+    async def _attempt(self, stage: str, what: str, step: Callable[[], Awaitable[Any]]) -> Any:
         """`step`, again and again while a fault may pass; None once the worker stops.
 
         A memory's own corruption (`Fatal`) is told and left: the other memories go on, and the next
         schedule looks again.
         """
-        status = self.progress.stages[stage]
-        tries = 0
-        while True:
-            try:
-                result = await step()
-                status.ok()
-                return result
-            except errors.Fatal as exc:
-                status.fail(FAILED, exc)
-                log.error("stage failed", stage=stage, kind=exc.kind, error=str(exc))
-                if stage in ("record", "snapshot"):  # They must not pass a message that had no effect.
-                    raise
-                return None
-            except errors.Blocked as exc:
-                status.fail(BLOCKED, exc)
-                tries = max(tries, 8)
-            except (errors.RunloreError, OSError) as exc:
-                status.fail(WAITING, exc)
-            tries += 1
-            log.warning(
-                "stage waits", stage=stage, state=status.state, cause=status.cause, tries=status.tries
-            )
-            self._tell()
-            wait = min(self._settings.retry_seconds_max, RETRY_SECONDS_MIN * 2 ** min(tries, 16))
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), wait * (0.5 + clock.jitter() / 2))
-            if self.stopping.is_set():
-                return None
+        try:
+            return await self._retries[stage].run(what, step)
+        except errors.Fatal:
+            return None
 
     async def _tries(self, stage: str, step: Callable[[], Awaitable[Any]]) -> Any:
         """`step`, a few times while a fault may pass; then its error."""
@@ -375,6 +375,17 @@ class Worker:
                 if attempt == TRIES_ONCE_MAX - 1:
                     raise
                 await clock.sleep(RETRY_SECONDS_MIN * 2**attempt)
+
+
+async def _together(*parts: Coroutine[Any, Any, None]) -> None:
+    """Parts of one stage: they end together, and the error of one is the stage's."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _log_dead(stage: str, processed: record.Processed) -> None:
