@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors, pipeline
-from runlore.bus import kafka
+from runlore.bus import kafka, kafka_clients
 from runlore.settings import Settings
 
 REPLICATION = 3
@@ -236,6 +236,10 @@ class Cluster:
     async def brokers(self) -> int:
         return len((await self._admin.describe_cluster())["brokers"])
 
+    async def names(self) -> list[str]:
+        """Every topic that this user may see."""
+        return list(await self._admin.list_topics())
+
     async def look(self, names: Sequence[str]) -> dict[str, Found]:
         """Those of these topics that are there, or that this user may see. Raises `errors.Blocked`."""
         from aiokafka import admin as kafka_admin
@@ -252,7 +256,7 @@ class Cluster:
         configs: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
         for response in await self._admin.describe_configs(resources):
             for code, message, _, name, entries in response.resources:
-                _check(code, message, f"the settings of topic {name} can not be read")
+                _check(code, message, f"tell the settings of topic {name}")
                 configs[name] = _settings(entries)
         return {
             name: Found(
@@ -298,7 +302,7 @@ class Cluster:
         for name, code, *message in response.topic_errors:
             # 36: somebody else made it meanwhile; the plan after this shows how.
             if code != 36:
-                _check(code, message[0] if message else None, f"topic {name} can not be made")
+                _check(code, message[0] if message else None, f"make topic {name}")
 
     async def _grow(self, topic: Wanted) -> None:
         from aiokafka import admin as kafka_admin
@@ -317,7 +321,7 @@ class Cluster:
         )
         for response in await self._admin.alter_configs([resource]):
             for code, message, _, name in response.resources:
-                _check(code, message, f"the settings of topic {name} can not be changed")
+                _check(code, message, f"change the settings of topic {name}")
 
     async def _settled(self, topics: Sequence[Wanted]) -> None:
         """Wait until the cluster shows what was made: a broker's view may be a moment behind."""
@@ -360,19 +364,13 @@ def _check(code: int, message: str | None, what: str) -> None:
 def _told(exc: Exception, what: str) -> errors.RunloreError:
     from aiokafka import errors as kafka_errors
 
-    denied = (
-        kafka_errors.TopicAuthorizationFailedError,
-        kafka_errors.ClusterAuthorizationFailedError,
-        kafka_errors.GroupAuthorizationFailedError,
-    )
-    said = f"{what}: {type(exc).__name__.removesuffix('Error')}" + (
-        f" ({exc.args[0]})" if any(exc.args) else ""
-    )
-    if isinstance(exc, denied):
-        return errors.Blocked(said, hint="`runlore topics plan --acls` prints what each role needs")
-    if isinstance(exc, kafka_errors.KafkaError) and not exc.retriable:
-        return errors.Refused(said)
-    return errors.BusUnavailable(said, hint="is the cluster reachable? `runlore doctor` says more")
+    if isinstance(exc, kafka_errors.BrokerResponseError) and not isinstance(exc, kafka_clients.REFUSED):
+        # The cluster's own policy, or more replicas than brokers: no waiting mends it.
+        said = str(exc.args[0]) if exc.args and exc.args[0] else exc.description
+        return errors.Refused(
+            f"Kafka did not {what}: {said}", hint="`runlore topics plan` shows what is there"
+        )
+    return kafka_clients.fault(exc, what, "its brokers")
 
 
 @contextlib.asynccontextmanager
@@ -381,6 +379,7 @@ async def connect(settings: Settings) -> AsyncIterator[Cluster]:
     from aiokafka import admin as kafka_admin
     from aiokafka import errors as kafka_errors
 
+    kafka_clients.hush()
     reached = await reach(settings)
     usable = [one.server for one in reached if one.error is None]
     if not usable:
@@ -393,10 +392,9 @@ async def connect(settings: Settings) -> AsyncIterator[Cluster]:
             await admin.start()
             yield Cluster(admin)
         except (kafka_errors.KafkaError, TimeoutError) as exc:
-            raise _told(exc, "the cluster did not do what it was asked") from exc
+            raise kafka_clients.fault(exc, "tell or change its topics", settings.kafka_servers) from exc
     finally:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(admin.close(), kafka.REQUEST_SECONDS_MAX)
+        await kafka_clients.stop_admin(admin)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,12 @@ DEAD_LETTERS = "_dead"
 OPERATIONS = "_operations"
 """Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
+RESERVED = (DEAD_LETTERS, OPERATIONS)
+KINDS = (
+    *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT),
+)
+"""Every kind that a project may hold."""
 
 
 def spread(name: str) -> str:
