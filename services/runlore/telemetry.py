@@ -30,8 +30,8 @@ from runlore.bus import port as bus_port
 if TYPE_CHECKING:
     from runlore.settings import Settings
 
-STATES = ("running", "waiting", "blocked", "failed")
-"""States of a stage, best first (`worker/loop.py`)."""
+STATES = ("running", "waiting", "blocked", "failed", "paused")
+"""States of a stage (`worker/loop.py`); a person's pause is told apart from what is wrong."""
 NO_REPLY = "none"
 """Status class of a request that got no reply."""
 
@@ -84,7 +84,7 @@ STAGE_STATE = Metric(
     "gauge",
     "runlore_stage_state",
     "1 for the state that a stage is in, 0 for the others: running, waiting (a fault that may pass), blocked "
-    "(a permission is missing), failed (an invariant does not hold).",
+    "(a permission is missing), failed (an invariant does not hold), paused (a person paused it).",
     ("stage", "state"),
 )
 MEMORIES_STUCK = Metric(

@@ -1,0 +1,202 @@
+# What each role may touch, by the kinds of services/runlore/commit/keys.py. tests/infra compares the two: it runs the
+# pipeline, a seed and a sweep with exactly these rights, and tries names that look like kinds.
+
+locals {
+  # Kind → where its objects lie. In a policy '*' goes across '/', and a memory or a rollout may be called `marks`. So
+  # the two hex digits that follow a real kind belong to the pattern, and what still looks like another is denied below.
+  places = {
+    rollouts   = "*/rollouts/??/*"
+    records    = "*/records/??/*"
+    marks      = "*/marks/??/*"
+    memories   = "*/memories/??/*"
+    manifests  = "*/manifests/??/*"
+    packs      = "*/packs/??/*"
+    claims     = "*/claims/??/*"
+    snapshots  = "*/snapshots/??/*"
+    blobs      = "*/blobs/??/*"
+    workspaces = "*/workspaces/??/*"
+    outcomes   = "*/outcomes/??/*"
+    audit      = "*/audit/????-??/*"
+    _dead      = "_dead/??/*"
+    pauses     = "_operations/pauses/*"
+    workers    = "_operations/workers/*"
+    probes     = "_operations/probes/*"
+  }
+
+  # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
+  # like another kind there. They are denied outright to whoever has no right to them; nobody may delete them.
+  ambiguous = ["records", "outcomes"]
+
+  # Written with If-Match or If-None-Match, always.
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses"]
+
+  roles = {
+    # `runlore worker`, every stage. The only deletion is that of a mark that was worked, and of its own status.
+    worker = {
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "pauses", "workers"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "_dead", "workers"]
+      delete = ["marks", "workers"]
+    }
+
+    # Whoever serves seeds and search, and the index: reads what heads name, and no raw record.
+    lookup = {
+      read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
+      write  = []
+      delete = []
+    }
+
+    # `runlore sweep`: the only role that may delete what a head could name.
+    sweeper = {
+      read   = ["memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
+      write  = ["audit"]
+      delete = ["manifests", "packs", "snapshots", "blobs"]
+    }
+
+    # A person at the command line: revert, review, snapshot merge and tag, pause, dead, doctor, verify.
+    operator = {
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes"]
+      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes"]
+      delete = ["pauses", "probes"]
+    }
+
+    # `runlore emit`, `runlore source run` for every project: claims, and what no topic can take.
+    source = {
+      read   = []
+      write  = ["claims", "_dead"]
+      delete = []
+    }
+  }
+}
+
+data "aws_iam_policy_document" "role" {
+  for_each = local.roles
+
+  # For the whole bucket: without it S3 answers a missing key with 403, not 404, and a missing head is no fault.
+  dynamic "statement" {
+    for_each = length(each.value.read) > 0 ? [1] : []
+
+    content {
+      sid       = "List"
+      actions   = ["s3:ListBucket"]
+      resources = [aws_s3_bucket.store.arn]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(each.value.read) > 0 ? [1] : []
+
+    content {
+      sid       = "Read"
+      actions   = ["s3:GetObject"]
+      resources = [for place in each.value.read : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(each.value.write) > 0 ? [1] : []
+
+    content {
+      sid       = "Write"
+      actions   = ["s3:PutObject", "s3:AbortMultipartUpload"]
+      resources = [for place in each.value.write : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(each.value.delete) > 0 ? [1] : []
+
+    content {
+      sid       = "Delete"
+      actions   = ["s3:DeleteObject"]
+      resources = [for place in each.value.delete : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+    }
+  }
+
+  # A denial goes before every permission: a record of a memory called `marks` is no mark.
+  dynamic "statement" {
+    for_each = length(setintersection(each.value.read, local.ambiguous)) == 0 ? [1] : []
+
+    content {
+      sid       = "NeverRead"
+      effect    = "Deny"
+      actions   = ["s3:GetObject", "s3:GetObjectVersion"]
+      resources = [for place in local.ambiguous : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(setintersection(each.value.write, local.ambiguous)) == 0 ? [1] : []
+
+    content {
+      sid       = "NeverWrite"
+      effect    = "Deny"
+      actions   = ["s3:PutObject"]
+      resources = [for place in local.ambiguous : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+    }
+  }
+
+  statement {
+    sid       = "NeverDelete"
+    effect    = "Deny"
+    actions   = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
+    resources = [for place in local.ambiguous : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+  }
+
+  dynamic "statement" {
+    for_each = var.kms_key_arn != "" ? [1] : []
+
+    content {
+      sid       = "Key"
+      actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+      resources = [var.kms_key_arn]
+
+      condition {
+        test     = "StringLike"
+        variable = "kms:ViaService"
+        values   = ["s3.*.amazonaws.com"]
+      }
+    }
+  }
+}
+
+resource "aws_iam_policy" "role" {
+  for_each    = local.roles
+  name        = "${var.name}-${each.key}"
+  description = "Runlore: what the role ${each.key} may do with the store"
+  policy      = data.aws_iam_policy_document.role[each.key].json
+}
+
+# A producer outside of Runlore's own processes: it puts claims (records and archives too large for the bus) of its
+# own project, under their hash, and can neither read nor list nor delete anything.
+data "aws_iam_policy_document" "producer" {
+  for_each = var.projects
+
+  statement {
+    sid       = "Write"
+    actions   = ["s3:PutObject", "s3:AbortMultipartUpload"]
+    resources = ["${aws_s3_bucket.store.arn}/${var.prefix}${each.key}/claims/??/*"]
+  }
+
+  dynamic "statement" {
+    for_each = var.kms_key_arn != "" ? [1] : []
+
+    content {
+      sid       = "Key"
+      actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+      resources = [var.kms_key_arn]
+
+      condition {
+        test     = "StringLike"
+        variable = "kms:ViaService"
+        values   = ["s3.*.amazonaws.com"]
+      }
+    }
+  }
+}
+
+resource "aws_iam_policy" "producer" {
+  for_each    = var.projects
+  name        = "${var.name}-producer-${each.key}"
+  description = "Runlore: what a producer of the project ${each.key} may do with the store"
+  policy      = data.aws_iam_policy_document.producer[each.key].json
+}

@@ -1,0 +1,10 @@
+# Any provider block (region, profile, default tags) is the caller's.
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 5.0"
+    }
+  }
+}

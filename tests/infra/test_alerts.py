@@ -1,0 +1,134 @@
+"""Alert rules, dashboard and runbook say the same: metrics that exist, a section each, and each alert can fire."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from runlore import telemetry
+
+FOREIGN = {"up", "ALERTS", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+"""Prometheus's own, and those of its client library."""
+LABELS_OF_PROMETHEUS = {"instance", "job", "le", "alertname", "alertstate"}
+
+
+def names_in(expression):
+    """Every metric that an expression names: words that are no function, label or keyword, outside of strings."""
+    bare = re.sub(r'"[^"]*"', '""', expression)
+    bare = re.sub(r"\b(by|on|without|ignoring|group_left)\s*\([^)]*\)", " ", bare)
+    bare = re.sub(r"\{[^}]*\}", " ", bare)
+    bare = re.sub(r"\[[^\]]*\]", " ", bare)
+    words = re.findall(r"[a-zA-Z_][a-zA-Z0-9_:]*(?!\s*\()\b", bare)
+    keywords = {"and", "or", "unless", "offset", "by", "on", "sum", "max", "min", "count", "rate", "increase"}
+    return {
+        word for word in words if word not in keywords and not re.fullmatch(r"offset|[0-9]+[smhd]|d", word)
+    }
+
+
+def labels_in(expression):
+    inside = re.findall(r"\{([^}]*)\}", expression)
+    by = re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression)
+    found = {label for text in inside for label in re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", text)}
+    return found | {label.strip() for text in by for label in text.split(",")}
+
+
+@pytest.fixture(scope="module")
+def known(infra):
+    """Every name that an expression may use, and its labels."""
+    found = {}
+    for one in telemetry.METRICS:
+        suffixes = ("_bucket", "_sum", "_count") if one.kind == "histogram" else ("",)
+        found |= {one.name + suffix: set(one.labels) for suffix in suffixes}
+    groups = yaml.safe_load((infra / "prometheus/alerts.yml").read_text("utf-8"))["groups"]
+    recorded = {one["record"]: {"stage"} for group in groups for one in group["rules"] if "record" in one}
+    return found | recorded | {name: set() for name in FOREIGN}
+
+
+@pytest.fixture(scope="module")
+def expressions(infra):
+    """(where, expression) of every rule and every panel."""
+    groups = yaml.safe_load((infra / "prometheus/alerts.yml").read_text("utf-8"))["groups"]
+    found = [(one.get("alert", one.get("record")), one["expr"]) for group in groups for one in group["rules"]]
+    dashboard = json.loads((infra / "grafana/dashboards/runlore.json").read_text("utf-8"))
+    found += [(note["name"], note["expr"]) for note in dashboard["annotations"]["list"]]
+    for panel in dashboard["panels"]:
+        found += [(panel["title"], target["expr"]) for target in panel.get("targets", ())]
+    return found
+
+
+def test_every_metric_and_label_in_rules_and_panels_exists(expressions, known):
+    assert len(expressions) > 40
+    for where, text in expressions:
+        used = names_in(text)
+        assert used and used <= known.keys(), f"{where}: {used - known.keys()}"
+        labels = set().union(*(known[name] for name in used)) | LABELS_OF_PROMETHEUS
+        assert labels_in(text) <= labels, f"{where}: {labels_in(text) - labels}"
+
+
+def test_states_outcomes_and_statuses_in_rules_are_those_that_are_reported(expressions):
+    for where, text in expressions:
+        for state in re.findall(r'(?<!alert)state!?="([a-z]+)"', text):
+            assert state in telemetry.STATES, f"{where}: {state}"
+
+
+def test_every_panel_of_the_dashboard_can_be_told_apart(infra):
+    dashboard = json.loads((infra / "grafana/dashboards/runlore.json").read_text("utf-8"))
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for panel in panels
+        for at in [panel["gridPos"]]
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+
+
+def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert(infra, rules):
+    text = (infra.parent / "docs/RUNBOOK.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## (Runlore\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert sections.keys() == rules.keys()
+    for name, one in rules.items():
+        assert one["annotations"]["runbook_url"] == f"docs/RUNBOOK.md#{name.lower()}"
+        assert one["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert one["labels"]["severity"] in ("page", "ticket")
+        for part in ("**Means.**", "**Look.**", "**Do.**"):
+            assert part in sections[name], f"{name} has no {part}"
+
+
+def test_promtool_takes_the_rules_and_the_configuration(infra, promtool):
+    for words in (
+        ("check", "rules", infra / "prometheus/alerts.yml"),
+        ("check", "config", infra / "prometheus/prometheus.yml"),
+    ):
+        code, output = promtool(*words)
+        assert code == 0, output
+
+
+@pytest.mark.parametrize("scenarios", ["alerts.test.yml", "alerts.day.test.yml"])
+def test_alerts_fire_when_they_should_and_only_then(infra, promtool, scenarios):
+    code, output = promtool("test", "rules", infra / "prometheus" / scenarios)
+    assert code == 0, output
+
+
+def test_each_alert_fires_in_a_scenario(infra, rules):
+    """Each scenario gives the whole set that fires, so without its rule it would fail."""
+    texts = [
+        (infra / "prometheus" / name).read_text("utf-8")
+        for name in ("alerts.test.yml", "alerts.day.test.yml")
+    ]
+    assert set(re.findall(r'alertname="(\w+)"', "".join(texts))) == rules.keys()
+
+
+def test_a_rule_that_never_fires_is_caught(infra, promtool, tmp_path):
+    text = (infra / "prometheus/alerts.yml").read_text("utf-8")
+    mutant = text.replace('state="failed"}) == 1', 'state="failed"}) == 2')
+    assert mutant != text
+    (tmp_path / "alerts.yml").write_text(mutant, "utf-8")
+    (tmp_path / "t.yml").write_text((infra / "prometheus/alerts.test.yml").read_text("utf-8"), "utf-8")
+    code, output = promtool("test", "rules", tmp_path / "t.yml")
+    assert code != 0 and "RunloreStageFailed" in output

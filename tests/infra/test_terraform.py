@@ -1,0 +1,423 @@
+"""The rights in infra/terraform against the code: the pipeline runs with them, and strange names gain nothing.
+
+A policy is read from the .tf files as AWS would evaluate it: an explicit denial, then an allowance, else no; `*`
+matches any characters, '/' too, and `?` one. Terraform itself can not be run here.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import tarfile
+from functools import cache
+from pathlib import Path
+
+import hcl2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import made
+from runlore import errors, pipeline, producer
+from runlore.bus import port as bus_port
+from runlore.commit import age, keys, lines, marks, revisions, sweep
+from runlore.consumers import consolidate, dead, record, snapshot
+from runlore.lookup import index as lookup_index
+from runlore.lookup import seeds, workspaces
+from runlore.snapshots import library
+from runlore.testing.buses import MemoryBus
+from runlore.testing.stores import MemoryStore
+from runlore.upkeep import verify
+
+KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
+    keys.OPERATIONS
+}
+
+
+def plain(value):
+    """A parsed value with the quotes of HCL's strings taken off."""
+    if isinstance(value, dict):
+        return {
+            plain(name): plain(one)
+            for name, one in value.items()
+            if name not in ("__is_block__", "__comments__")
+        }
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return value[1:-1] if isinstance(value, str) and value[:1] == value[-1:] == '"' else value
+
+
+@pytest.fixture(scope="session")
+def terraform(infra):
+    """File → its blocks."""
+    return {
+        path.name: plain(hcl2.loads(path.read_text("utf-8")))
+        for path in sorted((infra / "terraform").glob("*.tf"))
+    }
+
+
+@pytest.fixture(scope="session")
+def rights(terraform):
+    return Rights(terraform["roles.tf"]["locals"][0])
+
+
+@cache
+def matcher(pattern):
+    return re.compile("".join({"*": ".*", "?": "."}.get(one, re.escape(one)) for one in pattern), re.S)
+
+
+class Rights:
+    """What each role may do: as in the policy documents of roles.tf."""
+
+    def __init__(self, local):
+        self.places, self.roles = local["places"], local["roles"]
+        self.conditional, self.ambiguous = local["conditional"], set(local["ambiguous"])
+
+    def fits(self, key, places):
+        return any(matcher(self.places[place]).fullmatch(key) for place in places)
+
+    def may(self, role, action, key):
+        granted = self.roles[role][action]
+        denied = () if self.ambiguous & set(granted) else self.ambiguous
+        return self.fits(key, granted) and not self.fits(key, denied)
+
+
+class Allowed:
+    """A store as one role sees it: refuses what its policy does not allow, and what the bucket denies to everybody."""
+
+    def __init__(self, rights, store, role):
+        self.rights, self.store, self.role = rights, store, role
+        self.used = set()
+
+    def check(self, action, key, *, conditional=False):
+        if action == "write" and not conditional and self.rights.fits(key, self.rights.conditional):
+            raise errors.Blocked(f"the bucket denies an unconditional write of {key}")
+        if not self.rights.may(self.role, action, key):
+            raise errors.Blocked(f"{self.role} may not {action} {key}")
+        self.used.add((action, kind_of(key)))
+
+    async def get(self, key):
+        self.check("read", key)
+        return await self.store.get(key)
+
+    async def get_many(self, keys):
+        return [await self.get(key) for key in keys]
+
+    async def get_range(self, key, offset, length):
+        self.check("read", key)
+        return await self.store.get_range(key, offset, length)
+
+    async def get_tail(self, key, length):
+        self.check("read", key)
+        return await self.store.get_tail(key, length)
+
+    async def put(self, key, body):
+        self.check("write", key)
+        return await self.store.put(key, body)
+
+    async def put_if_absent(self, key, body):
+        self.check("write", key, conditional=True)
+        return await self.store.put_if_absent(key, body)
+
+    async def compare_and_set(self, key, body, etag, *, guard=None):
+        self.check("write", key, conditional=True)
+        return await self.store.compare_and_set(key, body, etag, guard=guard)
+
+    async def delete(self, key):
+        self.check("delete", key)
+        await self.store.delete(key)
+
+    async def compare_and_delete(self, key, etag):
+        self.check("read", key)
+        self.check("delete", key)
+        await self.store.compare_and_delete(key, etag)
+
+    def list(self, prefix):
+        assert self.rights.roles[self.role]["read"], f"{self.role} may not list"
+        return self.store.list(prefix)
+
+    async def children(self, prefix):
+        assert self.rights.roles[self.role]["read"], f"{self.role} may not list"
+        return await self.store.children(prefix)
+
+    async def settle(self):
+        await self.store.settle()
+
+
+def kind_of(key):
+    parts = key.split("/")
+    return parts[1] if parts[0] == keys.OPERATIONS or not parts[0].startswith("_") else parts[0]
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_kinds_is_that_of_the_code(rights):
+    assert rights.places.keys() == KINDS
+
+
+def test_a_role_is_granted_only_kinds_that_exist(rights):
+    for role, one in rights.roles.items():
+        assert one.keys() == {"read", "write", "delete"}, role
+        assert {place for places in one.values() for place in places} <= KINDS, role
+    assert set(rights.conditional) | rights.ambiguous <= KINDS
+
+
+def test_no_role_but_the_sweeper_may_delete_what_heads_need_and_none_may_delete_a_head(rights):
+    for role, one in rights.roles.items():
+        assert not set(one["delete"]) & {keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES, keys.OUTCOMES}, role
+        assert not set(one["delete"]) & {keys.RECORDS, keys.CLAIMS, keys.AUDIT, keys.DEAD_LETTERS}, role
+        if role != "sweeper":
+            assert not set(one["delete"]) & set(sweep.KINDS), role
+    assert set(rights.roles["sweeper"]["delete"]) == set(sweep.KINDS)
+
+
+def test_whoever_deletes_by_comparison_may_read_because_s3_asks_for_both(rights):
+    assert set(rights.roles["operator"]["delete"]) <= set(rights.roles["operator"]["read"])
+
+
+# --- the policies, as they would be evaluated ------------------------------------------------------------------
+
+NAMES = st.one_of(
+    st.sampled_from(sorted(KINDS - {keys.DEAD_LETTERS})),
+    st.sampled_from(["ab", "00", "2026-11", "a", "acme", "run-1", "support"]),
+    st.from_regex(r"[a-z0-9][a-z0-9.-]{0,5}", fullmatch=True),
+)
+SHA = "0a" * 32
+
+
+@st.composite
+def objects(draw):
+    """A key of any kind, with names that may look like kinds; and its kind."""
+    project, memory, rollout, agent, run = (draw(NAMES) for _ in range(5))
+    return draw(
+        st.sampled_from(
+            [
+                (keys.ROLLOUTS, keys.rollout_head(project, memory, rollout)),
+                (keys.RECORDS, keys.record(project, memory, rollout, run, 1)),
+                (keys.MARKS, keys.mark(project, memory, "0" * 32)),
+                (keys.MEMORIES, keys.memory_head(project, memory)),
+                (keys.MANIFESTS, keys.manifest(project, memory, 7, SHA)),
+                (keys.PACKS, keys.pack(project, SHA)),
+                (keys.CLAIMS, keys.claim(project, SHA)),
+                (keys.SNAPSHOTS, keys.snapshot_pack(project, f"{SHA}/{SHA}")),
+                (keys.BLOBS, keys.snapshot_pack(project, SHA)),
+                (keys.WORKSPACES, keys.snapshot_head(project, rollout, agent)),
+                (keys.OUTCOMES, keys.outcome(project, rollout, agent, run, 1)),
+                (keys.AUDIT, keys.audit_entry(project, "2026-11", "0" * 32, "begun")),
+                (keys.AUDIT, keys.audit_entry(keys.OPERATIONS, "2026-11", "0" * 32, "begun")),
+                (keys.DEAD_LETTERS, keys.dead_letter(SHA)),
+                (keys.PAUSES, keys.pause("consolidate", project, memory)),
+                (keys.WORKERS, keys.worker("w-1")),
+                (keys.PROBES, keys.probe("p")),
+            ]
+        )
+    )
+
+
+@settings(max_examples=500)
+@given(objects())
+def test_what_a_name_looks_like_takes_no_right_away_and_lets_nobody_delete(one):
+    rights, (kind, key) = RIGHTS(), one
+    for role, granted in rights.roles.items():
+        for action, places in granted.items():
+            allowed = rights.may(role, action, key)
+            if kind in places:
+                assert allowed, f"{role} can not {action} {key}"
+            elif action == "delete" or not rights.ambiguous & set(places):
+                assert not allowed, f"{role} can {action} {key}"
+    # An unconditional write is denied where it is never meant, and never where it is.
+    assert rights.fits(key, rights.conditional) == (kind in rights.conditional) or kind in rights.ambiguous
+
+
+@cache
+def RIGHTS():
+    text = (Path(__file__).resolve().parents[2] / "infra/terraform/roles.tf").read_text("utf-8")
+    return Rights(plain(hcl2.loads(text))["locals"][0])
+
+
+def test_the_mutant_without_denials_is_caught(rights):
+    """A record of a memory called `marks`: the worker's right to delete marks would fit it."""
+    key = keys.record("acme", "marks", "ab", "run-1", 1)
+    assert rights.fits(key, ["marks"]) and not rights.may("worker", "delete", key)
+
+
+# --- the rights, in use ---------------------------------------------------------------------------------------
+
+
+LARGE = random.Random(1).randbytes(40 * 1024 * 1024)
+"""More than one pack holds."""
+
+
+def archive(*contents):
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        for number, content in enumerate(contents):
+            info = tarfile.TarInfo(f"{number}.md")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return raw.getvalue()
+
+
+class Deployment:
+    """One store and one bus, and each role's view of them."""
+
+    def __init__(self, rights):
+        self.store, self.bus = MemoryStore(), MemoryBus()
+        self.views = {role: Allowed(rights, self.store, role) for role in rights.roles}
+
+    async def publish(self, *runs):
+        await producer.Producer(self.views["source"], self.bus).publish(runs, source="/t")
+        await self.work()
+
+    async def work(self):
+        worker = self.views["worker"]
+        taken = [one async for one in self.bus.read("runs")]
+        await record.RecordStage(worker, self.bus).process(taken)
+        await snapshot.SnapshotStage(worker, self.bus).process(taken)
+        for memory in ("support", "marks"):
+            await consolidate.ConsolidateStage(worker, self.bus).work("acme", memory)
+
+    async def seed(self, rollout):
+        reader = revisions.Reader(self.views["lookup"])
+        found = await seeds.resolve(reader, "acme", "support", rollout)
+        return found, await seeds.open_seed(reader, found)
+
+
+async def deployed(rights):
+    """A deployment that has seen runs of every kind."""
+    one = Deployment(rights)
+    source = one.views["source"]
+    claim = (await producer.put_claim(source, "acme", archive(b"one"))).model_dump()
+    await one.publish(
+        made.data(1, rollout="conv", workspaces=[{"archive": claim}]),
+        made.data(2, record=made.payload(2, text="x" * 300_000)),
+        made.data(3, rollout="ab", memory="marks"),
+    )
+    seed, _ = await one.seed("conv")
+    other = (await producer.put_claim(source, "acme", archive(b"two", LARGE))).model_dump()
+    await one.publish(made.data(4, rollout="conv", workspaces=[{"archive": other, "base": seed.base}]))
+    # What the first version became is an outcome now: who redelivers its run with a snapshot is compared with it.
+    head = await lines.read(one.store, lines.line_of("acme", "conv", None))
+    await one.publish(
+        made.data(1, rollout="conv", workspaces=[{"snapshot": head.body["versions"][0]["ref"]}])
+    )
+    # A crash between a record and its rollout's head: who takes the run again meets its record.
+    await one.store.delete(keys.rollout_head("acme", "marks", "ab"))
+    await one.work()
+    stream = io.BytesIO(b"{" + b"x" * 1_200_000 + b"}\n")
+    assert [sent async for sent in producer.Producer(source, one.bus).emit(stream, source="/t")]
+    too_long = bus_port.Message("runs", 0, 99, None, b"x" * 1_100_000, [], 0.0)
+    await record.RecordStage(one.views["worker"], one.bus).process([too_long])
+    return one
+
+
+async def test_worker_and_source_need_what_they_are_granted_and_no_more(rights):
+    one = await deployed(rights)
+    # Used by what is beside the stages: what a worker says of itself, and the pauses that it obeys. And a version that
+    # shares little of a small pack copies it, which takes more versions than these.
+    beside = {
+        ("read", "pauses"),
+        ("read", "blobs"),
+        *((action, "workers") for action in ("read", "write", "delete")),
+    }
+    for role in ("worker", "source"):
+        granted = {(action, place) for action, places in rights.roles[role].items() for place in places}
+        assert one.views[role].used | (beside if role == "worker" else set()) == granted, role
+
+
+async def test_a_seed_is_served_with_the_rights_of_lookup(rights, tmp_path):
+    one = await deployed(rights)
+    seed, opened = await one.seed("conv")
+    assert seed.snapshot and opened.files
+    snapshots = library.Snapshots(one.views["lookup"], "acme", cache_dir=tmp_path / "cache")
+    await workspaces.restore(snapshots, opened, tmp_path / "space")
+    assert (tmp_path / "space/0.md").read_bytes() == b"two"
+    index = lookup_index.Index(tmp_path / "index.db")
+    try:
+        assert await lookup_index.reconcile(index, one.views["lookup"])
+    finally:
+        index.close()
+    used = {place for action, place in one.views["lookup"].used if action == "read"}
+    assert used == set(rights.roles["lookup"]["read"])
+
+
+async def test_a_sweep_runs_with_the_rights_of_the_sweeper(rights):
+    one = await deployed(rights)
+    sweeper = one.views["sweeper"]
+    plan = await sweep.scan(sweeper, "acme")
+    assert plan.kept.keys() == set(sweep.KINDS)
+    plan.victims = [
+        sweep.Victim(row.key, row.size, row.modified)
+        for kind in sweep.KINDS
+        async for row in one.store.list(f"acme/{kind}/")
+    ]
+    assert await sweep.delete(sweeper, plan, per_second=1e6) == len(plan.victims)
+    with pytest.raises(errors.Blocked):
+        await sweeper.delete(keys.memory_head("acme", "support"))
+
+
+async def test_a_person_reverts_and_verifies_with_the_rights_of_an_operator(rights):
+    one = await deployed(rights)
+    operator = one.views["operator"]
+    number, _ = await consolidate.revert(
+        operator, one.bus, revisions.Reader(operator), "acme", "support", to=1, reason="test"
+    )
+    assert number == 3
+    await marks.put(operator, "acme", "support", ["conv"], releases={"conv": 1}, reason="test")
+    assert not (await verify.verify(operator, one.bus)).violations
+    for letter in await dead.read_all(one.bus):
+        assert await dead.value_of(operator, letter)
+
+
+# --- the bucket -----------------------------------------------------------------------------------------------
+
+
+def blocks(terraform, file, kind, of):
+    return [one[of] for one in terraform[file][kind] if of in one]
+
+
+def test_no_rule_expires_what_a_head_may_name(terraform):
+    (found,) = blocks(terraform, "bucket.tf", "resource", "aws_s3_bucket_lifecycle_configuration")
+    for rule in found["store"]["rule"]:
+        if "expiration" in rule:
+            assert rule["filter"] == [{"prefix": "${var.prefix}" + keys.DEAD_LETTERS + "/"}]
+            assert rule["expiration"][0]["days"] * 24 > pipeline.DEAD.retention_hours
+        for one in rule.get("abort_incomplete_multipart_upload", ()):
+            assert one["days_after_initiation"] * 24 > age.TERM.total_seconds() / 3600
+
+
+def test_the_bucket_is_private_encrypted_and_refuses_old_signatures(terraform):
+    (public,) = blocks(terraform, "bucket.tf", "resource", "aws_s3_bucket_public_access_block")
+    assert [str(value).lower() for name, value in public["store"].items() if name != "bucket"] == ["true"] * 4
+    (policy,) = blocks(terraform, "bucket.tf", "data", "aws_iam_policy_document")
+    statements = {one["sid"]: one for one in policy["bucket"]["statement"]}
+    assert all(one["effect"] == "Deny" for one in statements.values())
+    (fresh,) = statements["FreshSignaturesOnly"]["condition"]
+    assert fresh["values"] == [str(int(age.WINDOW.total_seconds() * 1000))]
+    assert {one["variable"] for one in statements["ConditionalWritesOnly"]["condition"]} == {
+        "s3:if-match",
+        "s3:if-none-match",
+        "s3:ObjectCreationOperation",
+    }
+    assert statements["TlsOnly"]["condition"][0]["variable"] == "aws:SecureTransport"
+
+
+def test_policies_name_places_by_the_table_alone(infra):
+    """A literal place in a document would be one that nobody compares with the code; the producer's is its own."""
+    text = (infra / "terraform/roles.tf").read_text("utf-8") + (infra / "terraform/bucket.tf").read_text(
+        "utf-8"
+    )
+    literal = re.findall(r"aws_s3_bucket\.store\.arn\}/([^\"]*)\"", text)
+    allowed = {"*", "${var.prefix}${local.places[place]}", "${var.prefix}${pattern}"}
+    assert set(literal) - allowed == {"${var.prefix}${each.key}/claims/??/*"}
+
+
+def test_every_policy_fits_into_what_aws_takes(rights):
+    """A managed policy has 6,144 characters at most, without spaces; here with the longest bucket and a long prefix."""
+    arn = len('"arn:aws:s3:::') + 63 + len("/") + 40 + len('",')
+    for role, granted in rights.roles.items():
+        resources = [*(place for places in granted.values() for place in places), *3 * list(rights.ambiguous)]
+        size = 900 + sum(arn + len(rights.places[one]) for one in resources)
+        assert size <= 6144, f"{role}: {size}"
