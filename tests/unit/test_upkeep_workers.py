@@ -140,7 +140,7 @@ async def test_stages_together_are_as_bad_as_the_worst_of_them(world):
         "state": "blocked",
         "cause": "denied",
         "since": "2",
-        "next_try": None,
+        "retry_seconds": None,
         "workers": 3,
         "ill": 2,
         "memories": {},

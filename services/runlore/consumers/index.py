@@ -20,9 +20,17 @@ class IndexStage:
         self._index = index
 
     async def process(self, messages: Sequence[bus_port.Message]) -> int:
-        """Apply the heads that these doorbells name; how many were newer than their rows."""
-        named = {key for message in messages if (key := head_key(message))}
-        return await lookup_index.take_in(self._index, self._store, sorted(named))
+        """Apply the heads that these doorbells name; how many were newer than their rows.
+
+        Of a bell for what the rows hold already nothing is read: a replica that begins, and so hears every bell
+        that the topic keeps, has it all from its LIST.
+        """
+        named: dict[str, int] = {}
+        for message in messages:
+            found = bell(message)
+            if found is not None and (key := head_key(found)):
+                named[key] = max(named.get(key, 0), found.counter)
+        return await lookup_index.take_in(self._index, self._store, self._index.behind(named))
 
     async def reconcile(self) -> int:
         """Compare a LIST with the rows: at start and on a schedule."""
@@ -42,10 +50,9 @@ def bell(message: bus_port.Message) -> models.Changed | None:
         return None
 
 
-def head_key(message: bus_port.Message) -> str | None:
-    """The key of the head that a doorbell names."""
-    found = bell(message)
-    if found is None or found.kind == "mark":
+def head_key(found: models.Changed) -> str | None:
+    """The key of the head that a doorbell names; None for a mark's, which is for consolidation."""
+    if found.kind == "mark":
         return None
     if found.kind == "snapshot":
         names = [name for name in (found.rollout, found.agent or lines.MAIN) if name and _is_alias(name)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,15 @@ class Index:
 
     def etags(self) -> dict[str, str]:
         return {row["key"]: row["etag"] for row in self._all("SELECT key, etag FROM heads")}
+
+    def behind(self, counters: Mapping[str, int]) -> list[str]:
+        """The heads, of those named with a counter, of which the rows are older; with 0, which says nothing, all."""
+        found = []
+        for key, counter in sorted(counters.items()):
+            row = self._one("SELECT counter FROM heads WHERE key = ?", [key])
+            if row is None or not counter or row["counter"] < counter:
+                found.append(key)
+        return found
 
     def memories(self, project: str | None = None) -> list[dict[str, Any]]:
         """Memories with their revision and how many rollouts and runs they have."""

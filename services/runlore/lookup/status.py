@@ -105,7 +105,7 @@ def _local(path: Path) -> dict[str, Any]:
 
 
 def _told(stage: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("state", "cause", "since", "next_try", "memories", "workers", "ill")
+    names = ("state", "cause", "since", "retry_seconds", "memories", "workers", "ill")
     return {name: stage[name] for name in names if name in stage}
 
 
@@ -152,7 +152,7 @@ def _stage(name: str, one: Mapping[str, Any]) -> list[str]:
     if one.get("state", "running") == "running":
         return []
     where = f" in {one['ill']} of {one['workers']} workers" if one.get("workers", 0) > 1 else ""
-    again = f"; next try {one['next_try']}" if one.get("next_try") else ""
+    again = f"; next try within {one['retry_seconds']:.0f} s" if one.get("retry_seconds") else ""
     return [f"{name} {one['state']}{where} since {one['since']}: {one['cause']}{again}"]
 
 

@@ -10,6 +10,7 @@ A worker looks every `REFRESH_SECONDS`: one LIST, and a GET for what is new. Wor
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,13 +154,15 @@ class Pauses:
         self._store = store
         self._standing: dict[str, Pause] = {}
         self._read_at: float | None = None
+        self._reading = asyncio.Lock()
 
     async def standing(self) -> list[Pause]:
         """Every pause. Raises as the store does: whether there is one is then not known."""
-        if self._read_at is None or clock.monotonic() - self._read_at >= REFRESH_SECONDS:
-            began = clock.monotonic()
-            self._standing = await read_all(self._store, self._standing)
-            self._read_at = began
+        async with self._reading:
+            if self._read_at is None or clock.monotonic() - self._read_at >= REFRESH_SECONDS:
+                began = clock.monotonic()
+                self._standing = await read_all(self._store, self._standing)
+                self._read_at = began
         return list(self._standing.values())
 
     async def of(self, stage: str, project: str | None = None, memory: str | None = None) -> Pause | None:

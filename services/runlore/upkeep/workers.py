@@ -144,7 +144,7 @@ def essence(stages: Stages) -> dict[str, dict[str, Any]]:
     for name, one in stages.items():
         stuck = dict(sorted(dict(one.get("memories") or {}).items())[:STUCK_MAX])
         found[name] = {"state": one.get("state"), "cause": one.get("cause"), "since": one.get("since")}
-        found[name] |= {"next_try": one.get("next_try")} if one.get("next_try") else {}
+        found[name] |= {"retry_seconds": one["retry_seconds"]} if one.get("retry_seconds") else {}
         found[name] |= {"memories": stuck} if stuck else {}
     return found
 
@@ -195,7 +195,7 @@ def together(seen: list[Seen]) -> dict[str, dict[str, Any]]:
             stuck = dict(one.get("memories") or {})
             held["memories"] = held.get("memories", {}) | stuck
             if _rank(one.get("state")) < _rank(held["state"]):
-                held |= {field: one.get(field) for field in ("state", "cause", "since", "next_try")}
+                held |= {field: one.get(field) for field in ("state", "cause", "since", "retry_seconds")}
     return out
 
 

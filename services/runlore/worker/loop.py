@@ -22,6 +22,7 @@ from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
 from runlore.settings import Settings
 from runlore.store import port as store_port
+from runlore.upkeep import pauses
 from runlore.worker import concurrency, intake, progress, retry
 
 log = structlog.get_logger("runlore.worker")
@@ -50,6 +51,7 @@ class Worker:
         settings: Settings,
         *,
         stages: Collection[str] = STAGES,
+        index_group: str = "index",
         on_progress: Callable[[Progress], None] | None = None,
         stopping: asyncio.Event | None = None,
     ) -> None:
@@ -66,7 +68,8 @@ class Worker:
         self._snapshot = snapshot.SnapshotStage(
             store, bus, folders=settings.workspace_folders, runtime=runtime
         )
-        self._index = index_consumer.IndexStage(store, index)
+        self._index, self._index_group = index_consumer.IndexStage(store, index), index_group
+        self._pauses = pauses.Pauses(store)
         self._on_progress = on_progress
         self.progress = Progress(stages={name: StageStatus() for name in STAGES if name in self.stages})
         self.stopping = stopping or asyncio.Event()
@@ -129,17 +132,19 @@ class Worker:
         await _together(taking_in.run(), self._memories_loop())
 
     async def _index_loop(self) -> None:
-        taking_in = self._intake("index", pipeline.CHANGED, self._apply, batches_max=1)
+        # A group of its own for each replica: in one they would share the doorbells out between them.
+        group = self._index_group
+        taking_in = self._intake("index", pipeline.CHANGED, self._apply, group=group, batches_max=1)
         await _together(taking_in.run(), self._reconcile_loop())
 
     def _intake(
-        self, stage: str, topic: pipeline.Topic, process: intake.Process, **more: Any
+        self, stage: str, topic: pipeline.Topic, process: intake.Process, *, group: str = "", **more: Any
     ) -> intake.Intake:
         self.intakes[stage] = intake.Intake(
             self._bus,
             self._settings,
             self._retries[stage],
-            group=stage,
+            group=group or stage,
             topic=topic.name,
             process=process,
             stopping=self.stopping,
@@ -256,6 +261,7 @@ class Worker:
         await consumer.commit(processed.offsets)
 
     async def _recorded(self, messages: Sequence[bus_port.Message]) -> record.Processed:
+        await self._pauses.check("record")
         processed = await self._record.process(messages)
         counts = self.progress
         for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.DEAD):
@@ -266,6 +272,7 @@ class Worker:
         return processed
 
     async def _placed(self, messages: Sequence[bus_port.Message]) -> record.Processed:
+        await self._pauses.check("snapshot")
         processed = await self._snapshot.process(messages)
         counts = self.progress
         counts.snapshots += processed.count(snapshot.MOVED)
@@ -300,7 +307,8 @@ class Worker:
         return await marks.marked(self._store)
 
     async def _work_marks(self, project: str, memory: str) -> None:
-        while True:
+        # Looked at before each pass; the marks of a paused memory stand until it is resumed.
+        while await self._pauses.of("consolidate", project, memory) is None:
             done = await self._consolidate.work(project, memory)
             progress = self.progress
             progress.revisions += done.revision is not None

@@ -21,6 +21,8 @@ class StageStatus:
     cause: str | None = None
     since: str | None = None
     tries: int = 0
+    retry_seconds: float | None = None
+    """How long it waits at most before it tries again."""
     done: int = 0
     """Messages, marks or heads worked since the start."""
     memories: dict[str, str] = field(default_factory=dict)
@@ -29,6 +31,7 @@ class StageStatus:
     def ok(self) -> None:
         if self.state != RUNNING:
             self.state, self.cause, self.since, self.tries = RUNNING, None, None, 0
+            self.retry_seconds = None
 
     def fail(self, state: str, error: BaseException) -> None:
         if self.state == RUNNING:

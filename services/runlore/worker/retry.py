@@ -69,7 +69,9 @@ class Retries:
             else:
                 self._well(what)
                 return result
-            await self._wait(min(self._seconds_max, RETRY_SECONDS_MIN * 2 ** min(tries, 16)))
+            seconds = min(self._seconds_max, RETRY_SECONDS_MIN * 2 ** min(tries, 16))
+            self.troubles.status.retry_seconds = seconds
+            await self._wait(seconds)
             if self._stopping.is_set() or not wanted():
                 self._well(what)
                 return None
