@@ -170,14 +170,14 @@ BUS_BYTES = Metric("counter", "runlore_bus_bytes_total", "Bytes of their values.
 STORE_REQUESTS = Metric(
     "counter",
     "runlore_store_requests_total",
-    "Requests to S3, by method and class of status: 2xx, 4xx, 5xx, or none without a reply. S3 bills by method.",
-    ("method", "status"),
+    "Requests to S3, by operation and class of status: 2xx, 4xx (a missing key too), 5xx, or none without a reply.",
+    ("operation", "status"),
 )
 STORE_SECONDS = Metric(
     "histogram",
     "runlore_store_request_duration_seconds",
     "How long they took.",
-    ("method",),
+    ("operation",),
     _REQUEST_SECONDS,
 )
 STORE_BYTES = Metric(
@@ -294,12 +294,12 @@ def worked(stage: str, messages: Sequence[bus_port.Message], outcomes: Iterable[
         BUS_BYTES.inc(len(message.value or b""), topic=message.topic, direction="in")
 
 
-def store_request(method: str, status: int, bytes_out: int, bytes_in: int, seconds: float) -> None:
+def store_request(operation: str, status: int, bytes_out: int, bytes_in: int, seconds: float) -> None:
     """One request to the store has ended; `status` 0 where no reply came. The hook of `store/s3.py`."""
     if not _on.metrics:
         return
-    STORE_REQUESTS.inc(method=method, status=f"{status // 100}xx" if status else NO_REPLY)
-    STORE_SECONDS.observe(seconds, method=method)
+    STORE_REQUESTS.inc(operation=operation, status=f"{status // 100}xx" if status else NO_REPLY)
+    STORE_SECONDS.observe(seconds, operation=operation)
     STORE_BYTES.inc(bytes_out, direction="out")
     STORE_BYTES.inc(bytes_in, direction="in")
     kind = {412: errors.PreconditionFailed.kind, 409: errors.WriteConflict.kind}.get(status)

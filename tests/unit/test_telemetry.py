@@ -129,8 +129,8 @@ def test_what_was_worked_is_counted_with_its_delay_and_bytes(metrics):
     ],
 )
 def test_a_request_is_counted_by_class_and_conflicts_apart(metrics, status, shown, conflict):
-    telemetry.store_request("PUT", status, 7, 3, 0.2)
-    assert metrics("runlore_store_requests_total", method="PUT", status=shown) == 1
+    telemetry.store_request("PutObject", status, 7, 3, 0.2)
+    assert metrics("runlore_store_requests_total", operation="PutObject", status=shown) == 1
     assert metrics("runlore_store_bytes_total", direction="out") == 7
     counted = {kind: metrics("runlore_conflicts_total", kind=kind) for kind in telemetry.CONFLICT_KINDS}
     assert counted == {kind: float(kind == conflict) for kind in telemetry.CONFLICT_KINDS}
