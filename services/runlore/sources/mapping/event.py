@@ -523,6 +523,8 @@ def absent(field: fields.Field, scope: fields.Scope) -> str:
         at = at[name]
         walked.append(name)
     holder = ".".join(walked) or "the event"
+    if isinstance(at, str) and not at.strip():
+        return f"{field.source} is blank"
     if not isinstance(at, dict):
         return f"{field.source} gives nothing: {holder} is {turns.kind_of(at)}"
     names = ", ".join(turns.shown(name) for name in list(at)[:8]) or "nothing"

@@ -56,6 +56,7 @@ PROBLEMS_MAX = 20
 """How many messages of one conversation are told to be wrong, at most."""
 
 _GUESSES = (
+    (re.compile(r"(tool|function|action)_?(call|use)$", re.I), CALL),
     (re.compile(r"tool|function|action|observation|lookup|api", re.I), TOOL),
     (re.compile(r"system|instruction|prompt|event|note", re.I), SYSTEM),
     (re.compile(r"bot|assist|^ai$|model|llm|copilot", re.I), ASSISTANT),
@@ -163,6 +164,7 @@ def _unwrapped(message: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
 def _role(message: dict[str, Any], name: str | None, where: str, rules: Rules) -> str:
     if rules.role is not None:
         raw = rules.role(message)
+        raw = name if raw is None else raw
     else:
         raw = name or message.get("role")
         kind = message.get("type")
@@ -175,9 +177,7 @@ def _role(message: dict[str, Any], name: str | None, where: str, rules: Rules) -
     if not isinstance(raw, str | int | bool):
         raise Wrong(f"{where} has a role that is {kind_of(raw)}, not a text")
     raw = str(raw).lower() if isinstance(raw, bool) else str(raw)
-    found = rules.roles.get(raw) or _KNOWN.get(raw)
-    if found is None and rules.role is None:
-        found = _ITEM_TYPES.get(raw)
+    found = rules.roles.get(raw) or _KNOWN.get(raw) or _ITEM_TYPES.get(raw)
     if found is None:
         raise Wrong(f"{where} has no role", role=(shown(raw), guess(raw)))
     return found
@@ -200,7 +200,7 @@ def _spoken(message: dict[str, Any], role: str, where: str, rules: Rules) -> Ite
     texts: list[str] = []
     said = False
     for part in content if isinstance(content, list) else [content]:
-        if calls and isinstance(part, dict) and part.get("type") in _CALLS:
+        if calls and isinstance(part, dict) and _type(part) in _CALLS:
             continue  # LangChain keeps a call twice: in the content, and beside it.
         moved = _part(part, where)
         if isinstance(moved, str):
@@ -225,9 +225,7 @@ def _part(part: Any, where: str) -> str | dict[str, Any] | None:
     """A part of a message's content: its text, a chat message that it stands for, or nothing (a thought)."""
     if not isinstance(part, dict):
         return items.as_text(part)
-    kind = part.get("type")
-    if not isinstance(kind, str | None):
-        return items.as_text([part])
+    kind = _type(part)
     for wrapped, is_call in (("functionCall", True), ("functionResponse", False)):  # Gemini
         inner = part.get(wrapped)
         if isinstance(inner, dict):
@@ -241,6 +239,11 @@ def _part(part: Any, where: str) -> str | dict[str, Any] | None:
     if kind in _TEXTS and isinstance(part.get("content"), str):  # OpenTelemetry
         return part["content"]
     return items.as_text([part])
+
+
+def _type(part: dict[str, Any]) -> str | None:
+    kind = part.get("type")
+    return kind if isinstance(kind, str) else None
 
 
 # --- calls and outputs ----------------------------------------------------------------------------------------
