@@ -66,7 +66,6 @@ class _Sending:
     """The call that a thread is in, as the hook sees it."""
 
     operation: str
-    write: bool
     guard: port.Guard | None
     signed_at: dt.datetime | None
     """Sign with this time instead: how `refuses_old_signatures` asks."""
@@ -100,7 +99,7 @@ class Client:
         Raises botocore's own error for a missing object of a read (`s3errors.is_missing`) and for a range that
         begins beyond the end; else the port's errors, and whatever the guard raises.
         """
-        sending = _Sending(operation, write, guard, signed_at)
+        sending = _Sending(operation, guard, signed_at)
         began = clock.monotonic()
         status = received = 0
         try:
@@ -168,12 +167,13 @@ class Client:
     def _before_send(self, request: Any, event_name: str, **_: Any) -> None:
         """The last moment before bytes leave: the request is signed and will not be signed again."""
         sending: _Sending | None = getattr(self._threads, "sending", None)
-        if sending is None or event_name.rpartition(".")[2] != sending.operation:
-            return  # botocore's own question, where a bucket lies.
-        if sending.write and sending.times:
+        if sending is None:
+            return
+        if sending.times or event_name.endswith(".HeadBucket"):
+            # botocore follows the answer of another region, or asks where the bucket lies to do so.
             raise errors.Blocked(
-                f"{self.place.bucket} lies in another region: a write is not sent a second time",
-                hint="set RUNLORE_S3_REGION to the bucket's region",
+                f"{self.place.bucket} lies in another region; nothing is signed and sent a second time",
+                hint=s3errors.HINTS["PermanentRedirect"],
             )
         if sending.signed_at is not None:
             self._sign_as_of(request, sending.signed_at)
