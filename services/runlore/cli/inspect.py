@@ -451,7 +451,14 @@ def status(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
             finally:
                 index.close()
         out.answer({"home": str(opened.root), **found})
-        out.say(f"home         {opened.root}" + (f" · up as process {up}" if up else " · not up"))
+        settings = opened.settings
+        if settings.bus == "kafka" or settings.store == "s3":
+            log_, folder = f"log in {opened.root}", f"folder in {opened.root}"
+            out.say(f"bus          {settings.kafka_servers if settings.bus == 'kafka' else log_}")
+            place = f"s3://{settings.s3_bucket}/{settings.s3_prefix}"
+            out.say(f"store        {place if settings.store == 's3' else folder}")
+        else:
+            out.say(f"home         {opened.root}" + (f" · up as process {up}" if up else " · not up"))
         _tell_status(out, found)
 
     ui.run(work, as_json=as_json)

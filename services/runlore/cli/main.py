@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from runlore.cli import control, inspect, operate, pipeline, snapshots, sources, topics, workspaces
+from runlore.cli import control, inspect, operate, pipeline, snapshots, sources, stages, topics, workspaces
 
 EPILOG = (
     "Exit codes: 0 done · 1 internal error · 2 bad input or usage · 3 no such thing · 4 refused by the present "
@@ -45,6 +45,7 @@ def _root(
     """Set by the app's own help."""
 
 
+stages.register(app)
 pipeline.register(app)
 inspect.register(app)
 operate.register(app)

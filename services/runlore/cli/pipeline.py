@@ -1,17 +1,14 @@
-"""Commands that move runs: up, emit, import, seed."""
+"""Commands that move runs: emit, import, seed (`cli/stages.py` has those that run the stages)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from runlore.cli import ui
-
-if TYPE_CHECKING:
-    from runlore.worker.loop import Progress, Worker
 
 BATCH = 100
 BATCH_BYTES = 8 * 1024 * 1024
@@ -19,134 +16,9 @@ BATCH_BYTES = 8 * 1024 * 1024
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(up)
     app.command()(emit)
     app.command(name="import")(import_)
     app.command()(seed)
-
-
-def up(
-    once: Annotated[bool, typer.Option("--once", help="Work off what is there, then exit.")] = False,
-    home: ui.HomeOption = None,
-    as_json: ui.JsonOption = False,
-) -> None:
-    """Run the whole pipeline in one process, until SIGTERM or Ctrl-C (then it drains).
-
-    Bus and store are a SQLite log and a folder below --home. It can be killed at any moment: what it had not
-    finished comes again, and nothing is doubled.
-
-    Example: runlore up --once
-    """
-
-    async def work(out: ui.Out) -> None:
-        import asyncio
-        import signal
-
-        from runlore import wiring
-        from runlore.lookup.index import Index
-        from runlore.worker.loop import Worker
-
-        settings = ui.settings_of(home)
-        stopping = asyncio.Event()
-        # Before it says anywhere that it is up, so that whoever waits for that can stop it.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        async with wiring.open_home(settings, create=True) as opened:
-            with wiring.only_one(opened.root):
-                index = Index(opened.index_path)
-                try:
-                    worker = Worker(opened.store, opened.bus, index, settings, stopping=stopping)
-                    if once:
-                        await _drain(out, worker, opened)
-                    else:
-                        out.note(f"runlore is up on {opened.root}; Ctrl-C or SIGTERM drains and ends it")
-                        await _run(worker, opened)
-                finally:
-                    index.close()
-                _report(out, worker.progress)
-
-    ui.run(work, as_json=as_json)
-
-
-async def _drain(out: ui.Out, worker: Worker, opened: Any) -> None:
-    """`up --once`, with a bar over what is on the bus."""
-    total = sum((await opened.bus.lag(group="record", topic="runs")).values())
-    with out.progress() as bar:
-        task = bar.add_task("record", total=total, detail="")
-
-        def show(progress: Progress) -> None:
-            done = progress.recorded + progress.already + progress.superseded + progress.dead
-            detail = (
-                f"{progress.covered} rollouts in {progress.revisions} revisions" if progress.revisions else ""
-            )
-            bar.update(task, completed=done, total=max(total, done), detail=detail)
-
-        worker._on_progress = show
-        await worker.drain()
-
-
-async def _run(worker: Worker, opened: Any) -> None:
-    """`up`, writing its status twice a second for `runlore status`."""
-    import asyncio
-    import contextlib
-
-    beat = asyncio.create_task(_beat(worker, opened))
-    try:
-        await worker.run()
-    finally:
-        beat.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beat
-
-
-async def _beat(worker: Worker, opened: Any) -> None:
-    import asyncio
-    import contextlib
-    import json
-    from dataclasses import asdict
-
-    from runlore import wiring
-
-    last = b""
-    while True:
-        body = json.dumps(
-            {"stages": {name: asdict(stage) for name, stage in worker.progress.stages.items()}}
-        ).encode()
-        if body != last:
-            # Nothing rests on the status file: a full disk must not end the stages.
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(wiring.write_file, opened.status_path, body)
-                last = body
-        await asyncio.sleep(0.5)
-
-
-def _report(out: ui.Out, progress: Progress) -> None:
-    counts = {
-        name: getattr(progress, name)
-        for name in (
-            "recorded",
-            "already",
-            "superseded",
-            "dead",
-            "revisions",
-            "covered",
-            "held",
-            "snapshots",
-            "branches",
-        )
-    }
-    out.answer(counts)
-    parts = [f"recorded {progress.recorded} runs"]
-    parts += [f"{progress.already} were recorded already"] if progress.already else []
-    parts += [f"{progress.superseded} superseded"] if progress.superseded else []
-    parts += [f"{progress.dead} dead letters (`runlore dead`)"] if progress.dead else []
-    parts += (
-        [f"{progress.revisions} revisions over {progress.covered} rollouts"] if progress.revisions else []
-    )
-    parts += [f"{progress.snapshots} workspaces moved"] if progress.snapshots else []
-    parts += [f"{progress.branches} branches (`runlore snapshot ls`)"] if progress.branches else []
-    parts += [f"{progress.held} rollouts held (`runlore review`)"] if progress.held else []
-    out.say(" · ".join(parts))
 
 
 def emit(

@@ -170,7 +170,7 @@ async def _paused(store: store_port.ObjectStore, stories: list[Story]) -> None:
         for one in standing:
             if any(one.holds(stage, story.project, story.memory) for stage in stages):
                 story.step(one.stage, str(one), at=one.at)
-                story.next = f"after `runlore resume {one.stage}`"
+                story.next = f"it goes on after `{one.end}`"
 
 
 async def _first_revision(

@@ -84,6 +84,7 @@ class Index:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = self._open()
+        self._file_id = _file_id(path)
 
     def _open(self) -> Database:
         try:
@@ -111,6 +112,7 @@ class Index:
                 raise errors.StoreUnavailable(f"the index {self.path} can not be used: {exc}") from exc
             self._db.close()
             self._db = self._remake()
+            self._file_id = _file_id(self.path)
             raise IndexRemade() from exc
 
     def _prepare(self) -> Database:
@@ -129,6 +131,13 @@ class Index:
 
     def close(self) -> None:
         self._db.close()
+
+    def follow(self) -> None:
+        """Where the file was deleted under this process (it is a cache, so anybody may): begin a new one."""
+        if _file_id(self.path) != self._file_id:
+            self._db.close()
+            self._db = self._open()
+            self._file_id = _file_id(self.path)
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -232,6 +241,10 @@ class Index:
             {"project": project},
         )
 
+    def held(self) -> int:
+        """Rollouts that all memories hold for review."""
+        return int(self._all("SELECT COALESCE(SUM(held), 0) AS held FROM memories", {})[0]["held"])
+
     def rollouts(self, project: str, memory: str, *, limit: int = RESULTS_MAX) -> list[dict[str, Any]]:
         """The rollouts of a memory, newest first."""
         return self._all(
@@ -310,6 +323,7 @@ def text_of(summary: Any) -> str:
 
 async def reconcile(index: Index, store: port.ObjectStore) -> int:
     """Compare a LIST of all heads with the rows, and take in what differs; how many heads were applied."""
+    index.follow()
     try:
         return await _reconcile(index, store)
     except IndexRemade:
@@ -357,6 +371,15 @@ def fmt_of(key: str) -> str:
     return {keys.ROLLOUTS: rollouts.HEAD_FORMAT, keys.WORKSPACES: lines.HEAD_FORMAT}.get(
         kind, revisions.HEAD_FORMAT
     )
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """Which file is at `path` now; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _version(connection: sqlite3.Connection) -> int:

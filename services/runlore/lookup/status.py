@@ -127,8 +127,10 @@ def _causes(out: dict[str, Any], seen: list[workers.Seen], standing: list[pauses
             "works off what waits"
         )
     for name in STAGES:
-        causes += _stage(name, out[name])
-    causes += [f"{one} (`runlore resume {one.stage}`)" for one in standing]
+        # A stage that a person holds back is told by the pause itself.
+        if not any(one.holds(name) for one in standing):
+            causes += _stage(name, out[name])
+    causes += [f"{one} (`{one.end}`)" for one in standing]
     for one in seen:
         if one.is_silent:
             causes.append(

@@ -50,6 +50,13 @@ class Pause:
         where = f" of {'/'.join(filter(None, (self.project, self.memory)))}" if self.project else ""
         return f"{self.stage}{where} is paused since {self.at} by {self.by.get('user', '?')}: {self.reason}"
 
+    @property
+    def end(self) -> str:
+        """The command that ends it."""
+        where = f" --memory {self.project}/{self.memory}" if self.memory else ""
+        where = where or (f" --project {self.project}" if self.project else "")
+        return f"runlore resume {self.stage}{where} --reason …"
+
     def holds(self, stage: str, project: str | None = None, memory: str | None = None) -> bool:
         """Whether it holds `stage` back, for this memory if one is named."""
         return self.stage == stage and self.project in (None, project) and self.memory in (None, memory)
@@ -94,8 +101,10 @@ async def put(
         etag = await store.put_if_absent(key, envelope.dump(body))
     except errors.PreconditionFailed:
         found = await store.get(key)
-        said = str(parse(key, found)) if found else f"{stage} was paused meanwhile"
-        raise errors.Refused(said, hint="`runlore resume` first") from None
+        if found is None:
+            raise errors.HeadMoved(f"{stage} was paused and resumed meanwhile; look again", key=key) from None
+        standing = parse(key, found)
+        raise errors.Refused(str(standing), hint=f"`{standing.end}` first") from None
     return parse(key, port.Stored(envelope.dump(body), etag))
 
 
@@ -176,4 +185,4 @@ class Pauses:
         """Raises `StagePaused` while the whole stage is paused."""
         found = await self.of(stage)
         if found is not None:
-            raise StagePaused(str(found), hint=f"`runlore resume {stage} --reason …`")
+            raise StagePaused(str(found), hint=f"`{found.end}`")
