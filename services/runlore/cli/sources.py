@@ -366,12 +366,13 @@ async def _run(
             _note(out, problems, outcomes)
             bar.update(task, completed=counts.total, detail=str(counts))
 
+        one = loop.Source(topics, stage, mapping, settings, tell)
         if dry_run:
-            await loop.rehearse(topics, stage, mapping, settings, plan, tell, from_beginning=from_beginning)
+            await loop.rehearse(one, plan, from_beginning=from_beginning)
         else:
             if from_beginning:
                 await topics.rewind(group=mapping.group, topic=mapping.topic)
-            await loop.run(topics, stage, mapping, settings, plan, tell)
+            await loop.run(one, plan)
     out.answer({**counts.as_dict(), **problems.answer(), "dry_run": dry_run})
     out.say(str(counts))
     ended = dry_run or once or (limit is not None and counts.total >= limit)

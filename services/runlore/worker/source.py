@@ -1,18 +1,17 @@
 """The loop of `runlore source run`: poll their topic, map, produce, and only then commit.
 
-It stops at a limit, once it has caught up, or when it is told to; what is in hand is finished first. A passing
-fault is waited for in place, so the order of their topic is kept; a missing permission waits for a person. A member
-that waits longer than the group's patience is taken for dead and its messages come again: mapping them twice is
-harmless.
+Without an end it is an intake as every stage has (`intake.py`): polls go on while a fault is waited for, keys keep
+their order, a rebalance has its time. With an end (a limit, or until it has caught up) it goes batch by batch, and a
+fault that stays is told, because somebody waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import structlog
 
@@ -21,15 +20,14 @@ from runlore.bus import port as bus_port
 from runlore.consumers import source
 from runlore.settings import Settings
 from runlore.sources.mapping import event
+from runlore.worker import intake, progress, retry
 
 log = structlog.get_logger("runlore.source")
 
-RETRY_SECONDS_MIN = 0.1
-TRIES_ONCE_MAX = 6
-"""How often `once` tries a batch that a passing fault stops, before it gives up and says so."""
-BLOCKED_TRIES = 8
-"""A missing permission waits as long as a fault that was tried so often: a person has to act."""
+TRIES_MAX = 6
+"""How often a batch that a passing fault stops is tried where somebody waits for an end."""
 
+T = TypeVar("T")
 OnBatch = Callable[[list[source.Outcome]], None]
 
 
@@ -42,67 +40,90 @@ class Plan:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-async def run(
-    bus: bus_port.Bus,
-    stage: source.SourceStage,
-    mapping: event.Mapping,
-    settings: Settings,
-    plan: Plan,
-    tell: OnBatch,
-) -> None:
-    """Map what comes, until the plan ends. Raises what stops it where `plan.once` waits for an end."""
-    consumer = await bus.consumer(group=mapping.group, topics=[mapping.topic])
-    handled = 0
-    wait = 0.0 if plan.once else settings.poll_timeout_seconds
+@dataclass(frozen=True)
+class Source:
+    """One source at work: where it reads, what it makes of it, and who is told of each batch."""
+
+    topics: bus_port.Bus
+    stage: source.SourceStage
+    mapping: event.Mapping
+    settings: Settings
+    tell: OnBatch
+
+    async def take(self, messages: Sequence[bus_port.Message]) -> dict[bus_port.TopicPartition, int]:
+        """The effect of a batch; the offsets that may be committed now."""
+        outcomes, offsets = await self.stage.process(messages)
+        _log_dead(outcomes)
+        self.tell(outcomes)
+        return offsets
+
+
+async def run(one: Source, plan: Plan) -> None:
+    """Map what comes, until the plan ends or is told to stop; what is in hand is finished first."""
+    if plan.once or plan.limit is not None:
+        await _bounded(one, plan)
+        return
+    retries = retry.Retries(
+        one.mapping.group,
+        progress.StageStatus(),
+        seconds_max=one.settings.retry_seconds_max,
+        stopping=plan.stopping,
+    )
+    taking_in = intake.Intake(
+        one.topics,
+        one.settings,
+        retries,
+        group=one.mapping.group,
+        topic=one.mapping.topic,
+        process=one.take,
+        stopping=plan.stopping,
+    )
+    working, stop = asyncio.create_task(taking_in.run()), asyncio.create_task(plan.stopping.wait())
     try:
-        while not plan.stopping.is_set() and (plan.limit is None or handled < plan.limit):
-            count = settings.poll_records_max
-            count = count if plan.limit is None else min(count, plan.limit - handled)
-            messages = await _attempt(
-                lambda count=count: consumer.poll(records_max=count, timeout_seconds=wait), settings, plan
+        await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working}, timeout=one.settings.drain_seconds_max)
+        if working.done():
+            await working
+    finally:
+        # What is cancelled here comes again: its offset was not committed.
+        for task in (working, stop):
+            task.cancel()
+        await asyncio.gather(working, stop, return_exceptions=True)
+
+
+async def _bounded(one: Source, plan: Plan) -> None:
+    """Batch by batch. Raises what stops it, once it was tried a few times."""
+    group, topic = one.mapping.group, one.mapping.topic
+    consumer = await _tries(lambda: one.topics.consumer(group=group, topics=[topic]))
+    left = plan.limit
+    # With no time, an empty poll says that no message is there now.
+    wait = 0.0 if plan.once else one.settings.poll_timeout_seconds
+    try:
+        while not plan.stopping.is_set() and left != 0:
+            most = one.settings.poll_records_max
+            count = most if left is None else min(most, left)
+            messages = await _tries(
+                lambda count=count: consumer.poll(records_max=count, timeout_seconds=wait)
             )
-            if not messages:
-                if plan.once:
-                    return
-                continue
-            outcomes = await _attempt(
-                lambda messages=messages: _take(stage, consumer, messages), settings, plan
-            )
-            if outcomes is None:
-                return  # Told to stop while it waited: nothing of this batch is committed, and it comes again.
-            handled += len(outcomes)
-            _log_dead(outcomes)
-            tell(outcomes)
+            if messages:
+                offsets = await _tries(lambda messages=messages: one.take(messages))
+                await _tries(lambda offsets=offsets: consumer.commit(offsets))
+                left = None if left is None else left - len(messages)
+            elif plan.once:
+                return
     finally:
         await consumer.close()
 
 
-async def _take(
-    stage: source.SourceStage, consumer: bus_port.Consumer, messages: list[bus_port.Message]
-) -> list[source.Outcome]:
-    outcomes, offsets = await stage.process(messages)
-    await consumer.commit(offsets)
-    return outcomes
-
-
-async def rehearse(
-    bus: bus_port.Bus,
-    stage: source.SourceStage,
-    mapping: event.Mapping,
-    settings: Settings,
-    plan: Plan,
-    tell: OnBatch,
-    *,
-    from_beginning: bool,
-) -> None:
+async def rehearse(one: Source, plan: Plan, *, from_beginning: bool) -> None:
     """What `run` would do with what is there now; outside of the group, so that nothing moves."""
-    start = None if from_beginning else await bus.committed(group=mapping.group, topic=mapping.topic)
-    reading = bus.read(mapping.topic, start=start)
-    async with contextlib.aclosing(reading):  # type: ignore[type-var]
-        async for messages in _batches(reading, settings.poll_records_max, plan.limit):
+    group, topic = one.mapping.group, one.mapping.topic
+    start = None if from_beginning else await one.topics.committed(group=group, topic=topic)
+    async with contextlib.aclosing(one.topics.read(topic, start=start)) as reading:  # type: ignore[type-var]
+        async for messages in _batches(reading, one.settings.poll_records_max, plan.limit):
             if plan.stopping.is_set():
                 return
-            tell(await stage.look(messages))
+            one.tell(await one.stage.look(messages))
 
 
 async def _batches(
@@ -122,29 +143,17 @@ async def _batches(
         yield batch
 
 
-async def _attempt(step: Callable[[], Awaitable[Any]], settings: Settings, plan: Plan) -> Any:
-    """`step`, again and again while a fault may pass; None where it was told to stop meanwhile."""
-    tries, told = 0, ""
-    while True:
+async def _tries(step: Callable[[], Awaitable[T]]) -> T:
+    """`step`, a few times while a fault may pass; then its error."""
+    for attempt in range(TRIES_MAX - 1):
         try:
             return await step()
-        except (errors.Retryable, errors.Blocked, OSError) as exc:
-            tries += 1
-            if plan.once and (isinstance(exc, errors.Blocked) or tries == TRIES_ONCE_MAX):
-                raise
-            why = f"{getattr(exc, 'kind', type(exc).__name__)}: {exc}"
-            if why != told:
-                log.warning("source waits", cause=why, hint=getattr(exc, "hint", None))
-                told = why
-            exponent = BLOCKED_TRIES if isinstance(exc, errors.Blocked) else min(tries, 16)
-        wait = min(settings.retry_seconds_max, RETRY_SECONDS_MIN * 2**exponent)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(plan.stopping.wait(), wait * (0.5 + clock.jitter() / 2))
-        if plan.stopping.is_set():
-            return None
+        except errors.Retryable:
+            await clock.sleep(retry.RETRY_SECONDS_MIN * 2**attempt)
+    return await step()
 
 
-def _log_dead(outcomes: list[source.Outcome]) -> None:
+def _log_dead(outcomes: Sequence[source.Outcome]) -> None:
     for one in outcomes:
         if one.error is not None:
             at = one.message
