@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 STATES = ("running", "waiting", "blocked", "failed", "paused")
 """States of a stage (`worker/loop.py`); a person's pause is told apart from what is wrong."""
+NOTHING = "nothing"
+"""Outcome of a message in which a stage finds nothing to do: a run without a workspace, a doorbell."""
 NO_REPLY = "none"
 """Status class of a request that got no reply."""
 
@@ -129,7 +131,10 @@ REBALANCES = Metric(
 
 # --- what did it do? ---
 MESSAGES = Metric(
-    "counter", "runlore_messages_total", "Messages worked and committed, by outcome.", ("stage", "outcome")
+    "counter",
+    "runlore_messages_total",
+    "Messages whose effect is in the store, by outcome.",
+    ("stage", "outcome"),
 )
 STAGE_SECONDS = Metric(
     "histogram",
@@ -282,16 +287,34 @@ def stage_state(stage: str, state: str) -> None:
 
 
 def worked(stage: str, messages: Sequence[bus_port.Message], outcomes: Iterable[str]) -> None:
-    """These messages have their effect and are committed; `outcomes` says what became of them."""
+    """These messages have their effect; `outcomes` says what became of those for which there was something to do."""
     if not _on.metrics:
         return
-    for outcome, count in Counter(outcomes).items():
+    counts = Counter(outcomes)
+    counts[NOTHING] += max(0, len(messages) - counts.total())
+    for outcome, count in counts.items():
         MESSAGES.inc(count, stage=stage, outcome=outcome)
     now = clock.now().timestamp()
     for message in messages:
         DELAY.observe(max(0.0, now - message.time), stage=stage)
         BUS_MESSAGES.inc(topic=message.topic, direction="in")
         BUS_BYTES.inc(len(message.value or b""), topic=message.topic, direction="in")
+
+
+def consolidated(made: bool, covered: int, held: int) -> None:
+    """One pass over a memory's marks: whether it made a revision, and how many rollouts it took in and held."""
+    REVISIONS.inc(float(made))
+    COVERED.inc(covered)
+    HELD_TOTAL.inc(held)
+
+
+def marks_standing(put_at: Sequence[float]) -> None:
+    """These marks stand; when each was put, in seconds since 1970."""
+    if not _on.metrics:
+        return
+    MARKS_WAITING.set(len(put_at))
+    oldest = clock.now().timestamp() - min(put_at) if put_at else 0.0
+    OLDEST_AGE.set(max(0.0, oldest), stage="consolidate")
 
 
 def store_request(operation: str, status: int, bytes_out: int, bytes_in: int, seconds: float) -> None:

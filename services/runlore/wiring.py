@@ -79,7 +79,9 @@ def store_of(settings: Settings) -> store_port.ObjectStore:
     if settings.store == "s3":
         from runlore.store.s3 import S3Store
 
-        return S3Store.of(settings)
+        store = S3Store.of(settings)
+        store.on_request = telemetry.store_request
+        return store
     from runlore.store.directory import DirectoryStore
 
     return DirectoryStore(settings.root / "store", fsync=settings.fsync)

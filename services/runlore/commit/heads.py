@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runlore import clock, errors
+from runlore import clock, errors, telemetry
 from runlore.commit import age
 from runlore.events import envelope
 from runlore.store import port
@@ -91,6 +91,11 @@ async def move(
             continue  # Paused between making and sending it: its dates would be wrong.
         except errors.WriteConflict:
             await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
+        except errors.CommitTooLate as exc:
+            telemetry.CONFLICTS.inc(kind=exc.kind)
+            raise
         except (errors.PreconditionFailed, errors.OutcomeUnknown) as exc:
+            lost = isinstance(exc, errors.OutcomeUnknown)
+            telemetry.CONFLICTS.inc(kind=exc.kind if lost else errors.HeadMoved.kind)
             raise errors.HeadMoved(f"the head {head.key} moved past {head.counter}", key=head.key) from exc
     raise errors.HeadMoved(f"the head {head.key} is contended", key=head.key)

@@ -92,13 +92,18 @@ async def projects(store: port.ObjectStore) -> list[str]:
     return [name for name in await store.children("") if not name.startswith("_")]
 
 
-async def marked(store: port.ObjectStore) -> set[tuple[str, str]]:
-    """Every (project, memory) that has a mark."""
-    found = set()
+async def standing(store: port.ObjectStore) -> dict[tuple[str, str], list[float]]:
+    """Every (project, memory) that has a mark, and when each of its marks was put (seconds since 1970)."""
+    found: dict[tuple[str, str], list[float]] = {}
     for project in await projects(store):
         async for row in store.list(f"{project}/{keys.MARKS}/"):
-            found.add((project, row.key.split("/")[3]))
+            found.setdefault((project, row.key.split("/")[3]), []).append(row.modified)
     return found
+
+
+async def marked(store: port.ObjectStore) -> set[tuple[str, str]]:
+    """Every (project, memory) that has a mark."""
+    return set(await standing(store))
 
 
 async def waiting(store: port.ObjectStore, *, marks_max: int = 10_000) -> list[Mark]:

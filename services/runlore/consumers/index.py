@@ -36,6 +36,10 @@ class IndexStage:
         """Compare a LIST with the rows: at start and on a schedule."""
         return await lookup_index.reconcile(self._index, self._store)
 
+    def held(self) -> int:
+        """Rollouts held for review, in all memories."""
+        return self._index.held()
+
 
 def bell(message: bus_port.Message) -> models.Changed | None:
     """The doorbell in a message; None for one that is not: it is a hint, so a broken one is no loss."""

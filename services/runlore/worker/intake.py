@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import structlog
 
-from runlore import clock, errors
+from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.settings import Settings
 from runlore.worker import offsets, retry
@@ -71,6 +71,8 @@ class Intake:
         self._commit_now = asyncio.Event()
         self._committing = asyncio.Lock()
         self.rebalances = 0
+        self.joined = False
+        """Whether the group has given this member its share once, if only of nothing."""
         self.polled_at = clock.monotonic()
         """When the last poll returned: what a liveness probe asks."""
 
@@ -193,7 +195,8 @@ class Intake:
 
         async def step() -> bool:
             try:
-                await self._process(batch.messages)
+                with telemetry.processing(self._retries.stage, self._topic, batch.messages):
+                    await self._process(batch.messages)
             except errors.Blocked:
                 self._blocked.add(batch.number)
                 self._balance()
@@ -272,6 +275,7 @@ class Intake:
             log.warning("rebalance went on without work in hand", stage=self._retries.stage, messages=late)
 
     async def assigned(self, partitions: Collection[bus_port.TopicPartition]) -> None:
+        self.joined = True
         self._lanes.assign(partitions)
         self._pause_again(partitions)
 

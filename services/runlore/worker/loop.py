@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from runlore import clock, errors, pipeline
+from runlore import clock, errors, pipeline, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import marks, revisions
 from runlore.consumers import consolidate, record, snapshot
@@ -88,6 +88,16 @@ class Worker:
         self._due: set[tuple[str, str]] = set()
         self._rung = asyncio.Event()
         self._indexing = asyncio.Lock()
+        self.caught_up = False
+        """Whether the index agreed with a LIST of all heads once."""
+
+    @property
+    def bus(self) -> bus_port.Bus:
+        return self._bus
+
+    def rollouts_held(self) -> int:
+        """Rollouts held for review in all memories, by this worker's index."""
+        return self._index.held()
 
     # --- until stopped ----------------------------------------------------------------------------------
 
@@ -268,6 +278,7 @@ class Worker:
             setattr(counts, state, getattr(counts, state) + processed.count(state))
         counts.stages["record"].done += len(messages)
         _log_dead("record", processed)
+        telemetry.worked("record", messages, [one.state for one in processed.outcomes])
         self._tell()
         return processed
 
@@ -280,6 +291,7 @@ class Worker:
         counts.dead += processed.count(record.DEAD)
         counts.stages["snapshot"].done += len(messages)
         _log_dead("snapshot", processed)
+        telemetry.worked("snapshot", messages, [one.state for one in processed.outcomes])
         self._tell()
         return processed
 
@@ -297,19 +309,25 @@ class Worker:
                 self._retries["index"].troubles.fail("list", FAILED, exc)
                 log.error("stage failed", stage="index", kind=exc.kind, error=str(exc))
         self.progress.stages["index"].done += len(messages)
+        telemetry.worked("index", messages, ())
 
     async def _reconcile(self) -> None:
         async with self._indexing:
             await self._index.reconcile()
+            self.caught_up = True
 
     async def _marked(self) -> set[tuple[str, str]]:
         """Every memory that has a mark."""
-        return await marks.marked(self._store)
+        standing = await marks.standing(self._store)
+        telemetry.marks_standing([one for rows in standing.values() for one in rows])
+        return set(standing)
 
     async def _work_marks(self, project: str, memory: str) -> None:
         # Looked at before each pass; the marks of a paused memory stand until it is resumed.
         while await self._pauses.of("consolidate", project, memory) is None:
-            done = await self._consolidate.work(project, memory)
+            with telemetry.processing("consolidate", "marks"):
+                done = await self._consolidate.work(project, memory)
+            telemetry.consolidated(done.revision is not None, len(done.covered), len(done.held))
             progress = self.progress
             progress.revisions += done.revision is not None
             progress.covered += len(done.covered)
@@ -399,6 +417,7 @@ async def _together(*parts: Coroutine[Any, Any, None]) -> None:
 def _log_dead(stage: str, processed: record.Processed) -> None:
     for outcome in processed.outcomes:
         if outcome.error is not None:
+            telemetry.DEAD_LETTERS.inc(stage=stage, reason=outcome.error.kind)
             at = outcome.message
             log.warning(
                 "dead letter",
