@@ -156,6 +156,7 @@ def _row(one: Any) -> dict[str, Any]:
         "message": one.message,
         "at": one.at,
         "event": one.event_id,
+        "source": one.source,
         "topic": one.topic,
         "partition": one.partition,
         "offset": one.offset,
@@ -325,9 +326,12 @@ def _resolve(
         out.answer({"verb": verb, "dry_run": dry_run, "dead": rows, "left": stay})
         would = "would " if dry_run else ""
         out.say(f"{would}{verb} {len(chosen)} dead letters" + (f" of project {project}" if project else ""))
-        if left:
+        foreign = sum(one.source is not None for one in left)
+        if foreign:
+            out.note(f"{foreign} are of a team's own topic: `runlore source redrive MAP` maps them anew")
+        if len(left) > foreign:
             out.note(
-                f"{len(left)} are too large for the bus: `runlore dead show ID --out FILE` writes one out"
+                f"{len(left) - foreign} are too large for the bus: `runlore dead show ID --out FILE` writes one out"
             )
         if chosen and verb == "redrive" and not dry_run:
             out.note("next: `runlore up`, or the workers, take them up again")

@@ -164,11 +164,15 @@ def project_of(letter: Letter) -> str | None:
 
     It is what its producer wrote and nobody could take, so it sorts letters, and proves nothing.
     """
+    if letter.source is not None:
+        return None  # In a team's own words; which project it is of, its mapping alone knows.
     named = None
     with contextlib.suppress(ValueError, AttributeError, RecursionError):
         named = json.loads(letter.value or b"").get("project")
     if not isinstance(named, str):
-        named = (letter.key or b"").decode("utf-8", "replace").partition("/")[0]
+        # The key of a run's event is project/rollout; of what could not be read it is some id.
+        named, slash, _ = (letter.key or b"").decode("utf-8", "replace").partition("/")
+        named = named if slash else ""
     with contextlib.suppress(errors.InvalidId):
         return ids.check_name(named, "project")
     return None
