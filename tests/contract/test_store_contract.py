@@ -74,6 +74,17 @@ async def test_get_many_keeps_the_order_asked_for_and_tells_what_is_missing(stor
     assert await store.get_many([]) == []
 
 
+async def test_delete_many_removes_each_key_that_is_there_and_nothing_else(store):
+    await _put_all(store, [f"n/{number:04d}" for number in range(120)])
+    await store.delete_many([f"n/{number:04d}" for number in range(100)] + ["n/missing", "other"])
+    assert await _keys(store) == [f"n/{number:04d}" for number in range(100, 120)]
+    await store.delete_many(["n/0100"])
+    await store.delete_many([])
+    with pytest.raises(errors.InvalidId):
+        await store.delete_many(["n/0101", "../x"])
+    assert len(await _keys(store)) == 19, "a bad key is refused before anything is deleted"
+
+
 async def test_an_overwritten_or_deleted_object_is_seen_at_once_by_everybody(make_store):
     one, two = make_store(), make_store()
     await one.put("k", b"1")

@@ -322,6 +322,10 @@ class Store:
     async def delete(self, key):
         await self._call(f"delete {key}", lambda: self._inner.delete(key))
 
+    async def delete_many(self, wanted):
+        for key in wanted:  # Each is a step: no store promises that they go together.
+            await self.delete(key)
+
     async def settle(self):
         return None
 

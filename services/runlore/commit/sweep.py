@@ -29,6 +29,8 @@ from runlore.store import port
 CLOCK_SLACK = dt.timedelta(minutes=1)
 """What the store's clock may be behind the writers': objects count as so much younger."""
 DELETES_PER_SECOND = 200
+DELETES_AT_ONCE_MAX = 1000
+"""Objects of one request, where the store takes several: what S3 takes."""
 KINDS = (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS, keys.MANIFESTS)
 
 Progress = Callable[[int, str], None]
@@ -142,13 +144,13 @@ async def delete(
 ) -> int:
     """Delete what a plan chose, at most `per_second`; how many. Interrupted, another scan finds the rest."""
     done = 0
-    for victim in plan.victims:
-        if go_on is not None and not await go_on():
-            break
-        await store.delete(victim.key)
-        done += 1
-        on_progress(done, victim.kind)
-        await clock.sleep(1 / per_second)
+    at_once = max(1, min(DELETES_AT_ONCE_MAX, int(per_second)))
+    while done < len(plan.victims) and (go_on is None or await go_on()):
+        batch = plan.victims[done : done + at_once]
+        await store.delete_many([victim.key for victim in batch])
+        done += len(batch)
+        on_progress(done, batch[-1].kind)
+        await clock.sleep(len(batch) / per_second)
     return done
 
 

@@ -40,7 +40,7 @@ from runlore.store.port import Guard, Listed, Stored, check_key, check_prefix
 THREADS_MAX = 8
 """Calls that work on the disk at the same time."""
 READS_PER_HOP = 64
-"""Keys that one thread reads in a row for `get_many`: small files cost less than a hop between threads."""
+"""Keys that one thread works in a row for `*_many`: small files cost less than a hop between threads."""
 LIST_PAGE = 256
 """Rows that one thread hop of a LIST reads ahead."""
 LOCK_FILES = 256
@@ -119,6 +119,11 @@ class DirectoryStore:
 
     async def delete(self, key: str) -> None:
         await self._run(self._delete, check_key(key), None)
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        checked = [check_key(key) for key in keys]
+        for at in range(0, len(checked), READS_PER_HOP):
+            await self._run(self._delete_all, checked[at : at + READS_PER_HOP])
 
     async def compare_and_delete(self, key: str, etag: str) -> None:
         await self._run(self._delete, check_key(key), etag)
@@ -241,6 +246,10 @@ class DirectoryStore:
                 raise errors.PreconditionFailed(f"{key} is not what was read")
             os.unlink(self._path(key))
         self._sync_folder_of(key)
+
+    def _delete_all(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._delete(key, None)
 
     # --- writing ------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class Listed:
 
 
 class ObjectStore(Protocol):
-    """What a store must do. Each call is one request; none retries by itself on a write."""
+    """What a store must do. Each call is one request (but `*_many`); none retries by itself on a write."""
 
     async def get(self, key: str) -> Stored | None:
         """The object at `key`, or None."""
@@ -120,6 +120,10 @@ class ObjectStore(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove `key`; a missing key is no error."""
+        ...
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """`delete` for each key; an adapter may send them together. When it raises, any of them may be gone."""
         ...
 
     async def compare_and_delete(self, key: str, etag: str) -> None:

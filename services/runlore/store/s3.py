@@ -184,6 +184,8 @@ class S3Store:
 
     async def delete_many(self, keys: Sequence[str]) -> None:
         names = [self._key(key) for key in keys]
+        if len(names) == 1:
+            return await self.delete(keys[0])
         for at in range(0, len(names), DELETE_KEYS_MAX):
             asked = [{"Key": name} for name in names[at : at + DELETE_KEYS_MAX]]
             answer = await self._run("DeleteObjects", write=True, Delete={"Objects": asked, "Quiet": True})

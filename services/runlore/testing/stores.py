@@ -57,6 +57,10 @@ class MemoryStore:
         with self._lock:
             self._remove(check_key(key))
 
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        for key in [check_key(key) for key in keys]:
+            await self.delete(key)
+
     async def compare_and_delete(self, key: str, etag: str) -> None:
         with self._lock:
             if check_key(key) in self._objects:

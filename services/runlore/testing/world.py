@@ -437,6 +437,10 @@ class SimStore:
     async def delete(self, key: str) -> None:
         await self._call("delete", key, lambda: self._inner.delete(key))
 
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        for key in keys:  # Each is a step: no store promises that they go together.
+            await self.delete(key)
+
     async def compare_and_delete(self, key: str, etag: str) -> None:
         await self._call("compare_and_delete", key, lambda: self._inner.compare_and_delete(key, etag))
 
