@@ -1,8 +1,9 @@
 """A real Apache Kafka broker for development and tests: one KRaft process, from Maven's jars alone.
 
 Goal: what is tested is the broker that its users run, started and stopped in seconds, without a container.
-Two listeners: one without login (its user may do everything), and one with SASL/PLAIN for `SASL_USER`, who may do
-nothing until an ACL allows it. The same folder and ports are used again by a later `start`, so that a client sees
+Three listeners: one without login (its user may do everything), one with SASL/PLAIN for `SASL_USER`, who may do
+nothing until an ACL allows it, and one that tells its clients another port, for a proxy that cuts replies. The same
+folder and ports are used again by a later `start`, so that a client sees
 one broker that was away for a while.
 """
 
@@ -33,11 +34,12 @@ PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl},PROXIED://127.0.0.1:{behind},\
+CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl},PROXIED://127.0.0.1:{proxy}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SASL:SASL_PLAINTEXT
 listener.name.sasl.sasl.enabled.mechanisms=PLAIN
 listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
 required user_{user}="{password}";
@@ -77,7 +79,7 @@ class KafkaServer:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).absolute()
-        self.port, self.sasl_port, self._controller_port = _free_ports(3)
+        self.port, self.sasl_port, self._controller_port, self.behind_port, self.proxy_port = _free_ports(5)
         self._process: subprocess.Popen | None = None
 
     @property
@@ -89,6 +91,11 @@ class KafkaServer:
     def sasl_servers(self) -> str:
         """Address of the listener with SASL/PLAIN, for `SASL_USER` and `SASL_PASSWORD`."""
         return f"127.0.0.1:{self.sasl_port}"
+
+    @property
+    def proxied_servers(self) -> str:
+        """Address where a proxy to `behind_port` must listen; its clients are sent there for every request."""
+        return f"127.0.0.1:{self.proxy_port}"
 
     @property
     def pid(self) -> int | None:
@@ -145,6 +152,8 @@ class KafkaServer:
             port=self.port,
             sasl=self.sasl_port,
             controller=self._controller_port,
+            behind=self.behind_port,
+            proxy=self.proxy_port,
             folder=self.folder,
             user=SASL_USER,
             password=SASL_PASSWORD,

@@ -30,6 +30,8 @@ from runlore.settings import Settings
 
 REQUEST_SECONDS_MAX = 10.0
 """How long one request to a broker may take, before it is tried again elsewhere."""
+METADATA_SECONDS_MAX = 60.0
+"""How long a partition that was added goes unnoticed."""
 PRODUCE_SECONDS_MAX = 30.0
 """How long `produce` waits for its acknowledgements; a broker that restarts is back by then."""
 ASK_SECONDS_MAX = 15.0
@@ -506,6 +508,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
         "bootstrap_servers": [one.strip() for one in settings.kafka_servers.split(",") if one.strip()],
         "client_id": settings.kafka_instance or "runlore",
         "request_timeout_ms": int(REQUEST_SECONDS_MAX * 1000),
+        "metadata_max_age_ms": int(METADATA_SECONDS_MAX * 1000),
         "security_protocol": settings.kafka_security.upper(),
     }
     if settings.kafka_security in ("ssl", "sasl_ssl"):

@@ -8,10 +8,9 @@ the first needs a person (`errors.Blocked`), the second only time (`errors.BusUn
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -79,7 +78,7 @@ async def refusal(options: Mapping[str, Any]) -> Exception | None:
     named = {
         name: value
         for name, value in options.items()
-        if name not in ("bootstrap_servers", "request_timeout_ms")
+        if name not in ("bootstrap_servers", "request_timeout_ms", "metadata_max_age_ms")
     }
     for server in options["bootstrap_servers"]:
         host, _, port = server.rpartition(":")
@@ -106,38 +105,49 @@ async def stop_producer(producer: AIOKafkaProducer, *, flush: bool) -> None:
     Without `flush`, what was not acknowledged is dropped: whoever sent it was told, and sends it again. Kept, it
     would go out behind its back hours later, and fill the memory meanwhile.
     """
-    if flush:
-        with contextlib.suppress(TimeoutError, kafka_errors.KafkaError, OSError):
-            async with asyncio.timeout(STOP_SECONDS_MAX):
-                await producer.stop()
-                return
-    # aiokafka has no call for this. The version is pinned, and `tests/contract` covers it.
+    if flush and await _ended(producer.stop(), STOP_SECONDS_MAX):
+        return
+    # aiokafka has no call for this. The version is pinned, and `tests/integration` covers it.
     producer._closed = True
-    producer._message_accumulator.fail_all(kafka_errors.ProducerClosed())
-    await _cut_off(producer._sender.sender_task)
-    await _close_connections(producer.client)
+    held = producer._message_accumulator
+    held.fail_all(kafka_errors.ProducerClosed())
+    for batch in [*held._pending_batches, *(one for queue in held._batches.values() for one in queue)]:
+        if batch._drain_waiter.done():
+            batch._drain_waiter.exception()  # Or the loop reports it as one that nobody looked at.
+    sending = producer._sender.sender_task
+    if sending is not None:
+        # It fails everything once more, and stumbles over a transaction that was never begun.
+        sending.remove_done_callback(producer._sender._fail_all)
+    await _cut_off(sending)
+    await _ended(producer.client.close(), 1.0)
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     """End a consumer within `STOP_SECONDS_MAX`: leave its group if Kafka answers, else only cut it off."""
-    with contextlib.suppress(TimeoutError, kafka_errors.KafkaError, OSError):
-        async with asyncio.timeout(STOP_SECONDS_MAX):
-            await consumer.stop()
-            return
+    if await _ended(consumer.stop(), STOP_SECONDS_MAX):
+        return
     coordinator = consumer._coordinator
     for name in ("_coordination_task", "_heartbeat_task", "_commit_refresh_task"):
         await _cut_off(getattr(coordinator, name, None))
     if consumer._fetcher is not None:
-        with contextlib.suppress(TimeoutError, asyncio.CancelledError, kafka_errors.KafkaError):
-            async with asyncio.timeout(1):
-                await consumer._fetcher.close()
-    await _close_connections(consumer._client)
+        await _ended(consumer._fetcher.close(), 1.0)
+    await _ended(consumer._client.close(), 1.0)
 
 
 async def stop_admin(admin: Any) -> None:
-    with contextlib.suppress(TimeoutError, kafka_errors.KafkaError, OSError):
-        async with asyncio.timeout(STOP_SECONDS_MAX):
-            await admin.close()
+    await _ended(admin.close(), STOP_SECONDS_MAX)
+
+
+async def _ended(closing: Coroutine[Any, Any, Any], seconds: float) -> bool:
+    """Whether `closing` came to its end in time. In a task of its own: aiokafka lets the cancellation of its own
+    parts escape, which would look like ours."""
+    task = asyncio.create_task(closing)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            await _cut_off(task)
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 async def _cut_off(task: asyncio.Task | None) -> None:
@@ -149,12 +159,6 @@ async def _cut_off(task: asyncio.Task | None) -> None:
         await asyncio.wait({task}, timeout=0.5)
     if task is not None and task.done() and not task.cancelled():
         task.exception()  # So that nobody is told of an error that was never looked at.
-
-
-async def _close_connections(client: Any) -> None:
-    with contextlib.suppress(TimeoutError, kafka_errors.KafkaError, OSError):
-        async with asyncio.timeout(1):
-            await client.close()
 
 
 # --- quiet logs ---------------------------------------------------------------------------------------------
