@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -109,7 +111,8 @@ def apply(
                 for one in todo:
                     out.note(_line(one))
                 ui.confirm(out, f"Change {len(todo)} topics?", yes=yes, what="this changes topics")
-                await cluster.apply(planned)
+                async with _audited(out, settings, [one.wanted.name for one in todo]):
+                    await cluster.apply(planned)
                 planned = await _plan(cluster, settings, replication, partitions)
         applied = [one.wanted.name for one in todo]
         out.answer({"applied": applied, "topics": [_row(one) for one in planned]})
@@ -118,6 +121,30 @@ def apply(
             _tell_by_hand(out, one)
 
     ui.run(work, as_json=as_json)
+
+
+@asynccontextmanager
+async def _audited(out: ui.Out, settings: Settings, topics: list[str]) -> AsyncIterator[None]:
+    """The entry of an `apply`; without one where there is no store yet: topics may well be what is made first."""
+    from runlore import errors, wiring
+    from runlore.upkeep import audit
+
+    if settings.store == "directory" and not (settings.root / "home.json").exists():
+        yield
+        return
+    store = wiring.store_of(settings)
+    try:
+        async with AsyncExitStack() as stack:
+            entry = audit.acting(
+                store, by=audit.who(settings), what="topics apply", arguments={"topics": topics}
+            )
+            try:
+                await stack.enter_async_context(entry)
+            except errors.RunloreError as exc:
+                out.note(f"this is not in the audit log: {exc}")
+            yield
+    finally:
+        await store.close()
 
 
 def _wanted(settings: Settings, replication: int, partitions: list[str] | None) -> list[Any]:
