@@ -38,11 +38,18 @@ locals {
       delete = ["marks", "workers"]
     }
 
-    # Whoever serves seeds and search, and the index: reads what heads name, and no raw record.
+    # Whoever serves seeds and search: reads what heads name, and no raw record.
     lookup = {
       read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
       write  = []
       delete = []
+    }
+
+    # `runlore index`: the same, and it says how it is.
+    index = {
+      read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "workers"]
+      write  = ["workers"]
+      delete = ["workers"]
     }
 
     # `runlore sweep`: the only role that may delete what a head could name.

@@ -128,6 +128,10 @@ class Allowed:
         self.check("delete", key)
         await self.store.delete(key)
 
+    async def delete_many(self, wanted):
+        for key in wanted:
+            await self.delete(key)
+
     async def compare_and_delete(self, key, etag):
         self.check("read", key)
         self.check("delete", key)
@@ -171,6 +175,12 @@ def test_no_role_but_the_sweeper_may_delete_what_heads_need_and_none_may_delete_
         if role != "sweeper":
             assert not set(one["delete"]) & set(sweep.KINDS), role
     assert set(rights.roles["sweeper"]["delete"]) == set(sweep.KINDS)
+
+
+def test_the_index_may_what_lookup_may_and_say_how_it_is(rights):
+    own, lookup = rights.roles["index"], rights.roles["lookup"]
+    for action in own:
+        assert set(own[action]) - set(lookup[action]) == {keys.WORKERS}, action
 
 
 def test_whoever_deletes_by_comparison_may_read_because_s3_asks_for_both(rights):

@@ -409,6 +409,7 @@ async def reach(settings: Settings) -> list[Reached]:
     """Log in at each server of the settings, apart: aiokafka's own start does not say what failed."""
     options = kafka.client_options(settings)
     servers = options.pop("bootstrap_servers")
+    options.pop("metadata_max_age_ms", None)  # Of a client, not of one connection.
     return list(await asyncio.gather(*(_reach_one(server, options) for server in servers)))
 
 

@@ -190,7 +190,10 @@ async def _run(made: Worker, opened: Home, what: str) -> None:
 @asynccontextmanager
 async def _served(made: Worker, settings: Settings) -> AsyncIterator[None]:
     """The worker's probes and metrics, where the settings name a port for them."""
-    yield
+    from runlore.worker import health
+
+    async with health.serve(made, settings):
+        yield
 
 
 async def _tell(made: Worker, opened: Home, what: str) -> None:
