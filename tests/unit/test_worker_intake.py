@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 
 import pytest
 import structlog
@@ -416,6 +417,33 @@ async def test_a_poll_that_fails_is_tried_again_and_the_cause_is_shown():
         assert "bus_unavailable" in stage.status.cause
         await none_waits(stage)
         assert stage.status.state == progress.RUNNING
+
+
+async def test_a_client_that_is_beyond_help_is_given_up_for_another(monkeypatch):
+    monkeypatch.setattr(intake, "REJOIN_SECONDS", 0.2)
+    stage = Stage(rebalance_seconds_max=0.05)
+    await stage.send(*pairs(20))
+    go = asyncio.Event()
+
+    async def meet(messages):
+        await go.wait()
+
+    stage.meet = meet
+    async with stage.running():
+        await until(lambda: stage.batches)
+        first = stage.consumer
+
+        async def poll(**more):
+            raise errors.BusUnavailable("the member is not known")
+
+        first.poll = poll
+        await until(lambda: stage.consumer not in (None, first))
+        assert first._closed and stage.bus._consumers == {stage.consumer}
+        # What it had in hand counts for nothing, and its keys wait until it ends.
+        assert await stage.lag() == 20
+        go.set()
+        await none_waits(stage)
+    assert Counter(stage.effects) == {value: 2 for _, value in pairs(20)}
 
 
 async def test_joining_is_tried_until_the_bus_is_there():

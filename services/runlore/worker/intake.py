@@ -33,6 +33,8 @@ FOLLOW_SECONDS = 0.25
 """How long a batch runs before one that is not full may begin beside it."""
 COMMIT_SECONDS = 1.0
 """How often offsets are committed while there is work; when there is none, at once."""
+REJOIN_SECONDS = 60.0
+"""How long polls may fail before the group is joined anew: some of a client's faults end only with the client."""
 LAST_COMMIT_SECONDS_MAX = 5.0
 """How long the commit of a rebalance or of the end may take; without it messages come again."""
 
@@ -74,7 +76,9 @@ class Intake:
         self.joined = False
         """Whether the group has given this member its share once, if only of nothing."""
         self.polled_at = clock.monotonic()
-        """When the last poll returned: what a liveness probe asks."""
+        """When the last poll ended, well or not: what a liveness probe asks. A bus that is away is no reason to
+        restart."""
+        self._polled_well_at = self.polled_at
 
     @property
     def records(self) -> int:
@@ -110,7 +114,7 @@ class Intake:
                 await asyncio.wait(set(self._batches))
         finally:
             self._over = True
-            await self._leave(self._consumer, stop, loops)
+            await self._leave(stop, loops)
         for one in (self._ended, *loops):
             if one.done() and not one.cancelled() and (error := one.exception()) is not None:
                 raise error
@@ -118,9 +122,7 @@ class Intake:
     async def _join(self) -> bus_port.Consumer:
         return await self._bus.consumer(group=self._group, topics=[self._topic], listener=self)
 
-    async def _leave(
-        self, consumer: bus_port.Consumer, stop: asyncio.Task, loops: Sequence[asyncio.Task]
-    ) -> None:
+    async def _leave(self, stop: asyncio.Task, loops: Sequence[asyncio.Task]) -> None:
         """Give up what is still in hand, commit what is done, leave the group."""
         stop.cancel()
         for task in self._batches:
@@ -129,27 +131,47 @@ class Intake:
         loops[1].cancel()
         await self._last_commit()
         # A poll that waits ends with its consumer; only then may its loop be cancelled.
-        await consumer.close()
+        if self._consumer is not None:
+            await self._consumer.close()
         loops[0].cancel()
         await asyncio.gather(stop, *loops, return_exceptions=True)
 
     # --- polling ------------------------------------------------------------------------------------------
 
     async def _poll_loop(self) -> None:
-        settings = self._settings
-        records_max = min(settings.poll_records_max, settings.queue_records_max)
-        assert self._consumer is not None
-        poll = self._consumer.poll
         while not self._over:
-            messages = await self._retries.run(
-                "poll",
-                lambda: poll(records_max=records_max, timeout_seconds=settings.poll_timeout_seconds),
-                wanted=lambda: not self._over,
-            )
-            self.polled_at = clock.monotonic()
+            messages = await self._retries.run("poll", self._poll, wanted=lambda: not self._over)
             self._lanes.add(messages or ())
             self._advance()
             await asyncio.sleep(0)  # A poll that finds messages need not have let anybody else run.
+
+    async def _poll(self) -> list[bus_port.Message]:
+        settings = self._settings
+        if self._consumer is None:
+            self._consumer = await self._join()
+        try:
+            messages = await self._consumer.poll(
+                records_max=min(settings.poll_records_max, settings.queue_records_max),
+                timeout_seconds=settings.poll_timeout_seconds,
+            )
+        except errors.RunloreError:
+            if clock.monotonic() - self._polled_well_at > REJOIN_SECONDS and not self._over:
+                self._polled_well_at = clock.monotonic()
+                await self._part()
+            raise
+        finally:
+            self.polled_at = clock.monotonic()
+        self._polled_well_at = self.polled_at
+        return messages
+
+    async def _part(self) -> None:
+        """Leave the group, to join it anew: what is in hand and not done by then comes again."""
+        consumer = self._consumer
+        if consumer is not None:
+            log.warning("stage joins its group anew", stage=self._retries.stage)
+            await self.revoked(consumer.assignment())
+            self._consumer = None
+            await consumer.close()
 
     def _balance(self) -> None:
         """Pause all partitions over the queue's limits or while blocked; resume them at half of that."""
