@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -501,3 +502,44 @@ def test_a_mapping_is_named_as_its_file_and_a_missing_file_is_told(tmp_path):
     assert file.read(tmp_path / "Orders.toml").name == "orders"
     with pytest.raises(errors.NotFound):
         file.read(tmp_path / "none.toml")
+
+
+# --- the docs ------------------------------------------------------------------------------------------------------
+
+DOCS = (foreign.EXAMPLES.parents[1] / "docs" / "SOURCES.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("table", "heading"),
+    [
+        (file.MappingFile, "## The file"),
+        (file.Run, "### `[run]`"),
+        (file.Messages, "### `[messages]`"),
+        (file.Call, "### `[messages]`"),
+        (file.End, "### `[end]`"),
+        (file.Usage, "### `[end]`"),
+        (file.Workspace, "### `[[workspaces]]`"),
+        (file.Objects, "### `[objects]`"),
+        (file.Choice, "### Top of the file"),
+    ],
+)
+def test_the_docs_have_every_key_of_a_mapping(table, heading):
+    part = DOCS.split(heading)[1]
+    missing = [name for name in table.model_fields if not re.search(rf"[`\[ .]{name}\b", part)]
+    assert not missing
+
+
+def test_the_docs_have_every_reason_that_only_a_mapping_gives():
+    table = DOCS.split("## Dead letters")[1]
+    own = [
+        one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, errors.Poison)
+    ]
+    first, last = own.index(errors.Undecodable), own.index(errors.ObjectTooLarge)
+    assert not [one.kind for one in own[first : last + 1] if f"`{one.kind}`" not in table]
+
+
+def test_the_examples_in_the_docs_load_and_read_their_samples():
+    for path in sorted(foreign.EXAMPLES.glob("*.toml")):
+        made = event.load(path)
+        sample = path.with_name(f"{path.stem}-sample.json").read_bytes()
+        assert isinstance(made.map(foreign.given(sample), event.no_objects), event.Mapped)

@@ -79,6 +79,24 @@ RULED = {
         ],
         FLAT,
     ),
+    "a call and its output apart": (
+        [
+            {"who": "customer", "say": "Find 1."},
+            {"who": "lookup", "tool": "find", "ask": {"id": 1}, "ref": "c1"},
+            {"who": "tool", "say": "found", "ref": "c1"},
+            {"who": "bot", "say": "Here."},
+        ],
+        FLAT,
+    ),
+    "an output where the rules do not look": (
+        [
+            {"who": "customer", "say": "Find 1."},
+            {"who": "lookup", "tool": "find", "ask": {"id": 1}, "ref": "c1"},
+            {"who": "tool", "result": "found", "ref": "c1"},
+            {"who": "bot", "say": "Here."},
+        ],
+        FLAT,
+    ),
     "calls with their outputs beside a text": (
         [
             {"who": "customer", "say": "Find 1."},
@@ -109,7 +127,7 @@ def test_the_common_shapes_need_no_word_in_the_mapping(shape):
 @pytest.mark.parametrize("shape", RULED)
 def test_any_other_shape_is_told_by_rules(shape):
     messages, rules = RULED[shape]
-    wanted = [ASKED, SAID] if "who" in shape else WHOLE
+    wanted = [ASKED, SAID] if "says who" in shape else WHOLE
     assert foreign.turns(*messages, **rules) == wanted
 
 

@@ -10,6 +10,7 @@ a dead letter with that reason; only what lies outside (an object, a registry) m
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Callable
@@ -37,6 +38,8 @@ _STATES = {
 }
 """Words for how a run ended that mean one thing."""
 _PLAIN_PATH = re.compile(r"[\w.\"\[\]-]+")
+NAMES_MAX = 200
+"""Names of an object that are looked at for one that may have been meant."""
 DIGITS_MAX = 19
 """Digits of a number that stands in a text; nanoseconds since 1970 have 19."""
 
@@ -384,6 +387,9 @@ class Reading:
         if found is None:
             self.time = chat.moment(self.given.time) if self.given.time > 0 else None
             return self.time
+        if found == payloads.UNKNOWN_TIME:
+            self.time = None  # The mapping's way to say that the event has none.
+            return None
         is_digits = isinstance(found, str) and found.strip().isdecimal() and len(found) <= DIGITS_MAX
         self.time = chat.moment(int(found) if is_digits else found)
         if self.time is None:
@@ -529,4 +535,6 @@ def absent(field: fields.Field, scope: fields.Scope) -> str:
         return f"{field.source} gives nothing: {holder} is {turns.kind_of(at)}"
     names = ", ".join(turns.shown(name) for name in list(at)[:8]) or "nothing"
     more = ", …" if len(at) > 8 else ""
-    return f"{field.source} is not there; {holder} has {names}{more}"
+    near = difflib.get_close_matches(chain[len(walked)], list(at)[:NAMES_MAX], 1, 0.5)
+    meant = f"; did you mean {'.'.join([*walked, turns.shown(near[0])])}?" if near else ""
+    return f"{field.source} is not there; {holder} has {names}{more}{meant}"

@@ -193,7 +193,13 @@ def _cut(value: Any) -> Any:
 
 def warnings(mapping: event.Mapping, samples: Sequence[Explained]) -> list[str]:
     """What works, and may still not be meant. In the order in which it matters."""
-    found = [*_ids(mapping, samples), *_secrets(samples), *_people(mapping), *_unread(mapping, samples)]
+    found = [
+        *_ids(mapping, samples),
+        *_empty(samples),
+        *_secrets(samples),
+        *_people(mapping),
+        *_unread(mapping, samples),
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -237,6 +243,21 @@ def _doubles(samples: Sequence[Explained]) -> Iterator[str]:
         identity = (f"{data['project']}/{data['memory']}", run, data["attempt"])
         if records.setdefault(identity, record) != record:
             yield "run.run_id: two samples with one id and attempt say different things: one will be a dead letter"
+
+
+def _empty(samples: Sequence[Explained]) -> Iterator[str]:
+    """Words and outputs that are empty: a sign that their text is not where the mapping looks."""
+    for one in samples:
+        if one.mapped is None:
+            continue
+        payload = json.loads(one.mapped.event.data["record"])
+        said = [
+            item["output"] if "output" in item else item["content"]
+            for item in payload["input"] + payload["generated_items"]
+            if "output" in item or "content" in item
+        ]
+        if empty := said.count(""):
+            yield f"{empty} of {len(said)} messages and outputs are empty: is messages.text, or call.output, right?"
 
 
 def _secrets(samples: Sequence[Explained]) -> Iterator[str]:

@@ -117,7 +117,7 @@ def _expression(name: str, said: str) -> Field:
         read = lambda scope: plain(call(said, called, scope.document), name)  # noqa: E731
         return Field(name, said, read, chains=None)
     search, chains = path(name, said)
-    return Field(name, said, lambda scope: search(scope.document), chains=chains)
+    return Field(name, said.strip(), lambda scope: search(scope.document), chains=chains)
 
 
 def path(name: str, said: str) -> tuple[Callable[[Any], Any], tuple[tuple[str, ...], ...]]:

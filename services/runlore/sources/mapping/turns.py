@@ -292,13 +292,16 @@ def _call_item(message: dict[str, Any], where: str, rules: Rules) -> list[dict[s
 
 def _output_item(message: dict[str, Any], rules: Rules) -> Iterator[dict[str, Any]]:
     """A message that is an output; or that wraps several, as parts."""
-    reader = rules.call_output or rules.text
-    parts = None if reader else _first(message, ("parts", "content"))
+    told = [reader for reader in (rules.call_output, rules.text) if reader]
+    parts = None if told else _first(message, ("parts", "content"))
     inner = [_part(part, "") for part in parts] if isinstance(parts, list) else []
     if any(isinstance(one, dict) for one in inner):
         yield from (one for one in inner if isinstance(one, dict))
         return
-    content = reader(message) if reader else _first(message, ("content", "parts", *_OUTPUT, "text"))
+    content = next((found for reader in told if (found := reader(message)) is not None), None)
+    if content is None:
+        # Also where the rules find nothing: an output that is lost is a failure that nobody learns from.
+        content = _first(message, ("content", "parts", *_OUTPUT, "text"))
     yield _output(message, content, _ANSWERS_ID, rules)
 
 
