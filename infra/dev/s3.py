@@ -6,8 +6,12 @@
     server.stop()
 
 Everything lies in `folder`: data, configuration, log, ports, process id. So another process may ask or stop what
-one started. Storage, authentication and conditional writes behave as AWS documents them; what differs is in
-docs/DESIGN.md. The credentials are no secret: the server listens on 127.0.0.1 only.
+one started. The credentials are no secret: the server listens on 127.0.0.1 only.
+
+Storage, authentication, the age of signatures and every conditional write behave as AWS documents them. What differs,
+and is allowed for in the tests: `If-Match` on a missing key is 412 (AWS: 404); a LIST is sorted folder by folder (AWS:
+by key); an emptied folder is listed for a while; a write to a missing bucket makes it; encryption with KMS is a 500
+without a key server; it never says 409; a lost race for one key may wait a second for its lock.
 """
 
 from __future__ import annotations

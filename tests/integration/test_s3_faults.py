@@ -70,7 +70,7 @@ WRITES = {
     "compare_and_set": (b"old", lambda store, etag: store.compare_and_set("a/k", b"new", etag), b"new"),
     "delete": (b"old", lambda store, etag: store.delete("a/k"), None),
     "compare_and_delete": (b"old", lambda store, etag: store.compare_and_delete("a/k", etag), None),
-    "delete_many": (b"old", lambda store, etag: store.delete_many(["a/k"]), None),
+    "delete_many": (b"old", lambda store, etag: store.delete_many(["a/k", "a/none"]), None),
 }
 FAULTS = {
     # fault → (what the caller is told, whether it landed)

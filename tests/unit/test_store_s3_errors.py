@@ -424,7 +424,7 @@ async def test_a_key_that_a_batch_could_not_delete_is_told(server):
             await store.delete_many([f"a/{n}" for n in range(3)])
         server.answer = lambda request: (200, {}, body.replace(b"AccessDenied", b"InternalError"))
         with pytest.raises(errors.StoreUnavailable):
-            await store.delete_many(["a/2"])
+            await store.delete_many(["a/1", "a/2"])
         server.answer = lambda request: (200, {}, b"<?xml version='1.0'?><DeleteResult></DeleteResult>")
         server.seen.clear()
         await store.delete_many([f"a/{n}" for n in range(2001)])
