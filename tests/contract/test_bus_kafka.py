@@ -12,6 +12,7 @@ import time
 
 import pytest
 import structlog
+from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 
 import brokers
@@ -289,3 +290,31 @@ def test_a_tls_file_that_is_not_there_is_blocked_before_anything_is_asked(tmp_pa
     options = kafka.client_options(good)
     assert options["bootstrap_servers"] == ["a:1", "b:2"] and options["security_protocol"] == "SASL_SSL"
     assert options["ssl_context"].check_hostname
+
+
+async def test_the_marker_at_the_end_of_a_transaction_is_no_message_to_wait_for(topics):
+    """A team's own topic may be written in transactions; their markers take offsets that nobody is given."""
+    async with topics:
+        await topics.create("t", partitions=2)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=topics.server.servers, transactional_id=f"{topics.prefix}writer"
+        )
+        await producer.start()
+        try:
+            for number in range(3):
+                async with producer.transaction():
+                    await producer.send_and_wait(f"{topics.prefix}t", b"%d" % number, b"k")
+        finally:
+            await producer.stop()
+        bus = topics.bus()
+        begin = time.monotonic()
+        assert [one.value async for one in bus.read("t")] == [b"0", b"1", b"2"]
+        consumer = await bus.consumer(group="g", topics=["t"])
+        found = []
+        while page := await consumer.poll(records_max=2, timeout_seconds=0):
+            found += page
+        assert [one.value for one in found] == [b"0", b"1", b"2"]
+        assert [one.offset for one in found] == [0, 2, 4]
+        await consumer.commit({one.at: one.offset + 1 for one in found})
+        assert await bus.oldest(group="g", topic="t") is None
+        assert time.monotonic() - begin < 10
