@@ -43,7 +43,7 @@ class Denied(MemoryStore):
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path, *, store=None, **more):
+async def running(tmp_path, *, store=None, bus=None, **more):
     """A worker that serves its health: (health, worker, a function that asks a path, bus)."""
     settings = Settings(
         home=tmp_path,
@@ -53,7 +53,7 @@ async def running(tmp_path, *, store=None, **more):
         retry_seconds_max=0.2,
         **more,
     )
-    bus, store = MemoryBus(), store or MemoryStore()
+    bus, store = bus or MemoryBus(), store or MemoryStore()
     index = Index(tmp_path / "index.db")
     worker = Worker(store, bus, index, settings)
     try:
@@ -198,6 +198,48 @@ async def test_a_loop_that_hangs_says_so_from_another_thread(tmp_path, monkeypat
             return (await get("/livez"))[0] == 200
 
         await until(is_live)
+
+
+class Polls(MemoryBus):
+    """A bus whose polls fail or hang when told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.fault, self.goes_on = None, asyncio.Event()
+        self.goes_on.set()
+
+    async def consumer(self, **how):
+        found, bus = await super().consumer(**how), self
+        poll = found.poll
+
+        async def watched(**limits):
+            await bus.goes_on.wait()
+            if bus.fault is not None:
+                raise bus.fault
+            return await poll(**limits)
+
+        found.poll = watched
+        return found
+
+
+async def test_a_stage_whose_polls_hang_is_not_live_and_one_whose_polls_fail_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "POLL_SECONDS_MAX", 1.0)
+    bus = Polls()
+    async with running(tmp_path, bus=bus) as (_, _, get, _):
+
+        async def answers(path, wanted):
+            return (await get(path))[0] == wanted
+
+        await until(lambda: answers("/readyz", 200))
+        bus.fault = errors.BusUnavailable("no broker")
+        await asyncio.sleep(2.0)
+        assert await answers("/livez", 200)
+        bus.fault = None
+        bus.goes_on.clear()
+        await until(lambda: answers("/livez", 503))
+        assert "record has not polled" in (await get("/livez"))[1]
+        bus.goes_on.set()
+        await until(lambda: answers("/livez", 200))
 
 
 async def test_a_bug_in_noting_does_not_restart_a_worker(tmp_path, monkeypatch):

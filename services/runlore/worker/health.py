@@ -5,9 +5,10 @@ still say so, and its metrics are there when they are needed most. Twice a secon
 worker is; the thread only reads what was noted, so it shares no state that changes. Nothing here is a dependency that
 `runlore[server]` does not have: `prometheus_client` makes the text of `/metrics`, if it is there.
 
-Live means that the loop runs. A broker or a bucket that is away, a blocked or failed stage make nobody unlive, because
-a restart heals none of them. Ready means that the stages have joined and the index has caught up: once, at the start.
-What happens to a stage later does not take that back.
+Live means that the loop runs and every stage's polls go on. A broker or a bucket that is away, a blocked or failed
+stage make nobody unlive, because a restart heals none of them: their polls go on, and end in a fault. Ready means that
+the stages have joined and the index has caught up: once, at the start. What happens to a stage later does not take that
+back.
 
     async with health.serve(worker, settings):      # `runlore up`, `worker`, `index`: around `worker.run()`
         await worker.run()
@@ -45,6 +46,8 @@ log = structlog.get_logger("runlore.health")
 
 LIVE_SECONDS_MAX = 30.0
 """How long the event loop may stand still before `/livez` says so."""
+POLL_SECONDS_MAX = 300.0
+"""How long ago a stage's last poll may have ended, well or not; never less than a few of its waits between tries."""
 TICK_SECONDS = 0.5
 SAMPLE_SECONDS = 15.0
 """How often the bus is asked for lag and ages."""
@@ -61,6 +64,8 @@ class Noted:
     at: float
     """Monotonic seconds."""
     not_ready: tuple[str, ...]
+    hangs: tuple[str, ...]
+    """Stages whose polls do not go on."""
     status: dict[str, Any]
 
 
@@ -108,7 +113,15 @@ class Health:
         telemetry.MEMORIES_STUCK.set(stuck)
         not_ready = tuple(self._not_ready())
         status = {"version": __version__, "ready": not not_ready, "not_ready": not_ready, "stages": stages}
-        return Noted(clock.monotonic(), not_ready, status)
+        return Noted(clock.monotonic(), not_ready, tuple(self._hangs()), status)
+
+    def _hangs(self) -> Iterable[str]:
+        longest = max(POLL_SECONDS_MAX, 4 * self._settings.retry_seconds_max)
+        for name, intake in self._worker.intakes.items():
+            # Joining may wait for a person, and a worker that drains polls no more.
+            silent = clock.monotonic() - intake.polled_at
+            if intake.joined and silent > longest and not self._worker.stopping.is_set():
+                yield f"{name} has not polled for {silent:.0f} seconds"
 
     def _not_ready(self) -> Iterable[str]:
         if self._worker.stopping.is_set():
@@ -156,8 +169,10 @@ class Health:
     def answer(self, path: str) -> tuple[int, dict[str, Any]]:
         """(status, JSON object) of a probe. Raises `KeyError` for a path that there is not."""
         noted, still = self.noted, clock.monotonic() - self.noted.at
-        is_live = still < LIVE_SECONDS_MAX
-        reasons = [] if is_live else [f"the event loop has stood still for {still:.0f} seconds"]
+        reasons = list(noted.hangs)
+        if still >= LIVE_SECONDS_MAX:
+            reasons.append(f"the event loop has stood still for {still:.0f} seconds")
+        is_live = not reasons
         answers = {
             "/livez": (is_live, {"live": is_live, "reasons": reasons}),
             "/readyz": (
