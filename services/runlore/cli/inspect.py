@@ -52,6 +52,15 @@ def _list_memories(out: ui.Out, index: Index, project: str | None, usage: str) -
     out.note(f"name one: {usage} --project {rows[0]['project']} --memory {rows[0]['memory']}")
 
 
+def _meant(out: ui.Out, index: Index, project: str | None, memory: str | None, usage: str) -> tuple[str, str]:
+    """The memory that is meant. Where that is not clear, what there is is listed, and the command is over."""
+    meant = ui.pick(index.memories(), project, memory)
+    if meant is None:
+        _list_memories(out, index, project, usage)
+        raise ui.Told
+    return meant
+
+
 async def list_rollouts(out: ui.Out, opened: Home, project: str | None, memory: str | None) -> None:
     """The rollouts of the memory that is meant."""
     from runlore.lookup import index as lookup_index
@@ -59,10 +68,7 @@ async def list_rollouts(out: ui.Out, opened: Home, project: str | None, memory: 
     index = lookup_index.Index(opened.index_path)
     try:
         await lookup_index.reconcile(index, opened.store)
-        meant = ui.pick(out, index.memories(), project, memory)
-        if meant is None:
-            _list_memories(out, index, project, "runlore seed ID")
-            return
+        meant = _meant(out, index, project, memory, "runlore seed ID")
         rows = index.rollouts(*meant)
         out.answer({"project": meant[0], "memory": meant[1], "rollouts": rows})
         columns = ("original", "kind", "runs", "updated_at")
@@ -86,10 +92,7 @@ def log(
 
     async def work(out: ui.Out) -> None:
         async with _open(home) as (opened, index):
-            meant = ui.pick(out, index.memories(), project, memory or name or None)
-            if meant is None:
-                _list_memories(out, index, project, "runlore log")
-                return
+            meant = _meant(out, index, project, memory or name or None, "runlore log")
             rows = []
             async for body in opened.reader.line(*meant):
                 rows.append(_log_row(body))
@@ -163,10 +166,7 @@ def show(
 
     async def work(out: ui.Out) -> None:
         async with _open(home) as (opened, index):
-            meant = ui.pick(out, index.memories(), project, memory)
-            if meant is None:
-                _list_memories(out, index, project, "runlore show")
-                return
+            meant = _meant(out, index, project, memory, "runlore show")
             number, files = await _tree(opened, *meant, at, subject)
             if path:
                 name, one = _file(files, path)
@@ -217,10 +217,7 @@ def diff(
         from runlore import errors
 
         async with _open(home) as (opened, index):
-            meant = ui.pick(out, index.memories(), project, memory)
-            if meant is None:
-                _list_memories(out, index, project, "runlore diff")
-                return
+            meant = _meant(out, index, project, memory, "runlore diff")
             newer, after = await _tree(opened, *meant, b, subject)
             older = a if a is not None else newer - 1
             if older < 0:
@@ -289,10 +286,7 @@ def why(
         from runlore import errors
 
         async with _open(home) as (opened, index):
-            meant = ui.pick(out, index.memories(), project, memory)
-            if meant is None:
-                _list_memories(out, index, project, "runlore why PATH:LINE")
-                return
+            meant = _meant(out, index, project, memory, "runlore why PATH:LINE")
             number, files = await _tree(opened, *meant, at, subject)
             if not where:
                 lines = [
@@ -369,7 +363,7 @@ def search(
     async def work(out: ui.Out) -> None:
 
         async with _open(home) as (_, index):
-            meant = ui.pick(out, index.memories(), project, memory)
+            meant = ui.pick(index.memories(), project, memory)
             if meant is None or not query.strip():
                 _list_memories(out, index, project, "runlore search WORDS")
                 return

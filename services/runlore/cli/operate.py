@@ -60,7 +60,7 @@ def revert(
         from runlore.consumers import consolidate
 
         async with inspect._open(home) as (_, index):
-            meant = ui.pick(out, index.memories(), project, memory or name or None)
+            meant = ui.pick(index.memories(), project, memory or name or None)
             if to is None:
                 inspect._list_memories(out, index, project, "runlore revert --to N --reason …")
                 return

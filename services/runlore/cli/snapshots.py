@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +57,23 @@ def _made(opened: Home, project: str) -> Snapshots:
     return Snapshots(opened.store, project, cache_dir=opened.cache_dir / "stat")
 
 
+@asynccontextmanager
+async def _opened(
+    out: ui.Out, home: Any, project: str, named: object, usage: str
+) -> AsyncIterator[tuple[Home, Snapshots]]:
+    """The home and the project's snapshots. Where nothing was `named`, what there is is listed instead."""
+    from runlore import wiring
+
+    async with wiring.open_home(ui.settings_of(home)) as opened:
+        if not named:
+            rows = await _lines(opened, project)
+            out.answer({"lines": rows})
+            _table(out, rows)
+            out.note(f"name one: {usage}" if rows else "no workspace is saved yet: `runlore snapshot save`")
+            raise ui.Told
+        yield opened, _made(opened, project)
+
+
 def _bar(out: ui.Out, what: str) -> Any:
     """(a context, a progress callback): files and bytes as they pass, on a terminal."""
     bar = out.progress()
@@ -64,14 +83,6 @@ def _bar(out: ui.Out, what: str) -> Any:
         bar.update(task, completed=files, detail=f"{size / 1e6:,.1f} MB")
 
     return bar, show
-
-
-async def _list(out: ui.Out, opened: Home, project: str, command: str) -> None:
-    """What there is, for a command that was given no ID."""
-    rows = await _lines(opened, project)
-    out.answer({"lines": rows})
-    _table(out, rows)
-    out.note(f"name one: {command}" if rows else "no workspace is saved yet: `runlore snapshot save`")
 
 
 async def _lines(opened: Home, project: str) -> list[dict[str, Any]]:
@@ -355,15 +366,11 @@ def tree(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import errors, wiring
+        from runlore import errors
         from runlore.lookup import workspaces
         from runlore.snapshots import names, trees
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot tree ID")
-                return
-            made = _made(opened, project)
+        async with _opened(out, home, project, id, "runlore snapshot tree ID") as (_, made):
             found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
             entry = await found.lookup(names.from_text(path)) if path else None
             if path and entry is not None and not isinstance(entry, trees.Dir):
@@ -411,15 +418,11 @@ def cat(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import errors, wiring
+        from runlore import errors
         from runlore.lookup import workspaces
         from runlore.snapshots import names, trees
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot cat ID PATH")
-                return
-            made = _made(opened, project)
+        async with _opened(out, home, project, id, "runlore snapshot cat ID PATH") as (_, made):
             found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
             entry = await found.lookup(names.from_text(path))
             if not isinstance(entry, trees.File):
@@ -468,15 +471,10 @@ def diff(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import wiring
         from runlore.lookup import workspaces
         from runlore.snapshots import comparing
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not a or not b:
-                await _list(out, opened, project, "runlore snapshot diff A B")
-                return
-            made = _made(opened, project)
+        async with _opened(out, home, project, a and b, "runlore snapshot diff A B") as (_, made):
             one, _, _ = await workspaces.resolve(made, a, rollout=rollout, agent=agent)
             two, _, _ = await workspaces.resolve(made, b, rollout=rollout, agent=agent)
             changes = [change.as_dict() async for change in comparing.diff(one, two)]

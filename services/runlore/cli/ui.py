@@ -55,6 +55,10 @@ MaybeReason = Annotated[str, typer.Option("--reason", help="Why; kept in the aud
 INTERRUPTED = 130
 
 
+class Told(Exception):
+    """The command has answered already (it listed what there is to name): nothing is left to do."""
+
+
 class Out:
     """Where a command writes: `answer` once, `say` for a person, `note` on stderr."""
 
@@ -174,6 +178,8 @@ def run(work: Callable[[Out], Awaitable[None]], *, as_json: bool) -> None:
         asyncio.run(_interruptible(work(out)))
         # Here, where a reader that went away can still be told from a failure.
         sys.stdout.flush()
+    except Told:
+        sys.stdout.flush()
     except errors.RunloreError as exc:
         out.note(f"error: {exc.message}")
         if exc.hint:
@@ -282,9 +288,7 @@ def confirm(out: Out, question: str, *, yes: bool, what: str) -> None:
         raise errors.Refused("nothing was changed: the answer was no")
 
 
-def pick(
-    out: Out, rows: Sequence[dict[str, Any]], project: str | None, memory: str | None
-) -> tuple[str, str] | None:
+def pick(rows: Sequence[dict[str, Any]], project: str | None, memory: str | None) -> tuple[str, str] | None:
     """The memory that is meant: the one named, or the only one there is. None where that is not clear."""
     if project and memory:
         return project, memory

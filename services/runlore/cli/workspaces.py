@@ -15,8 +15,7 @@ from runlore.cli.snapshots import (
     ProjectOption,
     RolloutOption,
     _bar,
-    _list,
-    _made,
+    _opened,
 )
 
 if TYPE_CHECKING:
@@ -50,16 +49,15 @@ def restore(
     async def work(out: ui.Out) -> None:
         import asyncio
 
-        from runlore import errors, wiring
+        from runlore import errors
         from runlore.lookup import workspaces
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot restore ID --into DIR")
-                return
+        async with _opened(out, home, project, id, "runlore snapshot restore ID --into DIR") as (
+            opened,
+            made,
+        ):
             if into is None:
                 raise errors.InvalidInput("--into is needed", hint="the folder to write into")
-            made = _made(opened, project)
             found, line, base = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
             bar, show = _bar(out, "restore")
             with bar:
@@ -97,16 +95,12 @@ def export(
     async def work(out: ui.Out) -> None:
         import asyncio
 
-        from runlore import errors, wiring
+        from runlore import errors
         from runlore.lookup import workspaces
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot export ID --out FILE")
-                return
+        async with _opened(out, home, project, id, "runlore snapshot export ID --out FILE") as (_, made):
             if not to or (to == "-" and as_json):
                 raise errors.InvalidInput("--out FILE is needed", hint="'-' is stdout, without --json")
-            made = _made(opened, project)
             found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
             archive = await made.export(found.ref)
             try:
@@ -160,15 +154,10 @@ def merge(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import wiring
         from runlore.commit import lines
         from runlore.lookup import merging
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot merge ROLLOUT")
-                return
-            made = _made(opened, project)
+        async with _opened(out, home, project, id, "runlore snapshot merge ROLLOUT") as (opened, made):
             line = lines.line_of(project, id, agent)
             if dry_run:
                 done = await merging.merge_branches(made, line, branches or None, dry_run=True)
@@ -224,15 +213,11 @@ def tag(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import errors, wiring
+        from runlore import errors
         from runlore.commit import lines
         from runlore.lookup import workspaces
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id or not name:
-                await _list(out, opened, project, "runlore snapshot tag ID NAME")
-                return
-            made = _made(opened, project)
+        async with _opened(out, home, project, id and name, "runlore snapshot tag ID NAME") as (opened, made):
             if delete:
                 line = lines.line_of(project, rollout or id, agent)
                 why = ui.needs_reason(reason)
@@ -271,14 +256,12 @@ def drop(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import wiring
         from runlore.commit import lines
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id or not branch:
-                await _list(out, opened, project, "runlore snapshot drop ROLLOUT BRANCH")
-                return
-            _made(opened, project)
+        async with _opened(out, home, project, id and branch, "runlore snapshot drop ROLLOUT BRANCH") as (
+            opened,
+            _,
+        ):
             line, why = lines.line_of(project, id, agent), ui.needs_reason(reason)
             given = {"line": str(line), "branch": branch}
             async with ui.acting(opened, "snapshot drop", projects=[project], reason=why, arguments=given):
@@ -310,14 +293,9 @@ def retain(
     async def work(out: ui.Out) -> None:
         import datetime as dt
 
-        from runlore import wiring
         from runlore.commit import lines
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot retain ROLLOUT --last N")
-                return
-            _made(opened, project)
+        async with _opened(out, home, project, id, "runlore snapshot retain ROLLOUT --last N") as (opened, _):
             within = dt.timedelta(days=days) if days else None
             keep = lines.Keep(last=last, hourly=hourly, daily=daily, within=within)
             line = lines.line_of(project, id, agent)
@@ -354,14 +332,10 @@ def verify(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import errors, wiring
+        from runlore import errors
         from runlore.lookup import workspaces
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot verify ID")
-                return
-            made = _made(opened, project)
+        async with _opened(out, home, project, id, "runlore snapshot verify ID") as (_, made):
             found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
             bar, show = _bar(out, "verify")
             with bar:
@@ -391,14 +365,9 @@ def stats(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import wiring
         from runlore.lookup import workspaces
 
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            if not id:
-                await _list(out, opened, project, "runlore snapshot stats ID")
-                return
-            made = _made(opened, project)
+        async with _opened(out, home, project, id, "runlore snapshot stats ID") as (_, made):
             found, _, _ = await workspaces.resolve(made, id, rollout=rollout, agent=agent)
             counted = await made.stats(found.ref)
         out.answer({"snapshot": found.ref.id, "stats": counted})
