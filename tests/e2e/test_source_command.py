@@ -134,6 +134,13 @@ def test_a_dead_letter_is_mapped_anew_and_never_redriven_into_runs(home, tmp_pat
     assert home.json("dead")["total"] == 0 and home.up_once()["recorded"] == 2
     assert home.json("explain", "e-lost")["runs"][0]["state"] == "consolidated"
     home.json("source", "redrive", mended, "0123456789", "--note", "x", code=3)
+    # As with everything that changes things: why is asked for, and kept.
+    home.json("source", "run", ORDERS, "--once", "--from-beginning")
+    acts = [one for one in home.json("audit")["acts"] if one["what"] == "source redrive"]
+    assert {one["reason"] for one in acts} == {"mended", "x"} and {one["state"] for one in acts} == {"done"}
+    publish(home, [lost])
+    home.json("source", "run", ORDERS, "--once")
+    home.json("source", "redrive", mended, "--all", code=2)
 
 
 # --- check --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import typer
 from runlore.cli import ui
 
 if TYPE_CHECKING:
-    from runlore.consumers.source import Counts, Outcome
+    from runlore.consumers.source import Counts, Outcome, SourceStage
     from runlore.sources.mapping import event, explain, fields
     from runlore.wiring import Home
 
@@ -415,7 +415,9 @@ def redrive(
         int, typer.Option("--limit", "-n", min=1, max=100_000, help="At most this many.")
     ] = 1000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Map them; publish and note nothing.")] = False,
-    note: Annotated[str, typer.Option("--note", help="Why; kept with the letters.", show_default=False)] = "",
+    note: Annotated[
+        str, typer.Option("--note", help="Why; kept with the letters, and asked for.", show_default=False)
+    ] = "",
     project: ProjectOption = None,
     memory: MemoryOption = None,
     home: ui.HomeOption = None,
@@ -444,15 +446,35 @@ def redrive(
             runtime = concurrency.runtime(settings.lanes)
             stage = source.SourceStage(opened.store, opened.bus, made, fetch, runtime=runtime)
             chosen = _chosen(await dead.read_all(opened.bus), made.name, letters, kind, limit)
-            counts, problems = source.Counts(), ui.Problems()
-            for one in chosen:
-                found = await stage.redrive(one, why=note, dry_run=dry_run)
-                counts.add([found])
-                _note(out, problems, [found])
+            problems = ui.Problems()
+            if dry_run or not chosen:
+                counts = await _redrive(out, stage, chosen, problems, why="", dry_run=True)
+            else:
+                why = ui.needs_reason(note, option="--note")
+                arguments = {"source": made.name, "letters": [one.id for one in chosen], "reason": kind}
+                projects = [made.project.fixed]
+                async with ui.acting(
+                    opened, "source redrive", projects=projects, reason=why, arguments=arguments
+                ) as act:
+                    counts = await _redrive(out, stage, chosen, problems, why=why, dry_run=False)
+                    act.result |= counts.as_dict()
         out.answer({"letters": len(chosen), **counts.as_dict(), **problems.answer(), "dry_run": dry_run})
         out.say(f"{len(chosen)} letters: {counts}")
 
     ui.run(work, as_json=as_json)
+
+
+async def _redrive(
+    out: ui.Out, stage: SourceStage, chosen: list[Any], problems: ui.Problems, *, why: str, dry_run: bool
+) -> Counts:
+    from runlore.consumers import source
+
+    counts = source.Counts()
+    for one in chosen:
+        found = await stage.redrive(one, why=why, dry_run=dry_run)
+        counts.add([found])
+        _note(out, problems, [found])
+    return counts
 
 
 def _chosen(

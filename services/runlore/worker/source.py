@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from runlore import clock, errors
+from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.consumers import source
 from runlore.settings import Settings
@@ -24,6 +24,8 @@ from runlore.worker import intake, progress, retry
 
 log = structlog.get_logger("runlore.source")
 
+STAGE = "source"
+"""What logs and metrics call every source: a label that grows with the mappings would be one too many."""
 TRIES_MAX = 6
 """How often a batch that a passing fault stops is tried where somebody waits for an end."""
 
@@ -53,6 +55,7 @@ class Source:
     async def take(self, messages: Sequence[bus_port.Message]) -> dict[bus_port.TopicPartition, int]:
         """The effect of a batch; the offsets that may be committed now."""
         outcomes, offsets = await self.stage.process(messages)
+        telemetry.worked(STAGE, messages, [one.state for one in outcomes])
         _log_dead(outcomes)
         self.tell(outcomes)
         return offsets
@@ -64,7 +67,7 @@ async def run(one: Source, plan: Plan) -> None:
         await _bounded(one, plan)
         return
     retries = retry.Retries(
-        one.mapping.group,
+        STAGE,
         progress.StageStatus(),
         seconds_max=one.settings.retry_seconds_max,
         stopping=plan.stopping,
@@ -156,9 +159,11 @@ async def _tries(step: Callable[[], Awaitable[T]]) -> T:
 def _log_dead(outcomes: Sequence[source.Outcome]) -> None:
     for one in outcomes:
         if one.error is not None:
+            telemetry.DEAD_LETTERS.inc(stage=STAGE, reason=one.error.kind)
             at = one.message
             log.warning(
                 "dead letter",
+                stage=STAGE,
                 reason=one.error.kind,
                 topic=at.topic,
                 partition=at.partition,
