@@ -76,7 +76,7 @@ def test_nothing_is_measured_and_nothing_heavy_is_loaded_while_it_is_off():
     code = (
         "import sys\n"
         "from runlore import telemetry as t\n"
-        "for one in t.METRICS: one.inc(1); one.set(1); one.observe(1); one.clear()\n"
+        "for one in t.METRICS: one.inc(1); one.set(1); one.observe(1); one.observe_all([1])\n"
         "with t.processing('record', 'runs', []): pass\n"
         "t.worked('record', [], ['recorded']); t.store_request('PUT', 200, 1, 1, 0.1)\n"
         "print(t.metrics_app(), *[n for n in sys.modules if n.split('.')[0] in ('prometheus_client', 'opentelemetry')])"
