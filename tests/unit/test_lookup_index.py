@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from runlore import errors
 from runlore.commit import heads, keys, revisions, rollouts
+from runlore.consumers import index as index_consumer
+from runlore.consumers import record
+from runlore.events import envelope, models
 from runlore.lookup import index as lookup_index
-from runlore.testing import stores
+from runlore.testing import buses, stores
 
 
 @pytest.fixture
@@ -159,3 +162,45 @@ async def test_comparing_with_a_list_takes_in_what_differs_and_nothing_else(inde
     )
     assert await lookup_index.reconcile(index, store) == 0
     assert index.memories()[0]["revision"] == 1
+
+
+def test_only_heads_newer_than_their_rows_are_worth_a_read(index):
+    index.apply([rollout("a", 3), rollout("b", 1)])
+    a, b, c = (rollout(name).key for name in "abc")
+    assert index.behind({a: 3, b: 2, c: 1}) == sorted([b, c])
+    # A bell without a counter says nothing of what it is about.
+    assert index.behind({a: 0}) == [a]
+
+
+async def test_a_replica_that_begins_reads_nothing_for_the_bells_of_the_past(index):
+    class Counting(stores.MemoryStore):
+        gets = 0
+
+        async def get_many(self, wanted):
+            self.gets += len(wanted)
+            return await super().get_many(wanted)
+
+    store, bus = Counting(), buses.MemoryBus()
+    for counter in (1, 2, 3):
+        await store.put(rollout("a").key, envelope.dump(rollout("a", counter).body))
+        bell = models.Changed(kind="rollout", project="acme", memory="support", rollout="a", counter=counter)
+        await record.ring(bus, [bell])
+    stage = index_consumer.IndexStage(store, index)
+    assert await stage.reconcile() == 1
+    store.gets = 0
+    assert await stage.process([one async for one in bus.read("changed")]) == 0 and store.gets == 0
+    await store.put(rollout("a").key, envelope.dump(rollout("a", 4).body))
+    await record.ring(
+        bus, [models.Changed(kind="rollout", project="acme", memory="support", rollout="a", counter=4)]
+    )
+    assert await stage.process([one async for one in bus.read("changed")]) == 1 and store.gets == 1
+
+
+async def test_a_file_that_is_deleted_under_the_process_is_made_again_by_the_next_list(index):
+    store = stores.MemoryStore()
+    await store.put(rollout("a").key, envelope.dump(rollout("a").body))
+    assert await lookup_index.reconcile(index, store) == 1
+    for path in index.path.parent.glob("index.db*"):
+        path.unlink()
+    assert await lookup_index.reconcile(index, store) == 1 and index.path.exists()
+    assert [row["rollout"] for row in index.rollouts("acme", "support")] == ["a"]
