@@ -2,10 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# What carries events (sqlite, kafka) and what keeps objects (directory, s3) in the demo.
+BUS ?= sqlite
+STORE ?= directory
+
 .PHONY: demo test lint schemas bench-memory bench-pipeline clean
 
-demo: .venv/.base  ## Real agent runs in, a seeded workspace out; no key, no server.
-	$(BIN)/python examples/demo.py
+# A real broker and a real S3 server need more than the base install.
+demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real agent runs in, a seeded workspace out; no key, no server. BUS=kafka STORE=s3: on real ones.
+	$(BIN)/python examples/demo.py --bus $(BUS) --store $(STORE)
 
 test: .venv/.dev  ## Everything that CI runs.
 	$(BIN)/ruff check .

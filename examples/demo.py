@@ -1,20 +1,27 @@
 """The main job, on real recorded runs: events in, memory made, a next run's workspace seeded. No key, no server.
 
     make demo
+    make demo BUS=kafka STORE=s3
 
-It runs the same commands that you would, prints each, and leaves its home in .runlore/demo. The runs in
-examples/runs were made with the real OpenAI Agents SDK (examples/make_samples.py).
+It runs the same commands that you would, prints each, and leaves its home in .runlore/demo. With BUS=kafka and
+STORE=s3 it does the same on a real Kafka broker and a real S3 server, which it starts and ends itself (infra/dev
+says what they need). The runs in examples/runs were made with the real OpenAI Agents SDK (examples/make_samples.py).
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = sorted((ROOT / "examples" / "runs").glob("*.jsonl"))
@@ -29,6 +36,9 @@ FILES = {
 """A small workspace, as a run would leave it."""
 RUNLORE = Path(sys.executable).with_name("runlore")
 MEMORY = ["--project", "demo", "--memory", "support"]
+SERVERS = ROOT / ".runlore" / "demo-servers"
+SETTINGS: dict[str, str] = {}
+"""Where the servers are, if it runs on any."""
 
 
 def say(text: str) -> None:
@@ -44,7 +54,9 @@ def run(*arguments: object, quiet: bool = False) -> str:
     words = [shown(one) if isinstance(one, Path) else str(one) for one in arguments]
     if not quiet:
         print(f"$ runlore {shlex.join(words)}", flush=True)
-    environment = {**os.environ, "RUNLORE_HOME": str(HOME)}
+    # Nobody's own settings: the demo must not write into a bucket that is in use.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RUNLORE_")}
+    environment = {**own, **SETTINGS, "RUNLORE_HOME": str(HOME)}
     done = subprocess.run(
         [RUNLORE, *words],
         cwd=ROOT,
@@ -56,10 +68,73 @@ def run(*arguments: object, quiet: bool = False) -> str:
     return done.stdout or ""
 
 
+@contextlib.contextmanager
+def servers(bus: str, store: str) -> Iterator[None]:
+    """The servers that were asked for, from their start to their end."""
+    sys.path.insert(0, str(ROOT))
+    from infra.dev import kafka, s3
+
+    wanted = ([kafka] if bus == "kafka" else []) + ([s3] if store == "s3" else [])
+    missing = [problem for module in wanted if (problem := module.missing())]
+    if missing:
+        raise SystemExit("\n".join(["this demo needs a server that can not be started here:", *missing]))
+    shutil.rmtree(SERVERS, ignore_errors=True)
+    made: list[Any] = []
+    if kafka in wanted:
+        made.append(kafka.KafkaServer(SERVERS / "kafka"))
+    if s3 in wanted:
+        made.append(s3.S3Server(SERVERS / "s3"))
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda server: server.start(), made))
+        for server in made:
+            SETTINGS.update(settings_of(server))
+        yield
+    finally:
+        for server in made:
+            server.stop()
+        shutil.rmtree(SERVERS, ignore_errors=True)
+
+
+def settings_of(server: Any) -> dict[str, str]:
+    """The settings that make Runlore use a server."""
+    if hasattr(server, "servers"):
+        return {"RUNLORE_BUS": "kafka", "RUNLORE_KAFKA_SERVERS": server.servers}
+    return server.environment
+
+
 def main() -> None:
-    shutil.rmtree(HOME, ignore_errors=True)
-    shutil.rmtree(WORKSPACE, ignore_errors=True)
-    shutil.rmtree(LEFT, ignore_errors=True)
+    parser = argparse.ArgumentParser(description="The main job, on real recorded runs.")
+    parser.add_argument("--bus", choices=("sqlite", "kafka"), default="sqlite")
+    parser.add_argument("--store", choices=("directory", "s3"), default="directory")
+    options = parser.parse_args()
+    for folder in (HOME, WORKSPACE, LEFT):
+        shutil.rmtree(folder, ignore_errors=True)
+    if (options.bus, options.store) == ("sqlite", "directory"):
+        demo()
+        say("Try it on your own runs:")
+        print("  .venv/bin/runlore import agents-sdk SESSIONS_DIR --project me --memory support")
+        print("  .venv/bin/runlore up --once")
+        print("  .venv/bin/runlore seed NEXT_SESSION_ID --project me --memory support --into WORKSPACE")
+        return
+    names = {"kafka": "a Kafka broker", "s3": "an S3 server"}
+    asked = " and ".join(names[one] for one in (options.bus, options.store) if one in names)
+    say(f"0. Start {asked} on this machine:")
+    with servers(options.bus, options.store):
+        for name, value in SETTINGS.items():
+            print(f"{name}={value}", flush=True)
+        if options.bus == "kafka":
+            run("topics", "apply", "--yes")
+        demo()
+        say("6. Every invariant holds on what is stored there:")
+        run("verify")
+        say("Keep such servers running, and work on them:")
+        print('  eval "$(.venv/bin/python infra/dev up)"; .venv/bin/runlore topics apply --yes')
+        print("  .venv/bin/runlore worker")
+
+
+def demo() -> None:
+    """The same on every bus and store."""
     say("1. Each finished run emits one event. Here are the runs of seven conversations:")
     for path in RUNS:
         run("emit", path)
@@ -83,10 +158,6 @@ def main() -> None:
     print(summary, flush=True)
     say("5. Every line can say why it is there:")
     run("why", f"memory_summary.md:{first_told_line()}", *MEMORY, "--subject", "ana")
-    say("Try it on your own runs:")
-    print("  .venv/bin/runlore import agents-sdk SESSIONS_DIR --project me --memory support")
-    print("  .venv/bin/runlore up --once")
-    print("  .venv/bin/runlore seed NEXT_SESSION_ID --project me --memory support --into WORKSPACE")
 
 
 def left_behind(folder: Path) -> None:
