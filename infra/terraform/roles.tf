@@ -31,11 +31,12 @@ locals {
   conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses"]
 
   roles = {
-    # `runlore worker`, every stage. The only deletion is that of a mark that was worked, and of its own status.
+    # `runlore worker`, every stage. It deletes marks that were worked and its own status; probes are what `runlore doctor`
+    # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "pauses", "workers"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "_dead", "workers"]
-      delete = ["marks", "workers"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "pauses", "workers", "probes"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "_dead", "workers", "probes"]
+      delete = ["marks", "workers", "probes"]
     }
 
     # Whoever serves seeds and search: reads what heads name, and no raw record.

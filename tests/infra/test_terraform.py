@@ -28,7 +28,7 @@ from runlore.lookup import seeds, workspaces
 from runlore.snapshots import library
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import verify
+from runlore.upkeep import doctor, verify
 
 KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
     keys.OPERATIONS
@@ -325,13 +325,10 @@ async def deployed(rights):
 
 async def test_worker_and_source_need_what_they_are_granted_and_no_more(rights):
     one = await deployed(rights)
-    # Used by what is beside the stages: what a worker says of itself, and the pauses that it obeys. And a version that
-    # shares little of a small pack copies it, which takes more versions than these.
-    beside = {
-        ("read", "pauses"),
-        ("read", "blobs"),
-        *((action, "workers") for action in ("read", "write", "delete")),
-    }
+    # Used by what is beside the stages: what a worker says of itself, the pauses that it obeys, and `doctor`. And a
+    # version that shares little of a small pack copies it, which takes more versions than these.
+    beside = {("read", "pauses"), ("read", "blobs")}
+    beside |= {(action, place) for action in ("read", "write", "delete") for place in ("workers", "probes")}
     for role in ("worker", "source"):
         granted = {(action, place) for action, places in rights.roles[role].items() for place in places}
         assert one.views[role].used | (beside if role == "worker" else set()) == granted, role
@@ -379,6 +376,15 @@ async def test_a_person_reverts_and_verifies_with_the_rights_of_an_operator(righ
     assert not (await verify.verify(operator, one.bus)).violations
     for letter in await dead.read_all(one.bus):
         assert await dead.value_of(operator, letter)
+
+
+@pytest.mark.parametrize(("role", "may"), [("worker", True), ("operator", True), ("lookup", False)])
+async def test_doctor_finds_a_role_fit_for_what_it_is_for(rights, role, may):
+    view = Allowed(rights, MemoryStore(), role)
+    checks = await doctor.of_store(view)
+    assert checks and all(one.ok for one in checks) == may, checks
+    if may:
+        assert [row async for row in view.store.list("")] == []
 
 
 # --- the bucket -----------------------------------------------------------------------------------------------
