@@ -18,6 +18,8 @@ bounded pool for it, have no deadline, and do not cover a body that is cut on it
 Nothing outside of the prefix is read, listed or deleted: each key gets it here, and `_below` checks what a LIST
 says. What lies below it under a name that is no key of ours is passed over.
 
+An etag is the store's own: with KMS, or in parts, it is no MD5, and two writes of equal bytes may differ in it.
+
 The order of a LIST is the server's. AWS sorts by key; SeaweedFS sorts each folder on its own, so that all of
 `a/` comes before `a-b`. Within one folder both are the same, and nothing in Runlore needs more.
 """
@@ -205,7 +207,8 @@ class S3Store:
         """Nothing to wait for: what passed its guard too long ago is refused by its signature's age."""
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._pool.shutdown)
+        # What has not begun never will; what is under way ends with its request's timeout at the latest.
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
         self._client.close()
 
     async def _write(
