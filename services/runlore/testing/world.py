@@ -491,8 +491,11 @@ class SimBus:
     async def committed(self, *, group: str, topic: str) -> dict[int, int]:
         return await self._inner.committed(group=group, topic=topic)
 
-    async def rewind(self, *, group: str, topic: str) -> None:
-        await self._inner.rewind(group=group, topic=topic)
+    async def oldest(self, *, group: str, topic: str) -> float | None:
+        return await self._inner.oldest(group=group, topic=topic)
+
+    async def rewind(self, *, group: str, topic: str, start: float | None = None) -> None:
+        await self._inner.rewind(group=group, topic=topic, start=start)
 
     async def close(self) -> None:
         return None
