@@ -90,6 +90,9 @@ COMMANDS = {
     ("source", "check", ORDERS): (2, 2, 2),
     ("source", "check", ORDERS, ORDERS.with_name("orders-sample.json")): (0, 0, 0),
     ("source", "check", "/no/such/map.toml", "-"): (3, 3, 3),
+    ("source", "init"): (2, 2, 2),
+    ("source", "init", ORDERS.with_name("spans-sample.json")): (0, 0, 0),
+    ("source", "init", ORDERS): (2, 2, 2),  # No JSON.
     ("source", "run"): (2, 2, 2),
     ("source", "run", ORDERS, "--dry-run"): (0, 0, 3),
     ("source", "redrive"): (2, 2, 2),

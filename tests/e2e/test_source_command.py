@@ -416,16 +416,16 @@ async def test_on_kafka_it_reads_the_teams_own_topic_and_makes_none(kafka_server
         tmp_path / "home", bus="kafka", kafka_servers=kafka_server.servers, kafka_topic_prefix=prefix,
         kafka_group_prefix=prefix,
     )  # fmt: skip
-    words = [homes.RUNLORE, "source", "run", ORDERS, "--once", "--json"]
 
-    async def run(*more):
+    async def run(*more, code=0, mapping=ORDERS):
         import asyncio
 
+        words = [homes.RUNLORE, "source", "run", mapping, "--once", "--json", *more]
         process = await asyncio.create_subprocess_exec(
-            *map(str, [*words, *more]), env=home.environment, stdout=-1, stderr=-1
+            *map(str, words), env=home.environment, stdout=-1, stderr=-1
         )
         out, err = await process.communicate()
-        assert process.returncode == 0, err.decode()
+        assert process.returncode == code, err.decode()
         return json.loads(out)
 
     assert [(told := await run())["mapped"], told["dead"], told["tombstones"]] == [39, 1, 1]
@@ -439,5 +439,8 @@ async def test_on_kafka_it_reads_the_teams_own_topic_and_makes_none(kafka_server
         for one in await brokers.everything(kafka_server.servers, f"{prefix}dead")
     }
     assert letter and len(await brokers.everything(kafka_server.servers, TOPIC)) == 41
+    typo = written(tmp_path, "typo.toml", ORDERS.read_text("utf-8").replace(TOPIC, "shop.chat.clsoed"))
+    error = (await run(code=5, mapping=typo))["error"]
+    assert error["kind"] == "blocked" and "makes none" in error["hint"]
     async with brokers.admin(kafka_server.servers) as admin:
         assert not {name for name in await admin.list_topics() if "shop" in name} - {TOPIC}

@@ -1,4 +1,4 @@
-"""Commands for a team's own topic: source check, source run, source redrive."""
+"""Commands for a team's own topic: source check, source init, source run, source redrive."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from runlore.cli import ui
 
 if TYPE_CHECKING:
+    from runlore.bus.port import Bus
     from runlore.consumers.source import Counts, Outcome, SourceStage
     from runlore.sources.mapping import event, explain, fields
     from runlore.wiring import Home
@@ -279,6 +280,51 @@ def _count(told: list[tuple[str, explain.Explained]]) -> Counts:
     return counts
 
 
+# --- init -----------------------------------------------------------------------------------------------
+
+
+@app.command(name="init")
+def init(
+    sample: Annotated[
+        str, typer.Argument(metavar="SAMPLE", help="One event: a JSON file, or '-'.", show_default=False)
+    ] = "",
+    name: Annotated[str, typer.Option("--name", help="Name of the source.")] = "runs",
+    topic: Annotated[str, typer.Option("--topic", help="The topic of the events.", show_default=False)] = "",
+    project: ProjectOption = None,
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Draft a mapping from one event; what it can not tell is left open, or stands in a comment.
+
+    It goes by names and shapes only: try the draft with `source check`, and say who is who.
+
+    Example: runlore source init sample.json > orders.toml
+    """
+
+    async def work(out: ui.Out) -> None:
+        import asyncio
+
+        from runlore import errors
+        from runlore.sources.mapping import document, draft
+
+        if not sample:
+            raise errors.InvalidInput("no SAMPLE was given", hint="a file with one event of the topic, or -")
+        raw = await asyncio.to_thread(_read, sample)
+        lines = [line for line in raw.split(b"\n") if line.strip()]
+        try:
+            found = document.of_json(raw, sample)
+        except errors.BadJson:
+            if len(lines) < 2:
+                raise
+            found = document.of_json(lines[0], f"{sample}, line 1")
+        text = await asyncio.to_thread(draft.draft, found, name=name, topic=topic, project=project or "")
+        out.answer({"mapping": text})
+        out.say(text.removesuffix("\n"))
+        out.note("next: fill in what is left open, then `runlore source check MAP SAMPLE`")
+
+    ui.run(work, as_json=as_json)
+
+
 # --- run ------------------------------------------------------------------------------------------------
 
 
@@ -358,8 +404,9 @@ async def _run(
     async with contextlib.AsyncExitStack() as stack:
         topics = wiring.source_bus(settings)
         stack.push_async_callback(topics.close)
+        waiting = await _waiting(topics, mapping)
         bar = stack.enter_context(out.progress())
-        task = bar.add_task(f"source {mapping.name}", total=limit, detail="")
+        task = bar.add_task(f"source {mapping.name}", total=limit or (waiting if once else None), detail="")
 
         def tell(outcomes: list[Outcome]) -> None:
             counts.add(outcomes)
@@ -378,6 +425,22 @@ async def _run(
     ended = dry_run or once or (limit is not None and counts.total >= limit)
     if plan.stopping.is_set() and ended and (limit is None or counts.total < limit):
         raise KeyboardInterrupt
+
+
+async def _waiting(topics: Bus, mapping: event.Mapping) -> int | None:
+    """How many messages are not committed; None where the bus does not answer yet, which is waited for later.
+
+    Raises `errors.Blocked` where there is no such topic: a typing error must not wait for ever.
+    """
+    from runlore import errors
+
+    try:
+        return sum((await topics.lag(group=mapping.group, topic=mapping.topic)).values())
+    except errors.Blocked as exc:
+        hint = "the mapping's `topic` names it; a source reads a team's own topic and makes none"
+        raise errors.Blocked(exc.message, hint=hint) from exc
+    except errors.Retryable:
+        return None
 
 
 def _note(out: ui.Out, problems: ui.Problems, outcomes: list[Outcome]) -> None:

@@ -6,6 +6,7 @@
     turns     one foreign message of a conversation, in any of the common shapes, as an OpenAI chat message
     objects   what lies outside of the event: URLs inside an allowed prefix, and how they are read
     event     the whole: a message of their topic → the run-completed event, a function of the message alone
+    draft     a first mapping from a sample
     explain   the same, told field by field to whoever writes a mapping
 
 Everything but `objects.fetch` is pure. A mapping is written by an operator and trusted; what it is given is not.

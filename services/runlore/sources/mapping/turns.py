@@ -91,7 +91,7 @@ class Wrong(Exception):
 def chat(messages: Any, where: str, rules: Rules) -> list[dict[str, Any]]:
     """The conversation as OpenAI chat messages. Raises `errors.BadMessages` with every message that is wrong."""
     if isinstance(messages, str):
-        messages = _parsed(messages, where)
+        messages = parsed(messages, where)
     if not isinstance(messages, list):
         raise errors.BadMessages(f"{where} is {kind_of(messages)}, not a list of messages")
     out: list[dict[str, Any]] = []
@@ -129,8 +129,8 @@ def key_of(raw: str) -> str:
     return raw if re.fullmatch(r"[A-Za-z0-9_-]+", raw) else json.dumps(raw)
 
 
-def _parsed(text: str, where: str) -> Any:
-    """Messages that travel as a text of JSON, as attributes of a span do."""
+def parsed(text: str, where: str) -> Any:
+    """Messages that travel as a text of JSON, as attributes of a span do. Raises `errors.BadMessages`."""
     try:
         return document.of_json(text, where)
     except errors.BadJson:
