@@ -174,7 +174,7 @@ def _rules(messages: list[dict[str, Any]]) -> list[str]:
     text = next(
         (one for one in _TEXT if any(isinstance(message.get(one), str) for message in messages)), None
     )
-    lines = [f"role = {_said((role,)) if role else _quoted('…')}"]
+    lines = [f"role = {_said((role,))}" if role else '# role = "…"   # where a message says who spoke']
     lines += [f"text = {_said((text,))}"] if text and text not in ("content", "text") else []
     words: dict[str, str] = {}
     for message in messages:
