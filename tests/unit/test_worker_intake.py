@@ -126,7 +126,8 @@ async def test_a_slow_key_stalls_no_other_and_its_partition_is_committed_only_be
     assert stage.effects.index(b"s1") < stage.effects.index(b"s2")
 
 
-async def test_a_backlog_is_worked_in_large_batches_and_a_single_message_at_once():
+async def test_a_backlog_is_worked_in_large_batches_and_a_single_message_at_once(monkeypatch):
+    monkeypatch.setattr(intake, "FOLLOW_SECONDS", 1000)
     stage = Stage(poll_records_max=50)
 
     async def meet(messages):
@@ -137,25 +138,29 @@ async def test_a_backlog_is_worked_in_large_batches_and_a_single_message_at_once
     async with stage.running():
         await none_waits(stage)
         assert len(stage.batches) <= 15, [len(batch) for batch in stage.batches]
-        begin = asyncio.get_running_loop().time()
         await stage.send((b"one", b"more"))
         await until(lambda: b"more" in stage.effects)
-        assert asyncio.get_running_loop().time() - begin < 0.2
 
 
-async def test_what_trickles_in_while_a_batch_is_at_work_is_worked_together():
+async def test_what_trickles_in_while_a_batch_is_at_work_is_worked_together(monkeypatch):
+    monkeypatch.setattr(intake, "FOLLOW_SECONDS", 1000)
     stage = Stage()
+    go = asyncio.Event()
 
     async def meet(messages):
-        await asyncio.sleep(0.15)
+        await go.wait()
 
     stage.meet = meet
     async with stage.running():
-        for key, value in pairs(30, keys=30):
-            await stage.send((key, value))
-            await asyncio.sleep(0.002)
+        await stage.send((b"first", b"f"))
+        await until(lambda: stage.batches)
+        for number, one in enumerate(pairs(30, keys=30), 2):
+            await stage.send(one)
+            await until(lambda number=number: stage.intake.records == number)
+        assert len(stage.batches) == 1
+        go.set()
         await none_waits(stage)
-    assert len(stage.batches) <= 3, stage.batches
+    assert len(stage.batches) == 2, stage.batches
 
 
 async def test_a_small_batch_begins_beside_a_slow_one_after_a_moment(monkeypatch):
@@ -365,7 +370,7 @@ async def test_a_rebalance_does_not_wait_longer_than_its_time_nor_for_a_retry():
             await asyncio.sleep(0.02)
             begin = asyncio.get_running_loop().time()
             await stage.consumer.rebalance([])
-            assert asyncio.get_running_loop().time() - begin < 2
+            assert asyncio.get_running_loop().time() - begin < 5
             assert await stage.lag() == 10
             # What ends late counts for nothing.
             go.set()
