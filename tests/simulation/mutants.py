@@ -189,9 +189,9 @@ ORDER = [
         [
             (
                 loop.Worker._take,
-                "    processed = await self._record.process(messages)\n",
+                "    processed = await self._recorded(messages)\n",
                 "    await consumer.commit({message.at: message.offset + 1 for message in messages})\n"
-                "    processed = await self._record.process(messages)\n",
+                "    processed = await self._recorded(messages)\n",
             )
         ],
         crash(),
@@ -448,7 +448,7 @@ MARKS = [
 
 # --- holes in how an outcome is read --------------------------------------------------------------------------
 
-_RETRIED = "except (errors.WriteConflict, errors.OutcomeUnknown):"
+_RETRIED = "except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):"
 
 OUTCOMES = [
     Mutant(
@@ -544,9 +544,9 @@ OUTCOMES = [
         [
             (
                 marks.put,
-                "    except (errors.WriteConflict, errors.OutcomeUnknown, errors.PreconditionFailed):\n",
+                "    except (\n            errors.WriteConflict,\n            errors.OutcomeUnknown,\n",
                 "    except errors.OutcomeUnknown:\n            return key\n"
-                "        except (errors.WriteConflict, errors.PreconditionFailed):\n",
+                "        except (\n            errors.WriteConflict,\n",
             )
         ],
         lost(),

@@ -18,7 +18,7 @@ from runlore.events import envelope
 from runlore.store import port
 
 CONFLICT_RETRIES_MAX = 8
-"""How often one move is sent again after a 409 (nothing landed) before the caller starts over."""
+"""How often one move is sent again after a 409 or a 503 (nothing landed) before the caller starts over."""
 
 Changes = Mapping[str, Any] | Callable[[str], Mapping[str, Any]]
 """The fields to change; or what gives them for the time at which the body is made."""
@@ -78,6 +78,7 @@ async def move(
     starts again from nothing.
     """
     began = min(head.read_at, began or head.read_at)
+    refused: errors.StoreUnavailable | None = None
     for attempt in range(CONFLICT_RETRIES_MAX):
         now = clock.now()
         stamp = now.isoformat(timespec="microseconds")
@@ -89,7 +90,8 @@ async def move(
             return Head(head.key, body, etag, now)
         except age.StaleBody:
             continue  # Paused between making and sending it: its dates would be wrong.
-        except errors.WriteConflict:
+        except (errors.WriteConflict, errors.StoreUnavailable) as exc:
+            refused = exc if isinstance(exc, errors.StoreUnavailable) else None
             await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
         except errors.CommitTooLate as exc:
             telemetry.CONFLICTS.inc(kind=exc.kind)
@@ -98,4 +100,4 @@ async def move(
             lost = isinstance(exc, errors.OutcomeUnknown)
             telemetry.CONFLICTS.inc(kind=exc.kind if lost else errors.HeadMoved.kind)
             raise errors.HeadMoved(f"the head {head.key} moved past {head.counter}", key=head.key) from exc
-    raise errors.HeadMoved(f"the head {head.key} is contended", key=head.key)
+    raise refused or errors.HeadMoved(f"the head {head.key} is contended", key=head.key)

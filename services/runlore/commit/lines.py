@@ -329,7 +329,7 @@ async def _put_outcome(store: port.ObjectStore, key: str, raw: bytes) -> None:
             return
         except errors.PreconditionFailed:
             return  # Whoever put it meant the same: a run and attempt has one outcome.
-        except (errors.WriteConflict, errors.OutcomeUnknown):
+        except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):
             await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
     raise errors.StoreUnavailable(f"the outcome {key} could not be put", key=key)
 

@@ -56,7 +56,12 @@ async def put(
         try:
             await store.put_if_absent(key, envelope.dump(body))
             return key
-        except (errors.WriteConflict, errors.OutcomeUnknown, errors.PreconditionFailed):
+        except (
+            errors.WriteConflict,
+            errors.OutcomeUnknown,
+            errors.PreconditionFailed,
+            errors.StoreUnavailable,
+        ):
             await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
     raise errors.StoreUnavailable(f"no mark could be put for {project}/{memory}")
 

@@ -65,7 +65,8 @@ def decode(key: str, raw: bytes) -> Record:
 async def put_record(store: port.ObjectStore, key: str, record: Record) -> tuple[Record, bool]:
     """Put `record` if nothing is at `key`; (the record that is there, whether this call put it).
 
-    Its body is a function of the event, so after a lost reply the same put is simply sent again. Raises
+    Its body is a function of the event, so after a lost reply the same put is simply sent again; after a refusal
+    (503) too, as giving a whole batch up for one would begin it anew, and at some rate of refusals never end. Raises
     `errors.RunConflict` when the record that is there was received with other bytes.
     """
     raw = record.encode()
@@ -73,7 +74,7 @@ async def put_record(store: port.ObjectStore, key: str, record: Record) -> tuple
         try:
             await store.put_if_absent(key, raw)
             return record, True
-        except (errors.WriteConflict, errors.OutcomeUnknown):
+        except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):
             await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
         except errors.PreconditionFailed:
             there = await store.get(key)
