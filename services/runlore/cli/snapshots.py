@@ -30,11 +30,13 @@ ProjectOption = Annotated[str, typer.Option("--project", "-p", help="Project (te
 RolloutOption = Annotated[
     str | None, typer.Option("--rollout", "-r", help="Rollout (conversation).", show_default=False)
 ]
+WITHOUT_HELP = "A path that is left out, exactly (memory folders). May be given again."
+ExcludeOption = Annotated[list[str] | None, typer.Option("--exclude", help="A glob as in .gitignore.")]
+WithoutOption = Annotated[list[str] | None, typer.Option("--without", help=WITHOUT_HELP)]
 AgentOption = Annotated[
     str | None,
     typer.Option("--agent", help="Agent, where each has a workspace of its own.", show_default=False),
 ]
-WITHOUT_HELP = "A path that is left out, exactly (memory folders). May be given again."
 
 
 def register(root: typer.Typer) -> None:
@@ -161,8 +163,8 @@ def save(
     project: ProjectOption = "",
     rollout: RolloutOption = None,
     agent: AgentOption = None,
-    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="A glob as in .gitignore.")] = None,
-    without: Annotated[list[str] | None, typer.Option("--without", help=WITHOUT_HELP)] = None,
+    exclude: ExcludeOption = None,
+    without: WithoutOption = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the line's version, whatever this folder began as.")
     ] = False,
@@ -246,6 +248,8 @@ def ingest(
     project: ProjectOption = "",
     rollout: RolloutOption = None,
     agent: AgentOption = None,
+    exclude: ExcludeOption = None,
+    without: WithoutOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the line's version.")] = False,
     reason: ui.ReasonOption = "ingested by hand",
     home: ui.HomeOption = None,
@@ -273,7 +277,13 @@ def ingest(
                 base = lines.base_of(head.body) if replace else lines.Base()
                 bar, show = _bar(out, "ingest")
                 with bar:
-                    saved = await made.ingest(stream, base=head.body.get("ref"), progress=show)
+                    saved = await made.ingest(
+                        stream,
+                        base=head.body.get("ref"),
+                        exclude=exclude or (),
+                        without=without or (),
+                        progress=show,
+                    )
                 placed = await lines.save(
                     opened.store, line, str(saved.ref), base, reason=reason, began=head.read_at
                 )

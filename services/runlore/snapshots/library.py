@@ -209,18 +209,22 @@ class Snapshots:
         *,
         base: names.Ref | str | None = None,
         bases: Sequence[names.Ref | str] = (),
+        exclude: Sequence[str] = (),
+        without: Sequence[str | bytes] = (),
         limits: tarin.Limits | None = None,
         progress: Progress | None = None,
     ) -> Saved:
         """Save what a tar holds (plain or gzipped), or keep a provider's own reference as it is.
 
-        `archive` is read once, in a thread, and never held. Raises `errors.HostileArchive`, `BadArchive`,
+        `archive` is read once, in a thread, and never held. `exclude` are globs of .gitignore, `without` exact paths
+        (memory directories): none of their bytes are kept. Raises `errors.HostileArchive`, `BadArchive`,
         `ArchiveLimit`; then nothing names what was sent so far.
         """
         uploads = Uploads(self.store, self.project)
         builder = building.Builder(uploads.sink, bases=await self._bases([base, *bases]))
         stop = threading.Event()
-        work = tarin.Ingest(builder, limits or tarin.Limits(), progress, stop)
+        rules = ignore.rules(exclude, without)
+        work = tarin.Ingest(builder, limits or tarin.Limits(), progress, stop, rules)
         try:
             record, needed = await _in_thread(lambda: work.run(archive), stop)
         finally:

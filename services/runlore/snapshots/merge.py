@@ -525,31 +525,3 @@ def _fill(builder: building.Builder, merged: Merged, needed: set[bytes]) -> set[
         batch.add(merged.new[blob])
     batch.flush()
     return builder.settle(needed)
-
-
-async def without(opened: reading.Opened, paths: Sequence[bytes]) -> Merged:
-    """The same tree without `paths` (memory directories, which a seed overlays); the snapshot itself if it has none."""
-    blobs = _Blobs([opened])
-    state = await _state(opened)
-    root = state.root
-    for path in paths:
-        root = await _pruned(blobs, root, [part for part in path.split(b"/") if part not in (b"", b".")])
-    return await _close(blobs, [opened], _State(root, state.report), ())
-
-
-async def _pruned(blobs: _Blobs, folder: trees.Dir, parts: Sequence[bytes]) -> trees.Dir:
-    """`folder` without what is at `parts` below it. Directories that this leaves empty stay."""
-    tree = await blobs.tree(folder)
-    entry = tree.get(parts[0]) if parts else None
-    if entry is None:
-        return folder
-    found = {one.name: one for one in tree.entries()}
-    if len(parts) == 1:
-        del found[parts[0]]
-    elif isinstance(entry, trees.Dir):
-        found[parts[0]] = await _pruned(blobs, entry, parts[1:])
-    if found.get(parts[0]) == entry:
-        return folder
-    encoded = _encode(found)
-    blobs.new.setdefault(encoded.tree, encoded.raw)
-    return replace(folder, tree=encoded.tree, content=encoded.content)

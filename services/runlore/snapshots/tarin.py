@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from runlore import errors
-from runlore.snapshots import building, chunks, names, saving, trees
+from runlore.snapshots import building, chunks, ignore, names, saving, trees
 
 NATIVE_PREFIXES = {
     b"E2B_SANDBOX_SNAPSHOT_V1\n": "e2b",
@@ -172,7 +172,8 @@ class _Dir:
 
 
 class Ingest:
-    """Reads one archive into a builder."""
+    """Reads one archive into a builder. What `rules` leave out is read over, never kept; ignore files in an archive
+    are files like others, because they may come after what they name."""
 
     def __init__(
         self,
@@ -180,8 +181,12 @@ class Ingest:
         limits: Limits,
         progress: saving.Progress | None = None,
         stop: threading.Event | None = None,
+        rules: ignore.Rules | None = None,
     ) -> None:
         self._stop = stop
+        self._rules = rules or ignore.Rules()
+        self._outside: dict[bytes, bool] = {}
+        """Whether the directories met so far are left out."""
         self._builder, self._limits, self._progress = builder, limits, progress
         self._cdc, self._batch = chunks.cutter(), builder.batch()
         self._root = _Dir()
@@ -251,6 +256,8 @@ class Ingest:
 
     def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = self._path(member)
+        if self._left_out(path, is_dir=member.isdir()):
+            return
         mtime = _mtime_ns(member)
         mode = member.mode & trees.MODE_MASK
         if mode & 0o7000 and not member.issym():
@@ -268,13 +275,33 @@ class Ingest:
                 raise errors.HostileArchive(f"the link {_shown(path)} has no target that could be")
             self._put(path, trees.Link(_base(path), mtime, target))
         elif member.islnk():
-            self._later.append((path, self._clean(member.linkname.encode("utf-8", "surrogateescape"))))
+            target = self._clean(member.linkname.encode("utf-8", "surrogateescape"))
+            if self._left_out(target, is_dir=False, tell=False):
+                self.report.skipped.append((path, "hard link to what is left out"))
+                return
+            self._later.append((path, target))
             self._put(path, None)
         elif member.isreg():
             self._put(path, self._file(tar, member, path, mode, mtime))
         else:
             kind = "fifo" if member.isfifo() else "device" if member.isdev() else "unknown kind"
             self.report.skipped.append((path, kind))
+
+    def _left_out(self, path: bytes, *, is_dir: bool, tell: bool = True) -> bool:
+        """Whether a rule leaves this entry out, or a directory above it, also one that has no entry of its own."""
+        if not path or self._rules == ignore.Rules():
+            return False
+        if is_dir and path in self._outside:
+            return self._outside[path]
+        # Recursion is bounded by `Limits.depth_max`.
+        out = self._left_out(path.rpartition(b"/")[0], is_dir=True)
+        if not out and (why := self._rules.why(path, is_dir=is_dir)) is not None:
+            out = True
+            if tell:
+                self.report.count(why)
+        if is_dir:
+            self._outside[path] = out
+        return out
 
     def _path(self, member: tarfile.TarInfo) -> bytes:
         return self._clean(member.name.encode("utf-8", "surrogateescape"))
