@@ -103,12 +103,12 @@ async def _nothing(store, head):
     return None
 
 
-@DEEP
-def test_a_writer_paused_anywhere_for_any_time_has_all_it_names_or_fails_cleanly():
+@pytest.mark.parametrize("jumps", [1, pytest.param(2, marks=DEEP)])
+def test_a_writer_paused_anywhere_for_any_time_has_all_it_names_or_fails_cleanly(jumps):
     results = set()
 
     def run(gen):
-        for result in ends(paused_writer()(gen)):
+        for result in ends(paused_writer(jumps=jumps)(gen)):
             results.add(getattr(result, "kind", None) or getattr(result, "state", None))
 
     explored = explore(run)
