@@ -233,8 +233,10 @@ async def _save(
     placed = await lines.save(
         opened.store, line, str(saved.ref), base or lines.Base(), reason=reason, began=head.read_at
     )
-    if placed.state != lines.BRANCHED:
-        now = lines.base_of(placed.head.body)
+    now = lines.base_of(placed.head.body)
+    # Only where the head is what this folder holds. An unchanged folder of an older version (or a branch that is
+    # there already) did not see the head: noted as its base, the next save would undo what others did.
+    if now.snapshot == saved.id:
         await asyncio.to_thread(workspaces.remember, opened.cache_dir, path, line, now)
     _told(out, saved, placed, line)
 

@@ -410,7 +410,8 @@ async def save(
         else:
             label = name or f"save-{id_of(ref)[:12]}"
             present = head.body.get("branches", {}).get(label)
-            if present is not None and present["ref"] == ref:
+            # By content: a second save of it has another root pack.
+            if present is not None and id_of(present["ref"]) == id_of(ref):
                 return Placed(ALREADY, head)
             entry = {"run": None, "attempt": None, "ref": ref, "base": _base_dict(base)}
             entry |= {"why": f"its base is not the head: {reason}"}
