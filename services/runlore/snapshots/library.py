@@ -122,6 +122,8 @@ class Snapshots:
             work = _Save(root, builder, rules, cache_path, xattrs, progress, bool(opened))
             try:
                 tree = await _in_thread(work.run, work.stop)
+            except OSError as exc:  # Of the directory itself; whatever is below it is told in the report.
+                raise errors.InvalidInput(f"{os.fspath(path)!r} can not be saved: {exc.strerror}") from exc
             finally:
                 await uploads.drain()
         finally:
@@ -430,7 +432,14 @@ class _Restore:
         """The older tree at the target, as far as the stat cache knows it."""
         if not self.replace or self.cache_path is None or not os.path.isdir(place.target):
             return None, -1
-        old = os.open(place.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            old = os.open(place.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None, -1  # It can be replaced without being read.
         cache = statcache.load(self.cache_path, statcache.filesystem(old), xattrs=False)
-        found = scan.scan(old, cache, ignore.rules(), before=None)
+        try:
+            found = scan.scan(old, cache, ignore.rules(), before=None)
+        except (OSError, errors.InvalidInput):
+            os.close(old)
+            return None, -1
         return restoring.Reuse(old, found), old

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runlore import errors
-from runlore.snapshots import Snapshots, building, library, reading, restoring, tarin, tarout, trees
+from runlore.snapshots import Snapshots, building, library, reading, removing, tarin, tarout, trees
 from runlore.testing.stores import MemoryStore
 
 
@@ -278,7 +278,7 @@ def test_an_export_comes_in_again_as_the_same_tree_and_is_the_same_from_any_root
     try:
         asyncio.run(play(folder))
     finally:
-        restoring.remove(os.fsencode(folder))
+        removing.remove(os.fsencode(folder))
 
 
 def _paths(tree: dict, prefix: bytes = b"") -> list[bytes]:
@@ -326,7 +326,7 @@ def test_what_is_left_out_of_an_archive_is_what_is_left_out_of_its_folder(tree, 
     try:
         asyncio.run(play(folder))
     finally:
-        restoring.remove(os.fsencode(folder))
+        removing.remove(os.fsencode(folder))
 
 
 async def test_an_export_can_be_sought_and_read_in_any_order(tmp_path):
