@@ -229,6 +229,35 @@ def test_retention_lets_versions_go_and_the_sweep_takes_them_after_their_term(ho
     home.verified()
 
 
+def test_retention_that_names_nothing_to_keep_is_refused(home, space):
+    save(home, space)
+    (space / "new").write_text("x")
+    save(home, space)
+    assert home.json("snapshot", "retain", "conv-1", *P, code=2)["error"]["kind"] == "invalid_input"
+    assert len(home.json("snapshot", "retain", "conv-1", *P, "--last", "0")["let_go"]) == 1
+
+
+def test_a_project_that_can_not_be_swept_stops_no_other(home, space):
+    save(home, space)
+    home.json("snapshot", "save", space, "--project", "broken", "--rollout", "r")
+    for root in (home.root / "store" / "broken" / "snapshots").rglob("*"):
+        if root.is_file():
+            root.unlink()
+    garbage = home.root / "store" / "acme" / "blobs" / "00"
+    garbage.mkdir(parents=True)
+    (garbage / ("0" * 64)).write_bytes(b"left by a writer that died")
+    os.utime(garbage / ("0" * 64), (1, 1))
+    got = home.json("sweep", "--apply", "--yes", code=6)
+    assert (got["deleted"], [one["project"] for one in got["problems"]]) == (1, ["broken"])
+
+
+def test_an_export_says_what_it_leaves_out(home, space, tmp_path):
+    os.symlink("/etc/hostname", space / "outer")
+    save(home, space)
+    got = home.json("snapshot", "export", "conv-1", *P, "--out", tmp_path / "a.tar")
+    assert got["left_out"] == [{"path": "outer", "why": "absolute link"}]
+
+
 # --- through the pipeline -----------------------------------------------------------------------------------
 
 

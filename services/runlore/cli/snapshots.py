@@ -168,6 +168,9 @@ def save(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the line's version, whatever this folder began as.")
     ] = False,
+    xattrs: Annotated[
+        bool, typer.Option("--xattrs", help="Keep extended attributes too (those named user.*).")
+    ] = False,
     reason: ui.ReasonOption = "saved by hand",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
@@ -192,7 +195,9 @@ def save(
                 f"{path} is no folder", hint="a tar goes in with `runlore snapshot ingest`"
             )
         async with wiring.open_home(ui.settings_of(home), create=True) as opened:
-            await _save(out, opened, path, project, (rollout, agent), (exclude, without), replace, reason)
+            await _save(
+                out, opened, path, project, (rollout, agent), (exclude, without), replace, reason, xattrs
+            )
 
     ui.run(work, as_json=as_json)
 
@@ -206,6 +211,7 @@ async def _save(
     left_out: tuple[list[str] | None, list[str] | None],
     replace: bool,
     reason: str,
+    xattrs: bool,
 ) -> None:
     import asyncio
 
@@ -228,6 +234,7 @@ async def _save(
             base=head.body.get("ref"),
             exclude=exclude or (),
             without=[*workspaces.not_saved(layout), *(without or ())],
+            xattrs=xattrs,
             progress=show,
         )
     placed = await lines.save(

@@ -509,9 +509,10 @@ class Keep:
 
 def retained(body: Body, keep: Keep, now: dt.datetime) -> list[Body]:
     """The earlier versions that `keep` keeps, oldest first. Pure."""
-    rows = list(body.get("versions", ()))
+    rows, tagged = list(body.get("versions", ())), set(body.get("tags", {}).values())
     newest_first = list(reversed(rows))
     stay = {one["version"] for one in newest_first[: keep.last]}
+    stay |= {one["version"] for one in rows if one["ref"] in tagged}
     for count, width in ((keep.hourly, 13), (keep.daily, 10)):
         slots: dict[str, int] = {}
         for one in newest_first:
