@@ -225,6 +225,8 @@ def _in_process(tool: str, step: str, source: str, home: str, into: str) -> dict
 class Venv:
     """A virtualenv of 30,000 files and more; each step installs a small package and edits two files."""
 
+    nexts = 2
+
     def __init__(self, work: Path) -> None:
         self.path = work / "venv"
         if not self.path.exists():
@@ -245,6 +247,8 @@ class Venv:
 
 class Repo:
     """A checkout with its .git, walked through 20 commits: those of `origin`, or made up from installed packages."""
+
+    nexts = 20
 
     def __init__(self, work: Path, origin: str | None) -> None:
         self.path = work / "repo"
@@ -285,6 +289,8 @@ class Repo:
 
 class Binaries:
     """500 MB of databases, arrays, logs and images; each step edits a little in the middle of some."""
+
+    nexts = 3
 
     def __init__(self, work: Path) -> None:
         self.path = work / "binaries"
@@ -360,7 +366,7 @@ def bench(name: str, tree, work: Path, rounds: int, tools: tuple[str, ...], resu
         homes = {tool: work / f"{name}-{round_}-{tool}" for tool in tools}
         for home in homes.values():
             home.mkdir()
-        for step in ("first", "same", "next", "next", "restore"):
+        for step in ("first", "same", *["next"] * tree.nexts, "restore"):
             if step == "next":
                 number += 1
                 tree.step(number)

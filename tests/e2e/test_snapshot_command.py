@@ -122,6 +122,33 @@ def test_a_save_that_did_not_see_the_head_is_a_branch_and_a_merge_joins_it(home,
     home.verified()
 
 
+@pytest.mark.parametrize("edited", [False, True])
+def test_saving_again_what_is_no_head_never_makes_it_the_base_of_the_next_save(home, space, tmp_path, edited):
+    """An unchanged save of an older version, or of a branch that is there already, did not see the head."""
+    save(home, space)
+    for name in ("a", "b"):
+        home.json("snapshot", "restore", "conv-1", *P, "--into", tmp_path / name)
+    (tmp_path / "a" / "kept").write_text("a")
+    assert save(home, tmp_path / "a")["state"] == "moved"
+    if edited:
+        (tmp_path / "b" / "first").write_text("b")
+        assert save(home, tmp_path / "b")["state"] == "branched"
+    assert save(home, tmp_path / "b")["state"] == ("already" if edited else "unchanged")
+    (tmp_path / "b" / "second").write_text("b")
+    assert save(home, tmp_path / "b")["state"] == "branched"
+    home.json("snapshot", "restore", "conv-1", *P, "--into", tmp_path / "out")
+    assert "kept" in files(tmp_path / "out")
+
+
+def test_a_folder_restored_without_its_outer_links_is_not_the_base_of_a_save(home, space, tmp_path):
+    os.symlink("/etc/hostname", space / "outer")
+    save(home, space)
+    got = home.json("snapshot", "restore", "conv-1", *P, "--into", tmp_path / "a", "--inside")
+    assert [one["path"] for one in got["skipped"]] == ["outer"]
+    (tmp_path / "a" / "new").write_text("x")
+    assert save(home, tmp_path / "a")["state"] == "branched"
+
+
 def test_a_folder_of_unknown_origin_does_not_replace_a_version_unless_told_to(home, space, tmp_path):
     save(home, space)
     other = tmp_path / "other"
@@ -200,6 +227,35 @@ def test_retention_lets_versions_go_and_the_sweep_takes_them_after_their_term(ho
     assert home.json("sweep", "--apply", "--yes", "--reason", "test")["deleted"] == 1
     assert home.json("sweep")["objects"] == 0
     home.verified()
+
+
+def test_retention_that_names_nothing_to_keep_is_refused(home, space):
+    save(home, space)
+    (space / "new").write_text("x")
+    save(home, space)
+    assert home.json("snapshot", "retain", "conv-1", *P, code=2)["error"]["kind"] == "invalid_input"
+    assert len(home.json("snapshot", "retain", "conv-1", *P, "--last", "0")["let_go"]) == 1
+
+
+def test_a_project_that_can_not_be_swept_stops_no_other(home, space):
+    save(home, space)
+    home.json("snapshot", "save", space, "--project", "broken", "--rollout", "r")
+    for root in (home.root / "store" / "broken" / "snapshots").rglob("*"):
+        if root.is_file():
+            root.unlink()
+    garbage = home.root / "store" / "acme" / "blobs" / "00"
+    garbage.mkdir(parents=True)
+    (garbage / ("0" * 64)).write_bytes(b"left by a writer that died")
+    os.utime(garbage / ("0" * 64), (1, 1))
+    got = home.json("sweep", "--apply", "--yes", code=6)
+    assert (got["deleted"], [one["project"] for one in got["problems"]]) == (1, ["broken"])
+
+
+def test_an_export_says_what_it_leaves_out(home, space, tmp_path):
+    os.symlink("/etc/hostname", space / "outer")
+    save(home, space)
+    got = home.json("snapshot", "export", "conv-1", *P, "--out", tmp_path / "a.tar")
+    assert got["left_out"] == [{"path": "outer", "why": "absolute link"}]
 
 
 # --- through the pipeline -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ restore(folder of a directory store, project, "<id>/<root>" or "<id>", into)
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -73,8 +74,15 @@ class Reader:
         assert digest(found) == blob, "a blob is what its id says"
         return found
 
-    def restore(self, tree: str, into: bytes, mode: int, mtime: int) -> None:
+    @staticmethod
+    def attributes(path: bytes, extra: list) -> None:
+        for name, value in (extra[0].get("xattrs", {}) if extra else {}).items():
+            assert name.startswith("user.")
+            os.setxattr(path, name_bytes(name), base64.b64decode(value, validate=True))
+
+    def restore(self, tree: str, into: bytes, mode: int, mtime: int, extra: list = ()) -> None:
         os.mkdir(into)
+        self.attributes(into, extra)
         body = json.loads(self.blob(tree))
         for name, file_mode, file_mtime, size, chunks, *extra in body["files"]:
             path = into + b"/" + name_bytes(name)
@@ -89,14 +97,15 @@ class Reader:
                     file.write(content[:length])
                     content = content[length:]
                 file.truncate(size)
+            self.attributes(path, extra)
             os.chmod(path, file_mode)
             os.utime(path, ns=(file_mtime, file_mtime))
         for name, link_mtime, target in body["links"]:
             path = into + b"/" + name_bytes(name)
             os.symlink(name_bytes(target), path)
             os.utime(path, ns=(link_mtime, link_mtime), follow_symlinks=False)
-        for name, dir_mode, dir_mtime, below, content_id, *_ in body["dirs"]:
-            self.restore(below, into + b"/" + name_bytes(name), dir_mode, dir_mtime)
+        for name, dir_mode, dir_mtime, below, content_id, *extra in body["dirs"]:
+            self.restore(below, into + b"/" + name_bytes(name), dir_mode, dir_mtime, extra)
             assert self.content_id(below) == content_id
         os.chmod(into, mode)
         os.utime(into, ns=(mtime, mtime))
@@ -111,9 +120,25 @@ class Reader:
         return digest(json.dumps(rows, separators=(",", ":")).encode())
 
 
+def report(store: str, project: str, snapshot: str) -> dict | None:
+    reader = Reader(store, project, snapshot)
+    blob = reader.record.get("report")
+    if blob is None:
+        return None
+    body = json.loads(reader.blob(blob))
+    assert body["format"] == "runlore.snapshot-report/1"
+    return body
+
+
 def restore(store: str, project: str, snapshot: str, into: str) -> None:
     reader = Reader(store, project, snapshot)
     record = reader.record
+    if record["kind"] == "native":
+        body = b"".join(reader.blob(chunk) for chunk in record["chunks"])
+        assert len(body) == record["bytes"]
+        with open(into, "wb") as file:
+            file.write(body)
+        return
     assert record["kind"] == "tree"
     assert reader.content_id(record["tree"]) == record["content"]
     reader.restore(record["tree"], os.fsencode(into), record["mode"], record["mtime"])

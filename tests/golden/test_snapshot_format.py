@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 import snapshot_reader
 from hypothesis import HealthCheck, given, settings
 
-from runlore.snapshots import Snapshots, chunks, names, restoring, trees
+from runlore.snapshots import Snapshots, chunks, names, removing, trees
 from runlore.store.directory import DirectoryStore
 from runlore.testing.stores import MemoryStore
 
@@ -46,7 +47,37 @@ def test_a_reader_written_from_the_document_alone_restores_any_snapshot(tree):
     try:
         asyncio.run(play(folder))
     finally:
-        restoring.remove(os.fsencode(folder))
+        removing.remove(os.fsencode(folder))
+
+
+async def test_the_same_reader_gives_back_attributes_references_and_reports(tmp_path):
+    store = DirectoryStore(tmp_path / "store", fsync=False)
+    snapshots = Snapshots(store, "acme")
+    (tmp_path / "in" / "d").mkdir(parents=True)
+    (tmp_path / "in" / "d" / "f").write_bytes(b"x")
+    os.link(tmp_path / "in" / "d" / "f", tmp_path / "in" / "g")
+    os.mkfifo(tmp_path / "in" / "pipe\n%")
+    odd = {b"user.a%\xff": b"\x00\xff", b"user.b": b""}
+    try:
+        for path in ("d", "d/f"):
+            for name, value in odd.items():
+                os.setxattr(tmp_path / "in" / path, name, value)
+    except OSError:
+        odd = {}
+    saved = await snapshots.save(tmp_path / "in", xattrs=True)
+    native = await snapshots.ingest(io.BytesIO(b'E2B_SANDBOX_SNAPSHOT_V1\n{"snapshot_id":"x"}'))
+    await store.close()
+    where = (str(tmp_path / "store"), "acme")
+    snapshot_reader.restore(*where, str(saved.ref), str(tmp_path / "out"))
+    for path in ("d", "d/f"):
+        at = os.fsencode(tmp_path / "out" / path)
+        assert {name: os.getxattr(at, name) for name in map(os.fsencode, os.listxattr(at))} == odd
+    snapshot_reader.restore(*where, native.id, str(tmp_path / "reference"))
+    assert (tmp_path / "reference").read_bytes() == b'E2B_SANDBOX_SNAPSHOT_V1\n{"snapshot_id":"x"}'
+    told = snapshot_reader.report(*where, saved.id)
+    assert told["skipped"] == [["pipe\n%25", "fifo"]]
+    assert told["hardlinks"] == [["d/f", "g"]]
+    assert told["counts"] == {"skipped": 1, "changed": 0, "hardlinks": 1, "normalised": 0, "excluded": 0}
 
 
 def _example(folder: Path) -> None:

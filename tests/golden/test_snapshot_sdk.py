@@ -16,10 +16,11 @@ import tempfile
 import venv
 from pathlib import Path
 
+import pytest
 from agents.sandbox.util import tar_utils
 from hypothesis import HealthCheck, given, settings
 
-from runlore.snapshots import Snapshots, restoring
+from runlore.snapshots import Snapshots, removing
 from runlore.testing.stores import MemoryStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "snapshots"))
@@ -64,7 +65,7 @@ def test_any_tree_that_can_be_saved_restores_in_the_sdk(tree):
     try:
         asyncio.run(play(folder))
     finally:
-        restoring.remove(os.fsencode(folder))
+        removing.remove(os.fsencode(folder))
 
 
 def snaptrees_name(text: str) -> bytes:
@@ -89,3 +90,20 @@ async def test_a_virtualenv_which_the_sdk_can_not_restore_itself_does_through_a_
     config = tmp_path / "out" / ".venv" / "pyvenv.cfg"
     assert config.read_bytes() == (tmp_path / "in" / ".venv" / "pyvenv.cfg").read_bytes()
     assert stat.S_ISREG(config.stat().st_mode)
+
+
+async def test_an_export_with_attributes_restores_in_the_sdk(tmp_path):
+    (tmp_path / "in" / "d").mkdir(parents=True)
+    (tmp_path / "in" / "d" / "f").write_bytes(b"body")
+    try:
+        for path in ("d", "d/f"):
+            os.setxattr(tmp_path / "in" / path, "user.a=b", b"\x00\xff" * 500)
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    snapshots = Snapshots(MemoryStore(), "acme")
+    saved = await snapshots.save(tmp_path / "in", xattrs=True)
+    with await snapshots.export(saved.id) as archive:
+        assert b"SCHILY.xattr.user.a%3Db=" in archive.read()
+        archive.seek(0)
+        await asyncio.to_thread(_hydrate, archive, tmp_path / "out")
+    assert (tmp_path / "out" / "d" / "f").read_bytes() == b"body"

@@ -32,11 +32,13 @@ ProjectOption = Annotated[str, typer.Option("--project", "-p", help="Project (te
 RolloutOption = Annotated[
     str | None, typer.Option("--rollout", "-r", help="Rollout (conversation).", show_default=False)
 ]
+WITHOUT_HELP = "A path that is left out, exactly (memory folders). May be given again."
+ExcludeOption = Annotated[list[str] | None, typer.Option("--exclude", help="A glob as in .gitignore.")]
+WithoutOption = Annotated[list[str] | None, typer.Option("--without", help=WITHOUT_HELP)]
 AgentOption = Annotated[
     str | None,
     typer.Option("--agent", help="Agent, where each has a workspace of its own.", show_default=False),
 ]
-WITHOUT_HELP = "A path that is left out, exactly (memory folders). May be given again."
 
 
 def register(root: typer.Typer) -> None:
@@ -172,10 +174,13 @@ def save(
     project: ProjectOption = "",
     rollout: RolloutOption = None,
     agent: AgentOption = None,
-    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="A glob as in .gitignore.")] = None,
-    without: Annotated[list[str] | None, typer.Option("--without", help=WITHOUT_HELP)] = None,
+    exclude: ExcludeOption = None,
+    without: WithoutOption = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the line's version, whatever this folder began as.")
+    ] = False,
+    xattrs: Annotated[
+        bool, typer.Option("--xattrs", help="Keep extended attributes too (those named user.*).")
     ] = False,
     reason: ui.ReasonOption = "saved by hand",
     home: ui.HomeOption = None,
@@ -201,7 +206,9 @@ def save(
                 f"{path} is no folder", hint="a tar goes in with `runlore snapshot ingest`"
             )
         async with wiring.open_home(ui.settings_of(home), create=True) as opened:
-            await _save(out, opened, path, project, (rollout, agent), (exclude, without), replace, reason)
+            await _save(
+                out, opened, path, project, (rollout, agent), (exclude, without), replace, reason, xattrs
+            )
 
     ui.run(work, as_json=as_json)
 
@@ -215,6 +222,7 @@ async def _save(
     left_out: tuple[list[str] | None, list[str] | None],
     replace: bool,
     reason: str,
+    xattrs: bool,
 ) -> None:
     import asyncio
 
@@ -237,13 +245,16 @@ async def _save(
             base=head.body.get("ref"),
             exclude=exclude or (),
             without=[*workspaces.not_saved(layout), *(without or ())],
+            xattrs=xattrs,
             progress=show,
         )
     placed = await lines.save(
         opened.store, line, str(saved.ref), base or lines.Base(), reason=reason, began=head.read_at
     )
-    if placed.state != lines.BRANCHED:
-        now = lines.base_of(placed.head.body)
+    now = lines.base_of(placed.head.body)
+    # Only where the head is what this folder holds. An unchanged folder of an older version (or a branch that is
+    # there already) did not see the head: noted as its base, the next save would undo what others did.
+    if now.snapshot == saved.id:
         await asyncio.to_thread(workspaces.remember, opened.cache_dir, path, line, now)
     _told(out, saved, placed, line)
 
@@ -257,6 +268,8 @@ def ingest(
     project: ProjectOption = "",
     rollout: RolloutOption = None,
     agent: AgentOption = None,
+    exclude: ExcludeOption = None,
+    without: WithoutOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the line's version.")] = False,
     reason: ui.ReasonOption = "ingested by hand",
     home: ui.HomeOption = None,
@@ -284,7 +297,13 @@ def ingest(
                 base = lines.base_of(head.body) if replace else lines.Base()
                 bar, show = _bar(out, "ingest")
                 with bar:
-                    saved = await made.ingest(stream, base=head.body.get("ref"), progress=show)
+                    saved = await made.ingest(
+                        stream,
+                        base=head.body.get("ref"),
+                        exclude=exclude or (),
+                        without=without or (),
+                        progress=show,
+                    )
                 placed = await lines.save(
                     opened.store, line, str(saved.ref), base, reason=reason, began=head.read_at
                 )

@@ -64,7 +64,8 @@ def restore(
                 done = await made.restore(
                     found.ref, into, replace=force, links="inside" if inside else "keep", progress=show
                 )
-            if line is not None and base is not None:
+            # A folder from which links were left out is not the whole base: saved again, it would drop them.
+            if line is not None and base is not None and not done.skipped:
                 await asyncio.to_thread(workspaces.remember, opened.cache_dir, into, line, base)
         skipped = [{"path": path, "why": why} for path, why in done.skipped]
         answer = {"snapshot": found.ref.id, "into": str(into), "stats": done.stats, "skipped": skipped}
@@ -105,10 +106,13 @@ def export(
             archive = await made.export(found.ref)
             try:
                 size = await asyncio.to_thread(_copy, archive, to)
+                left_out = [{"path": path, "why": why} for path, why in getattr(archive, "left_out", ())]
             finally:
                 archive.close()
-        out.answer({"snapshot": found.ref.id, "out": to, "bytes": size})
+        out.answer({"snapshot": found.ref.id, "out": to, "bytes": size, "left_out": left_out})
         out.note(f"wrote {size:,} bytes to {to}")
+        for one in left_out:
+            out.note(f"left out {one['path']}: {one['why']}")
 
     ui.run(work, as_json=as_json)
 
@@ -276,10 +280,21 @@ def retain(
     id: Annotated[str, typer.Argument(metavar="ROLLOUT", help="A rollout.", show_default=False)] = "",
     project: ProjectOption = "",
     agent: AgentOption = None,
-    last: Annotated[int, typer.Option("--last", min=0, help="Keep the newest so many.")] = 0,
-    hourly: Annotated[int, typer.Option("--hourly", min=0, help="Keep the newest of so many hours.")] = 0,
-    daily: Annotated[int, typer.Option("--daily", min=0, help="Keep the newest of so many days.")] = 0,
-    days: Annotated[float, typer.Option("--days", min=0, help="Keep what is younger, in days.")] = 0,
+    last: Annotated[
+        int | None, typer.Option("--last", min=0, help="Keep the newest so many.", show_default=False)
+    ] = None,
+    hourly: Annotated[
+        int | None,
+        typer.Option("--hourly", min=0, help="Keep the newest of so many hours.", show_default=False),
+    ] = None,
+    daily: Annotated[
+        int | None,
+        typer.Option("--daily", min=0, help="Keep the newest of so many days.", show_default=False),
+    ] = None,
+    days: Annotated[
+        float | None,
+        typer.Option("--days", min=0, max=36500, help="Keep what is younger, in days.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be let go; do nothing.")] = False,
     reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
@@ -287,17 +302,25 @@ def retain(
 ) -> None:
     """Let earlier versions of a workspace go; the present one, branches and tags always stay.
 
+    A version stays if any of the options keeps it. To let all go, say --last 0.
+
     Example: runlore snapshot retain conv-7 --project acme --last 10 --daily 14 --reason "monthly clean-up"
     """
 
     async def work(out: ui.Out) -> None:
         import datetime as dt
 
+        from runlore import errors
         from runlore.commit import lines
 
         async with _opened(out, home, project, id, "runlore snapshot retain ROLLOUT --last N") as (opened, _):
+            if all(one is None for one in (last, hourly, daily, days)):
+                raise errors.InvalidInput(
+                    "say what to keep: --last, --hourly, --daily or --days",
+                    hint="--last 0 keeps nothing else",
+                )
             within = dt.timedelta(days=days) if days else None
-            keep = lines.Keep(last=last, hourly=hourly, daily=daily, within=within)
+            keep = lines.Keep(last=last or 0, hourly=hourly or 0, daily=daily or 0, within=within)
             line = lines.line_of(project, id, agent)
             if dry_run:
                 gone = await lines.retain(opened.store, line, keep, dry_run=True)
@@ -341,11 +364,15 @@ def verify(
             with bar:
                 checked = await made.verify(found.ref, progress=show)
         problems = list(checked.problems)
-        out.answer({"snapshot": found.ref.id, "ok": not problems, "problems": problems})
+        count = checked.problems_count
+        out.answer(
+            {"snapshot": found.ref.id, "ok": not count, "problems": problems, "problems_total": count,
+             "blobs": checked.blobs, "bytes": checked.bytes, "packs": checked.packs}
+        )  # fmt: skip
         for problem in problems:
             out.say(str(problem))
-        if problems:
-            raise errors.ProblemsFound(f"snapshot {found.ref.id[:12]} has {len(problems)} problems")
+        if count:
+            raise errors.ProblemsFound(f"snapshot {found.ref.id[:12]} has {count} problems")
         out.say(f"snapshot {found.ref.id[:12]} is whole")
 
     ui.run(work, as_json=as_json)
@@ -399,16 +426,19 @@ def sweep(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import wiring
+        from runlore import errors, wiring
         from runlore.commit import sweep as commit_sweep
 
         async with wiring.open_home(ui.settings_of(home)) as opened:
-            plans = []
+            plans, broken = [], []
             with out.progress() as bar:
                 task = bar.add_task("scan", total=None, detail="")
                 show = lambda count, what: bar.update(task, completed=count, detail=what)  # noqa: E731
                 for name in [project] if project else await commit_sweep.projects(opened.store):
-                    plans.append(await commit_sweep.scan(opened.store, name, on_progress=show))
+                    try:
+                        plans.append(await commit_sweep.scan(opened.store, name, on_progress=show))
+                    except errors.Corrupt as exc:  # It keeps everything of this project, and of no other.
+                        broken.append({"project": name, **exc.as_dict()})
             count, size = sum(len(one.victims) for one in plans), sum(one.bytes for one in plans)
             for plan in plans:
                 _tell_plan(out, plan)
@@ -422,13 +452,18 @@ def sweep(
                 async with ui.acting(opened, "sweep", projects=projects, reason=why, arguments=given) as act:
                     deleted = act.result["deleted"] = await _delete(out, opened, plans, per_second)
         rows = [_plan_row(plan) for plan in plans]
-        out.answer(
-            {"projects": rows, "objects": count, "bytes": size, "deleted": deleted, "dry_run": not apply}
-        )
+        answer = {"projects": rows, "objects": count, "bytes": size, "deleted": deleted, "dry_run": not apply}
+        out.answer({**answer, "problems": broken})
         if deleted:
             out.say(f"deleted {deleted} objects")
         elif count and not apply:
             out.note("nothing was deleted: --apply does it")
+        for one in broken:
+            out.note(f"{one['project']}: {one['message']}")
+        if broken:
+            raise errors.ProblemsFound(
+                f"{len(broken)} projects could not be swept; the others were looked at"
+            )
 
     ui.run(work, as_json=as_json)
 

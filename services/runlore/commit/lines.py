@@ -410,7 +410,8 @@ async def save(
         else:
             label = name or f"save-{id_of(ref)[:12]}"
             present = head.body.get("branches", {}).get(label)
-            if present is not None and present["ref"] == ref:
+            # By content: a second save of it has another root pack.
+            if present is not None and id_of(present["ref"]) == id_of(ref):
                 return Placed(ALREADY, head)
             entry = {"run": None, "attempt": None, "ref": ref, "base": _base_dict(base)}
             entry |= {"why": f"its base is not the head: {reason}"}
@@ -508,9 +509,10 @@ class Keep:
 
 def retained(body: Body, keep: Keep, now: dt.datetime) -> list[Body]:
     """The earlier versions that `keep` keeps, oldest first. Pure."""
-    rows = list(body.get("versions", ()))
+    rows, tagged = list(body.get("versions", ())), set(body.get("tags", {}).values())
     newest_first = list(reversed(rows))
     stay = {one["version"] for one in newest_first[: keep.last]}
+    stay |= {one["version"] for one in rows if one["ref"] in tagged}
     for count, width in ((keep.hourly, 13), (keep.daily, 10)):
         slots: dict[str, int] = {}
         for one in newest_first:

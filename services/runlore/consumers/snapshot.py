@@ -24,7 +24,7 @@ from runlore.commit import age, heads, keys, lines
 from runlore.consumers import dead, record
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import ids, models
-from runlore.snapshots import library, merge, names, reading, streams
+from runlore.snapshots import library, names, reading, streams
 from runlore.store import port as store_port
 
 RESTARTS_MAX = 8
@@ -213,16 +213,12 @@ class SnapshotStage:
                 hint="upload the archive, then `runlore dead redrive`",
             )
         with streams.ObjectFile(self._store, key, claim.size) as archive:
-            saved = await made.ingest(archive, base=base)  # type: ignore[arg-type]
+            saved = await made.ingest(archive, base=base, without=_own(work))  # type: ignore[arg-type]
             # Before anything names it: until then a lie about the bytes has no effect.
             if await self._runtime.offload(archive.finish) != claim.sha256:
                 raise errors.ClaimMismatch(
                     f"the archive {claim.sha256[:12]} has other bytes than its claim says"
                 )
-        opened = await reading.open_exact(self._store, work.line.project, saved.ref)
-        if opened.record.kind == reading.trees.TREE:
-            pruned = await merge.without(opened, [os.fsencode(one) for one in _own(work)])
-            saved = await merge.write(self._store, work.line.project, pruned)
         return str(saved.ref)
 
     def _allowed(self, folder: str) -> str:

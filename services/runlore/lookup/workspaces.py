@@ -197,8 +197,10 @@ async def _named(
             (one["ref"], line, None) for label, one in body.get("branches", {}).items() if label == name
         ]
         if len(name) >= 4:
-            for ref in sorted(lines.kept(body, head.read_at)):
+            # Of one id's roots the head's own first, then one that is named: a tag takes no other.
+            present, named = body.get("ref"), lines.named(body)
+            rank = lambda ref, present=present, named=named: (ref != present, ref not in named, ref)  # noqa: E731
+            for ref in sorted(lines.kept(body, head.read_at), key=rank):
                 if ref.startswith(name):
-                    head_base = base if ref == body.get("ref") else None
-                    by_id.setdefault(lines.id_of(ref), (ref, line, head_base))
+                    by_id.setdefault(lines.id_of(ref), (ref, line, base if ref == present else None))
     return by_rollout or by_label or list(by_id.values())

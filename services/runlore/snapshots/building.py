@@ -137,7 +137,7 @@ class Builder:
     def _write(self, draft: packs.Draft) -> None:
         own = packs.Table()
         own.add_pack(packs.SELF, draft.rows())
-        raw = draft.close(own.encode())
+        raw = draft.close(own.encode(made=clock.new_id()))
         pack = packs.Pack(names.digest(raw), raw)
         with self._lock:
             self._table.add_pack(pack.name, draft.rows())
@@ -199,7 +199,7 @@ class Builder:
             str(self.bases[0].ref) if self.bases else None,
             clock.now_iso(),
         )
-        raw = self._draft.close(self._table.encode(), root.encode())
+        raw = self._draft.close(self._table.encode(made=clock.new_id()), root.encode())
         ref = names.Ref(record.id, names.digest(raw))
         return Built(ref, record, packs.Pack(ref.pack, raw), self._packs + 1, self._bytes + len(raw))
 

@@ -7,6 +7,7 @@ a directory that is left out nothing is looked at. Whatever is left out is count
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +21,12 @@ IGNORE_BYTES_MAX = 256 * 1024
 """A longer ignore file is refused, in bytes."""
 
 
-def spec(lines: Iterable[str]) -> pathspec.GitIgnoreSpec:
+def spec(lines: Iterable[str], *, of: str = "exclude") -> pathspec.GitIgnoreSpec:
     """Rules in the syntax of .gitignore. Raises `errors.InvalidInput`."""
     try:
         return pathspec.GitIgnoreSpec.from_lines(lines)
     except Exception as exc:  # pathspec raises different ones for different mistakes.
-        raise errors.InvalidInput(f"an exclude rule can not be read: {exc}") from None
+        raise errors.InvalidInput(f"a rule of {of} can not be read: {exc}") from None
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Rules:
             )
         text = names.to_text(path)
         level = Level(
-            f"{text}/" if text else "", spec(raw.decode("utf-8", "replace").splitlines()), ".runloreignore"
+            f"{text}/" if text else "",
+            spec(raw.decode("utf-8", "replace").splitlines(), of=f"{text}/.runloreignore".lstrip("/")),
+            ".runloreignore",
         )
         return Rules((*self.levels, level), self.paths, self.mounts, self.size_bytes_max)
 
@@ -86,8 +89,9 @@ def rules(
 ) -> Rules:
     """Rules from what a caller gives: globs, exact paths (memory directories), the largest file."""
     levels = (Level("", spec(exclude), "exclude"),) if exclude else ()
-    exact = frozenset(os.fsencode(path).strip(b"/") for path in paths)
-    return Rules(levels, exact - {b""}, frozenset(mounts), size_bytes_max)
+    # `./memories/` and `memories` are one directory: spelled otherwise, a memory must not slip into a snapshot.
+    exact = frozenset(posixpath.normpath(os.fsencode(path)).strip(b"/") for path in paths)
+    return Rules(levels, exact - {b"", b"."}, frozenset(mounts), size_bytes_max)
 
 
 def mounts_below(root: bytes) -> set[bytes]:

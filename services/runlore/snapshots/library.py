@@ -122,6 +122,8 @@ class Snapshots:
             work = _Save(root, builder, rules, cache_path, xattrs, progress, bool(opened))
             try:
                 tree = await _in_thread(work.run, work.stop)
+            except OSError as exc:  # Of the directory itself; whatever is below it is told in the report.
+                raise errors.InvalidInput(f"{os.fspath(path)!r} can not be saved: {exc.strerror}") from exc
             finally:
                 await uploads.drain()
         finally:
@@ -209,18 +211,22 @@ class Snapshots:
         *,
         base: names.Ref | str | None = None,
         bases: Sequence[names.Ref | str] = (),
+        exclude: Sequence[str] = (),
+        without: Sequence[str | bytes] = (),
         limits: tarin.Limits | None = None,
         progress: Progress | None = None,
     ) -> Saved:
         """Save what a tar holds (plain or gzipped), or keep a provider's own reference as it is.
 
-        `archive` is read once, in a thread, and never held. Raises `errors.HostileArchive`, `BadArchive`,
+        `archive` is read once, in a thread, and never held. `exclude` are globs of .gitignore, `without` exact paths
+        (memory directories): none of their bytes are kept. Raises `errors.HostileArchive`, `BadArchive`,
         `ArchiveLimit`; then nothing names what was sent so far.
         """
         uploads = Uploads(self.store, self.project)
         builder = building.Builder(uploads.sink, bases=await self._bases([base, *bases]))
         stop = threading.Event()
-        work = tarin.Ingest(builder, limits or tarin.Limits(), progress, stop)
+        rules = ignore.rules(exclude, without)
+        work = tarin.Ingest(builder, limits or tarin.Limits(), progress, stop, rules)
         try:
             record, needed = await _in_thread(lambda: work.run(archive), stop)
         finally:
@@ -426,7 +432,14 @@ class _Restore:
         """The older tree at the target, as far as the stat cache knows it."""
         if not self.replace or self.cache_path is None or not os.path.isdir(place.target):
             return None, -1
-        old = os.open(place.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            old = os.open(place.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None, -1  # It can be replaced without being read.
         cache = statcache.load(self.cache_path, statcache.filesystem(old), xattrs=False)
-        found = scan.scan(old, cache, ignore.rules(), before=None)
+        try:
+            found = scan.scan(old, cache, ignore.rules(), before=None)
+        except (OSError, errors.InvalidInput):
+            os.close(old)
+            return None, -1
         return restoring.Reuse(old, found), old

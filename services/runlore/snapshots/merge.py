@@ -373,10 +373,21 @@ def _free_name(name: bytes, suffix: str, taken: set[bytes]) -> bytes:
     while True:
         mark = f".conflict-{suffix}" + (f"-{number}" if number > 1 else "")
         tail = mark.encode() + dot + extension
-        candidate = stem[: trees.NAME_BYTES_MAX - len(tail)] + tail
+        candidate = _shortened(stem, trees.NAME_BYTES_MAX - len(tail)) + tail
         if candidate not in taken:
             return candidate
         number += 1
+
+
+def _shortened(stem: bytes, most: int) -> bytes:
+    """At most `most` bytes of a name, and no half of a character where it is text: some systems refuse those."""
+    if len(stem) <= most:
+        return stem
+    try:
+        stem.decode("utf-8")
+    except UnicodeDecodeError:
+        return stem[:most]
+    return stem[:most].decode("utf-8", "ignore").encode("utf-8")
 
 
 def _cut(raw: bytes, new: dict[bytes, bytes]) -> saving.Content:
@@ -457,10 +468,12 @@ def _reports(base: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[s
     out: dict[str, Any] = {"counts": {}}
     for kind in ROWS:
         b, o, t = ({names.canonical(row) for row in one.get(kind, ())} for one in (base, ours, theirs))
-        out[kind] = [packs.loads(row) for row in sorted((o & t) | (o - b) | (t - b))]
+        rows = sorted((o & t) | (o - b) | (t - b))
+        listed = trees.HARDLINKS_MAX if kind == "hardlinks" else trees.REPORT_ROWS_MAX
+        out[kind] = [packs.loads(row) for row in rows[:listed]]
         # A report counts more rows than it lists.
         most = max(int(one.get("counts", {}).get(kind, 0)) for one in (ours, theirs))
-        out["counts"][kind] = max(len(out[kind]), most) if out[kind] else 0
+        out["counts"][kind] = max(len(rows), most) if rows else 0
     b, o, t = (dict(one.get("excluded", {})) for one in (base, ours, theirs))
     both = {rule: max(o.get(rule, 0), t.get(rule, 0)) for rule in sorted({*o, *t})}
     out["excluded"] = o if t in (b, o) else t if o == b else both
@@ -525,31 +538,3 @@ def _fill(builder: building.Builder, merged: Merged, needed: set[bytes]) -> set[
         batch.add(merged.new[blob])
     batch.flush()
     return builder.settle(needed)
-
-
-async def without(opened: reading.Opened, paths: Sequence[bytes]) -> Merged:
-    """The same tree without `paths` (memory directories, which a seed overlays); the snapshot itself if it has none."""
-    blobs = _Blobs([opened])
-    state = await _state(opened)
-    root = state.root
-    for path in paths:
-        root = await _pruned(blobs, root, [part for part in path.split(b"/") if part not in (b"", b".")])
-    return await _close(blobs, [opened], _State(root, state.report), ())
-
-
-async def _pruned(blobs: _Blobs, folder: trees.Dir, parts: Sequence[bytes]) -> trees.Dir:
-    """`folder` without what is at `parts` below it. Directories that this leaves empty stay."""
-    tree = await blobs.tree(folder)
-    entry = tree.get(parts[0]) if parts else None
-    if entry is None:
-        return folder
-    found = {one.name: one for one in tree.entries()}
-    if len(parts) == 1:
-        del found[parts[0]]
-    elif isinstance(entry, trees.Dir):
-        found[parts[0]] = await _pruned(blobs, entry, parts[1:])
-    if found.get(parts[0]) == entry:
-        return folder
-    encoded = _encode(found)
-    blobs.new.setdefault(encoded.tree, encoded.raw)
-    return replace(folder, tree=encoded.tree, content=encoded.content)

@@ -93,10 +93,14 @@ class Table:
         own = [offset + stored for pack, offset, stored, _ in self.frames if self.packs[pack] == SELF]
         return max(own, default=len(MAGIC))
 
-    def encode(self) -> bytes:
-        header = names.canonical(
-            {"packs": self.packs, "frames": [number for frame in self.frames for number in frame]}
-        )
+    def encode(self, *, made: str = "") -> bytes:
+        """The index's bytes. `made` is a text used once: no writer ever makes a pack of a name that was used before.
+
+        Else a sweep that listed what a dead writer left could delete it just after somebody wrote the same bytes
+        under the same name, and named them.
+        """
+        fields = {"packs": self.packs, "frames": [number for frame in self.frames for number in frame]}
+        header = names.canonical({**fields, "made": made} if made else fields)
         count = len(self.ids)
         body = [
             struct.pack(">II", len(header), count),

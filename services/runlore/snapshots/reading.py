@@ -139,14 +139,19 @@ class Opened:
     async def blob_ahead(self, blob: bytes) -> bytes:
         """One blob, verified, of a sequence of reads: the frames behind its own are fetched with it."""
         frame = self.index.locate(blob)[0]
-        if frame not in self._kept:
-            async for found, content in self.frames(_following(self.index, frame)):
-                self._keep(found, content)
-        return cut(self.index, blob, self._kept[frame])
+        content = self._kept.get(frame)
+        if content is None:
+            wanted = [one for one in _following(self.index, frame) if one not in self._kept]
+            async for found, inflated in self.frames(wanted):
+                self._keep(found, inflated)
+                # Held here: the frames behind it may be large enough to push it out again.
+                content = inflated if found == frame else content
+            assert content is not None
+        return cut(self.index, blob, content)
 
     def _keep(self, frame: int, content: bytes) -> None:
+        self._kept_bytes += len(content) - len(self._kept.pop(frame, b""))
         self._kept[frame] = content
-        self._kept_bytes += len(content)
         while self._kept_bytes > FRAMES_KEPT_BYTES and len(self._kept) > 1:
             self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
@@ -187,7 +192,7 @@ class Opened:
     async def walk(self, tree: bytes | None = None) -> AsyncIterator[tuple[bytes, trees.Tree]]:
         """Every directory with its path, a level at a time; a level's trees are read together."""
         level = [(b"", tree if tree is not None else self.whole().tree)]
-        for _ in range(trees.DEPTH_MAX):
+        for _ in range(trees.DEPTH_MAX + 1):  # The root itself is above the first of them.
             raws = await self.blobs({below for _, below in level})
             # Many directories may be one tree (an empty one, say): it is decoded once.
             decoded = await off_loop(_decode_all, raws)

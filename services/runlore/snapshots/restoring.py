@@ -13,18 +13,17 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors
-from runlore.snapshots import names, reading, saving, scan, statcache, trees
+from runlore.snapshots import ignore, names, reading, removing, saving, scan, statcache, trees
 
 WRITERS_MAX = 4
 """Writers at most; no more than there are processors, but two. More only fight over the kernel's locks and Python's
@@ -35,6 +34,10 @@ MARK = ".runlore-"
 """What the name of an unfinished restore beside its target holds."""
 CTIME_WAIT_SECONDS = 0.05
 """How long a restore waits for the file system's clock to pass its last write, so that the cache may trust it."""
+MAKE_TRIES_MAX = 8
+"""How often a restore makes its directory anew that another one swept before it was locked."""
+_XATTR_REFUSED = frozenset({errno.ENOTSUP, errno.E2BIG, errno.ENOSPC, errno.ERANGE, errno.EPERM})
+"""What a file system answers that takes no attribute, or none so large. ext4 says ENOSPC for the latter."""
 KEEP, INSIDE = "keep", "inside"
 """Policies for links: all as they were, or only those that stay inside of the tree (the others are told)."""
 
@@ -136,15 +139,30 @@ class Place:
         if not self.name:
             raise errors.UnsafeTarget("the root of the machine is no target")
         # A mount point can not be replaced by a rename, and what lies beside it is another file system.
-        self._mounted = os.path.ismount(self.target)
+        # A bind mount from the same file system is known to the kernel's table alone.
+        self._mounted = os.path.ismount(self.target) or self.name in ignore.mounts_below(self.parent)
         self._beside = self.target if self._mounted else self.parent
         self._check(replace)
         os.makedirs(self.parent, exist_ok=True)
         self._sweep()
-        self.temp = os.path.join(self._beside, self._prefix + clock.new_id().encode())
-        os.mkdir(self.temp, 0o700)
-        self.root = os.open(self.temp, _DIR)
-        fcntl.flock(self.root, fcntl.LOCK_EX)
+        self.temp, self.root = self._make()
+
+    def _make(self) -> tuple[bytes, int]:
+        """The directory that is written, locked: (its path, its descriptor)."""
+        for _ in range(MAKE_TRIES_MAX):
+            temp = os.path.join(self._beside, self._prefix + clock.new_id().encode())
+            os.mkdir(temp, 0o700)
+            with contextlib.suppress(FileNotFoundError):
+                root = os.open(temp, _DIR)
+                fcntl.flock(root, fcntl.LOCK_EX)
+                # Between the two lines above another restore may have taken it for what a dead one left.
+                if os.path.isdir(temp):
+                    return temp, root
+                os.close(root)
+        raise errors.RestoreFailed(
+            f"other restores of {os.fsdecode(self.target)} took this one for a dead one {MAKE_TRIES_MAX} times",
+            hint="restore into one directory once at a time",
+        )
 
     @property
     def _prefix(self) -> bytes:
@@ -164,6 +182,13 @@ class Place:
             raise errors.TargetModified(
                 f"{shown} is not empty", hint="restore into a new directory, or say that it may be replaced"
             )
+        mounts = ignore.mounts_below(self.target)
+        if mounts:
+            # Replacing removes what is there, and would empty the other file system first.
+            raise errors.UnsafeTarget(
+                f"{shown} holds a mount at {names.to_text(min(mounts))!r}, which is no part of a workspace",
+                hint="unmount it, or restore into another directory",
+            )
 
     def _sweep(self) -> None:
         """Remove what killed restores of this target left: nobody holds its lock."""
@@ -173,7 +198,7 @@ class Place:
                     left = os.open(entry.path, _DIR)
                     try:
                         fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        remove(entry.path)
+                        removing.remove(entry.path)
                     finally:
                         os.close(left)
 
@@ -195,7 +220,7 @@ class Place:
         except OSError:
             os.rename(old, self.target)
             raise
-        remove(old)
+        removing.remove(old)
 
     def _move_in(self) -> None:
         """Into a mount point: entry by entry. While our directory is still in it, the tree is not whole."""
@@ -203,7 +228,7 @@ class Place:
         os.fchmod(self.root, 0o700)
         for entry in list(os.scandir(self.target)):
             if not entry.name.startswith(self._prefix):
-                remove(entry.path)
+                removing.remove(entry.path)
         for entry in list(os.scandir(self.temp)):
             os.rename(entry.path, os.path.join(self.target, entry.name))
         os.rmdir(self.temp)
@@ -213,26 +238,7 @@ class Place:
     def close(self, *, failed: bool) -> None:
         os.close(self.root)
         if failed:
-            remove(self.temp)
-
-
-def remove(path: bytes) -> None:
-    """Remove a tree that we wrote, whatever the modes of its directories; never through a link."""
-
-    def again(function: Any, failing: Any, _: Any) -> None:
-        with contextlib.suppress(OSError):
-            parent = os.path.dirname(failing)
-            os.chmod(parent, 0o700)
-            if not os.path.islink(failing) and os.path.isdir(failing):
-                os.chmod(failing, 0o700)
-                shutil.rmtree(failing, ignore_errors=True)
-            else:
-                os.unlink(failing)
-
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, onerror=again)
-    elif os.path.lexists(path):
-        os.unlink(path)
+            removing.remove(self.temp)
 
 
 # --- writing ----------------------------------------------------------------------------------------------
@@ -268,6 +274,7 @@ class Writer:
         self._progress = progress
         self._lock = threading.Lock()
         self._umask = _umask()
+        self._links: dict[bytes, statcache.Row] = {}
         self.files = self.bytes = 0
 
     def run(self, reuse: Reuse | None = None) -> None:
@@ -407,8 +414,8 @@ class Writer:
     def _seal(self, descriptor: int, target: Target, made_with: int | None = None) -> None:
         """A file's attributes, once its bytes are there."""
         file = target.file
-        for name, value in (file.xattrs or {}).items():
-            os.setxattr(descriptor, name, value)
+        if file.xattrs:
+            self._set_xattrs(descriptor, target.path, file.xattrs)
         # The mode last but for the time: a write would clear set-user-id bits.
         if made_with is None or made_with & ~self._umask != file.mode:
             os.fchmod(descriptor, file.mode)
@@ -416,10 +423,25 @@ class Writer:
         target.row = _row(os.fstat(descriptor), file)
         self.files += 1
 
+    def _set_xattrs(self, descriptor: int, path: bytes, xattrs: Mapping[str, bytes]) -> None:
+        """Those that this file system takes; the others are told, because a tree without them is worth having."""
+        for name, value in xattrs.items():
+            try:
+                os.setxattr(descriptor, name, value)
+            except OSError as exc:
+                if exc.errno not in _XATTR_REFUSED:
+                    raise
+                with self._lock:
+                    self._plan.skipped.append((path, f"attribute {name}: {exc.strerror}"))
+
     def _link(self) -> None:
         for path, link in self._plan.links:
             os.symlink(link.target, path, dir_fd=self._root)
             os.utime(path, ns=(link.mtime_ns, link.mtime_ns), dir_fd=self._root, follow_symlinks=False)
+            # Now, while every directory can still be entered; its own mode may forbid that later.
+            status = os.stat(path, dir_fd=self._root, follow_symlinks=False)
+            self._links[path] = (status.st_ino, status.st_ctime_ns, status.st_size, status.st_mtime_ns,
+                                 status.st_mode, link.target, None, None)  # fmt: skip
         for group in self._plan.hardlinks:
             for path in group[1:]:
                 os.link(group[0], path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
@@ -430,10 +452,10 @@ class Writer:
             self.files += len(group) - 1
 
     def _finish_folder(self, path: bytes, folder: trees.Dir) -> None:
-        for name, value in (folder.xattrs or {}).items():
+        if folder.xattrs:
             descriptor = os.open(path, _DIR, dir_fd=self._root)
             try:
-                os.setxattr(descriptor, name, value)
+                self._set_xattrs(descriptor, path, folder.xattrs)
             finally:
                 os.close(descriptor)
         os.utime(path, ns=(folder.mtime_ns, folder.mtime_ns), dir_fd=self._root)
@@ -460,18 +482,16 @@ class Writer:
             mode = stat.S_IFDIR | folder.mode
             row = (0, 0, 0, folder.mtime_ns, mode, folder.tree, folder.content, None)
             _put(found, path, row)
-        for target in self._plan.files.values():
-            if target.row is not None:
-                trusted = target.row[1] < before
-                _put(found, target.path, target.row if trusted else (target.row[0], -1, *target.row[2:]))
-        for path, link in self._plan.links:
-            status = os.stat(path, dir_fd=self._root, follow_symlinks=False)
-            _put(found, path, statcache.row_of(status, before, link.target, None, None))
+        rows = [(target.path, target.row) for target in self._plan.files.values() if target.row is not None]
+        for path, made in (*rows, *self._links.items()):
+            trusted = made[statcache.CTIME] < before
+            _put(found, path, made if trusted else (made[0], statcache.NO_CTIME, *made[2:]))
         return found if record.kind == trees.TREE else None
 
     def _settled(self) -> int | None:
         """A time by the file system's clock that lies after our last write, or the best that can be had."""
-        last = max((t.row[1] for t in self._plan.files.values() if t.row is not None), default=0)
+        rows = [target.row for target in self._plan.files.values() if target.row is not None]
+        last = max((row[statcache.CTIME] for row in (*rows, *self._links.values())), default=0)
         for _ in range(10):
             at = statcache.now_there(self._root)
             if at is None or at > last:
@@ -534,8 +554,10 @@ class Reuse:
         except OSError:
             return False
         status = os.stat(target.path, dir_fd=into, follow_symlinks=False)
-        # Another file may have taken the name since the scan.
-        if (status.st_ino, status.st_size, status.st_mtime_ns) != (row[0], row[2], row[3]):
+        # Another file may have taken the name since the scan. And one with a third name is some other file too (a
+        # package manager's store, a hard link of the old tree): an edit here must not reach it.
+        same = (status.st_ino, status.st_size, status.st_mtime_ns) == (row[0], row[2], row[3])
+        if not same or status.st_nlink != 2:
             os.unlink(target.path, dir_fd=into)
             return False
         # Removing the old name will move the ctime once more, when others can reach the file already. So it

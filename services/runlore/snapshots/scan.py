@@ -67,8 +67,8 @@ class Scan:
     folders: list[Folder] = field(default_factory=list)
     wanted: list[Wanted] = field(default_factory=list)
     report: trees.Report = field(default_factory=trees.Report)
-    linked: dict[int, list[bytes]] = field(default_factory=dict)
-    """Paths of files with more than one name, by inode."""
+    linked: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    """Paths of files with more than one name, by device and inode: on overlayfs a tree has files of several."""
     entries: int = 0
 
 
@@ -178,7 +178,7 @@ def _look(
                 )
                 continue
             if status.st_nlink > 1 and stat.S_ISREG(mode):
-                found.linked.setdefault(status.st_ino, []).append(join(path, name))
+                found.linked.setdefault((status.st_dev, status.st_ino), []).append(join(path, name))
             row = known_get(name)
             if (
                 row is not None

@@ -16,11 +16,11 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from runlore import errors
-from runlore.snapshots import building, chunks, names, saving, trees
+from runlore.snapshots import building, chunks, ignore, names, saving, trees
 
 NATIVE_PREFIXES = {
     b"E2B_SANDBOX_SNAPSHOT_V1\n": "e2b",
@@ -36,6 +36,7 @@ HEADER_BYTES_MAX = 1024 * 1024
 READ_BYTES = 1024 * 1024
 _RATIO_FROM_BYTES = 16 * 1024 * 1024
 """Below this an archive may inflate as it likes: it is small either way."""
+_XATTR_KEY = "SCHILY.xattr."
 _MTIME = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,18}))?", re.ASCII)
 
 
@@ -49,6 +50,8 @@ class Limits:
     depth_max: int = 256
     name_bytes_max: int = trees.NAME_BYTES_MAX
     path_bytes_max: int = 4095
+    held_bytes_max: int = 256 * 1024**2
+    """Bytes of all names, link targets and attributes together: they are held in memory until the end."""
     ratio_max: int = 1000
     """How often a compressed archive may grow."""
 
@@ -166,13 +169,15 @@ class _Dir:
     entries: dict[bytes, Any] | None = None
     told: bool = False
     """Whether the archive had an entry for it."""
+    xattrs: dict[str, bytes] | None = None
 
     def __post_init__(self) -> None:
         self.entries = {}
 
 
 class Ingest:
-    """Reads one archive into a builder."""
+    """Reads one archive into a builder. What `rules` leave out is read over, never kept; ignore files in an archive
+    are files like others, because they may come after what they name."""
 
     def __init__(
         self,
@@ -180,13 +185,19 @@ class Ingest:
         limits: Limits,
         progress: saving.Progress | None = None,
         stop: threading.Event | None = None,
+        rules: ignore.Rules | None = None,
     ) -> None:
         self._stop = stop
+        self._rules = rules or ignore.Rules()
+        self._outside: dict[bytes, bool] = {}
+        """Whether the directories met so far are left out."""
         self._builder, self._limits, self._progress = builder, limits, progress
         self._cdc, self._batch = chunks.cutter(), builder.batch()
         self._root = _Dir()
         self._later: list[tuple[bytes, bytes]] = []
-        self._entries = self._bytes = 0
+        self._dropped: set[bytes] = set()
+        """Paths of FIFOs and devices, which hard links may name."""
+        self._entries = self._bytes = self._held = 0
         self.report = trees.Report()
 
     def run(self, raw: IO[bytes]) -> tuple[trees.Record, set[bytes]]:
@@ -251,6 +262,10 @@ class Ingest:
 
     def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = self._path(member)
+        if self._left_out(path, is_dir=member.isdir()):
+            return
+        xattrs = _xattrs(member)
+        self._hold(member, xattrs)
         mtime = _mtime_ns(member)
         mode = member.mode & trees.MODE_MASK
         if mode & 0o7000 and not member.issym():
@@ -261,20 +276,41 @@ class Ingest:
                 raise errors.HostileArchive("the archive's root is no directory")
             self._root.mode, self._root.mtime_ns, self._root.told = mode, mtime, True
         elif member.isdir():
-            self._folder(path, mode, mtime)
+            self._folder(path, mode, mtime, xattrs)
         elif member.issym():
             target = member.linkname.encode("utf-8", "surrogateescape")
             if not target or b"\0" in target or len(target) > self._limits.path_bytes_max:
                 raise errors.HostileArchive(f"the link {_shown(path)} has no target that could be")
             self._put(path, trees.Link(_base(path), mtime, target))
         elif member.islnk():
-            self._later.append((path, self._clean(member.linkname.encode("utf-8", "surrogateescape"))))
+            target = self._clean(member.linkname.encode("utf-8", "surrogateescape"))
+            if self._left_out(target, is_dir=False, tell=False):
+                self.report.skipped.append((path, "hard link to what is left out"))
+                return
+            self._later.append((path, target))
             self._put(path, None)
         elif member.isreg():
-            self._put(path, self._file(tar, member, path, mode, mtime))
+            self._put(path, self._file(tar, member, path, mode, mtime, xattrs))
         else:
+            self._dropped.add(path)
             kind = "fifo" if member.isfifo() else "device" if member.isdev() else "unknown kind"
             self.report.skipped.append((path, kind))
+
+    def _left_out(self, path: bytes, *, is_dir: bool, tell: bool = True) -> bool:
+        """Whether a rule leaves this entry out, or a directory above it, also one that has no entry of its own."""
+        if not path or self._rules == ignore.Rules():
+            return False
+        if is_dir and path in self._outside:
+            return self._outside[path]
+        # Recursion is bounded by `Limits.depth_max`.
+        out = self._left_out(path.rpartition(b"/")[0], is_dir=True)
+        if not out and (why := self._rules.why(path, is_dir=is_dir)) is not None:
+            out = True
+            if tell:
+                self.report.count(why)
+        if is_dir:
+            self._outside[path] = out
+        return out
 
     def _path(self, member: tarfile.TarInfo) -> bytes:
         return self._clean(member.name.encode("utf-8", "surrogateescape"))
@@ -305,13 +341,21 @@ class Ingest:
             at = below
         return at
 
-    def _folder(self, path: bytes, mode: int, mtime: int) -> None:
+    def _hold(self, member: tarfile.TarInfo, xattrs: dict[str, bytes] | None) -> None:
+        self._held += len(member.name) + len(member.linkname)
+        self._held += sum(len(name) + len(value) for name, value in (xattrs or {}).items())
+        if self._held > self._limits.held_bytes_max:
+            raise errors.ArchiveLimit(
+                f"the archive's names, links and attributes are longer than {self._limits.held_bytes_max} bytes"
+            )
+
+    def _folder(self, path: bytes, mode: int, mtime: int, xattrs: dict[str, bytes] | None) -> None:
         entries = self._parent(path).entries
         assert entries is not None
         found = entries.setdefault(_base(path), _Dir())
         if not isinstance(found, _Dir):
             raise errors.HostileArchive(f"the archive holds {_shown(path)} twice")
-        found.mode, found.mtime_ns, found.told = mode, mtime, True
+        found.mode, found.mtime_ns, found.told, found.xattrs = mode, mtime, True, xattrs
 
     def _put(self, path: bytes, entry: trees.File | trees.Link | None) -> None:
         entries = self._parent(path).entries
@@ -321,7 +365,13 @@ class Ingest:
         entries[_base(path)] = entry
 
     def _file(
-        self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: bytes, mode: int, mtime: int
+        self,
+        tar: tarfile.TarFile,
+        member: tarfile.TarInfo,
+        path: bytes,
+        mode: int,
+        mtime: int,
+        xattrs: dict[str, bytes] | None,
     ) -> trees.File:
         self._bytes += member.size
         if self._bytes > self._limits.bytes_max:
@@ -336,7 +386,7 @@ class Ingest:
         size, ids, extents = content
         if size != member.size:
             raise errors.BadArchive(f"{_shown(path)} is cut off: {size} of {member.size} bytes")
-        return trees.File(_base(path), mode, mtime, size, ids, extents)
+        return trees.File(_base(path), mode, mtime, size, ids, extents, xattrs)
 
     def _resolve(self) -> None:
         """Hard links become copies: their content is shared anyway, and the SDK refuses links."""
@@ -345,13 +395,16 @@ class Ingest:
             left = []
             for path, target in waiting:
                 found = self._find(target)
-                if isinstance(found, trees.File):
-                    entries = self._parent(path).entries
-                    assert entries is not None
-                    entries[_base(path)] = trees.File(
-                        _base(path), found.mode, found.mtime_ns, found.size, found.chunks, found.extents
-                    )
-                    self._bytes += found.size
+                entries = self._parent(path).entries
+                assert entries is not None
+                if found is None and target in self._dropped:
+                    del entries[_base(path)]
+                    self._dropped.add(path)
+                    self.report.skipped.append((path, "hard link to what is no file"))
+                elif isinstance(found, trees.File | trees.Link):
+                    # `cp -al` and package managers link links too.
+                    entries[_base(path)] = replace(found, name=_base(path))
+                    self._bytes += found.size if isinstance(found, trees.File) else 0
                     self.report.normalised.append((path, f"hard link to {names.to_text(target)} copied"))
                 else:
                     left.append((path, target))
@@ -394,7 +447,9 @@ class Ingest:
         for name, entry in (folder.entries or {}).items():
             if isinstance(entry, _Dir):
                 below = self._tree(entry, counts, needed)
-                dirs.append(trees.Dir(name, entry.mode, entry.mtime_ns, below.tree, below.content))
+                dirs.append(
+                    trees.Dir(name, entry.mode, entry.mtime_ns, below.tree, below.content, entry.xattrs)
+                )
             elif isinstance(entry, trees.Link):
                 links.append(entry)
             else:
@@ -426,6 +481,16 @@ def _pieces(body: IO[bytes], member: tarfile.TarInfo) -> Iterator[bytes | int]:
             return
         yield b"".join(parts)
         left -= have
+
+
+def _xattrs(member: tarfile.TarInfo) -> dict[str, bytes] | None:
+    """The user's attributes, as GNU tar (`--xattrs`) and an export write them; others are not kept."""
+    found = {}
+    for key, value in member.pax_headers.items():
+        if key.startswith(_XATTR_KEY + trees.XATTR_PREFIX):
+            name = key.removeprefix(_XATTR_KEY).replace("%3D", "=").replace("%25", "%")
+            found[name] = str(value).encode("utf-8", "surrogateescape")
+    return found or None
 
 
 def _mtime_ns(member: tarfile.TarInfo) -> int:

@@ -80,6 +80,8 @@ def header(path: bytes, entry: trees.Entry) -> bytes:
         records.append((b"path", name))
     if len(target) > _FIELD or not target.isascii():
         records.append((b"linkpath", target))
+    if not is_link and entry.xattrs:
+        records += [(b"SCHILY.xattr." + _xattr_key(key), entry.xattrs[key]) for key in entry.xattrs]
     kind = b"5" if is_dir else b"2" if is_link else b"0"
     main = _block(name[:_FIELD], mode, min(size, _OCTAL_MAX), seconds, kind, target[:_FIELD])
     return _pax(records) + main if records else main
@@ -93,10 +95,15 @@ def _decimal(nanoseconds: int) -> bytes:
 
 def _pax(records: list[tuple[bytes, bytes]]) -> bytes:
     body = b""
-    if not all(_is_utf8(value) for _, value in records):
+    if not all(_is_utf8(value) for key, value in records if key in (b"path", b"linkpath")):
         body = _record(b"hdrcharset", b"BINARY")
     body += b"".join(_record(key, value) for key, value in sorted(records))
     return _block(b"PaxHeader", 0o644, len(body), 0, b"x", b"") + _padded(body)
+
+
+def _xattr_key(name: str) -> bytes:
+    """An attribute's name as GNU tar writes it: a record's key ends at the first '='."""
+    return name.encode("utf-8", "surrogateescape").replace(b"%", b"%25").replace(b"=", b"%3D")
 
 
 def _is_utf8(value: bytes) -> bool:

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
 
 TEXT_BYTES_MAX = 4 * 1024 * 1024
 """A larger file is not merged by line, in bytes: both are kept."""
 LINES_MAX = 20_000
-"""Nor one with more lines between what both sides begin and end with: comparing takes their square at worst."""
+"""Nor one with more lines between what both sides begin and end with."""
+PAIRS_MAX = 4_000_000
+"""Pairs of equal lines that one comparison looks at: some seconds. Lines that repeat often make many."""
 
 
 def is_text(raw: bytes) -> bool:
@@ -27,7 +31,10 @@ def merge(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
     if not (is_text(base) and is_text(ours) and is_text(theirs)):
         return None
     sides = [text.splitlines(keepends=True) for text in (base, ours, theirs)]
-    merged = _merge_lines(*_trimmed(sides))
+    try:
+        merged = _merge_lines(*_trimmed(sides))
+    except _TooManyPairs:
+        return None
     if merged is None:
         return None
     head, tail = _common(sides)
@@ -94,7 +101,34 @@ def _in_step(base: list[bytes], ours: list[bytes], theirs: list[bytes]) -> Itera
 
 
 def _blocks(base: list[bytes], side: list[bytes]) -> list[tuple[int, int, int]]:
-    return [
-        tuple(block)
-        for block in difflib.SequenceMatcher(None, base, side, autojunk=False).get_matching_blocks()
-    ]
+    """The stretches that two texts share. Raises `_TooManyPairs`."""
+    try:
+        return _matched(_Bounded(None, base, side, autojunk=False))
+    except _TooManyPairs:
+        # Lines that make up more than a hundredth of the text begin no stretch then; they still continue one.
+        return _matched(_Bounded(None, base, side, autojunk=True))
+
+
+def _matched(matcher: _Bounded) -> list[tuple[int, int, int]]:
+    return [tuple(block) for block in matcher.get_matching_blocks()]
+
+
+class _TooManyPairs(Exception):
+    """A comparison would take too long."""
+
+
+class _Bounded(difflib.SequenceMatcher):  # type: ignore[type-arg]
+    """Counts the pairs that it is about to look at, so that a hostile text costs seconds and not days."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._before = [0, *accumulate(len(self.b2j.get(line, ())) for line in self.a)]
+        self._pairs = 0
+
+    def find_longest_match(
+        self, alo: int = 0, ahi: int | None = None, blo: int = 0, bhi: int | None = None
+    ) -> difflib.Match:
+        self._pairs += self._before[len(self.a) if ahi is None else ahi] - self._before[alo]
+        if self._pairs > PAIRS_MAX:
+            raise _TooManyPairs
+        return super().find_longest_match(alo, ahi, blo, bhi)

@@ -23,6 +23,10 @@ MODE_MASK = 0o7777
 NAME_BYTES_MAX = 255
 DEPTH_MAX = 1024
 """Directories below each other; a deeper tree could not be opened by path on any common system."""
+TIME_NS_MAX = 2**40 * 10**9
+"""The farthest time from 1970, in ns: some 35,000 years, which every call of the system still takes."""
+XATTR_PREFIX = "user."
+"""The only attributes that are kept: others are rights and labels of one machine."""
 TREE, NATIVE = "tree", "native"
 _CHUNKER = chunks.CHUNKER
 
@@ -131,7 +135,8 @@ def _extra(xattrs: Mapping[str, bytes] | None, extents: tuple[int, ...] | None =
     if extents is not None:
         extra["data"] = list(extents)
     if xattrs:
-        extra["xattrs"] = {name: base64.b64encode(xattrs[name]).decode() for name in sorted(xattrs)}
+        raw = {name.encode("utf-8", "surrogateescape"): value for name, value in xattrs.items()}
+        extra["xattrs"] = {names.to_text(name): base64.b64encode(raw[name]).decode() for name in sorted(raw)}
     return [extra] if extra else []
 
 
@@ -169,20 +174,27 @@ def _check(tree: Tree, count: int) -> None:
     if len({*tree.dirs, *tree.files, *tree.links}) != count:
         raise errors.Corrupt("a tree holds one name twice")
     for file in tree.files.values():
-        if not (type(file.size) is int and 0 <= file.size < 2**63 and 0 <= file.mode <= MODE_MASK):
+        if not (type(file.size) is int and 0 <= file.size < 2**63 and _is_mode(file.mode)):
             raise errors.Corrupt("a tree holds a size or mode that no file has")
-        if type(file.mtime_ns) is not int:
-            raise errors.Corrupt("a tree holds a time that is not a whole number")
+        if not _is_time(file.mtime_ns):
+            raise errors.Corrupt("a tree holds a time that no clock shows")
         if file.extents is not None:
             _check_extents(file.extents, file.size)
     for folder in tree.dirs.values():
-        if not (0 <= folder.mode <= MODE_MASK and type(folder.mtime_ns) is int and len(folder.tree) == 32):
+        if not (_is_mode(folder.mode) and _is_time(folder.mtime_ns) and len(folder.tree) == names.ID_BYTES):
             raise errors.Corrupt("a tree holds a directory that can not be")
     if not all(
-        type(link.mtime_ns) is int and link.target and b"\0" not in link.target
-        for link in tree.links.values()
+        _is_time(link.mtime_ns) and link.target and b"\0" not in link.target for link in tree.links.values()
     ):
         raise errors.Corrupt("a tree holds a link without a target")
+
+
+def _is_mode(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MODE_MASK
+
+
+def _is_time(value: object) -> bool:
+    return type(value) is int and -TIME_NS_MAX < value < TIME_NS_MAX
 
 
 def _check_extents(extents: tuple[int, ...], size: int) -> None:
@@ -198,10 +210,16 @@ def _check_extents(extents: tuple[int, ...], size: int) -> None:
 def _read_extra(extra: list[Any]) -> tuple[tuple[int, ...] | None, dict[str, bytes] | None]:
     (fields,) = extra
     xattrs = fields.get("xattrs")
-    decoded = (
-        {name: base64.b64decode(value, validate=True) for name, value in xattrs.items()} if xattrs else None
-    )
-    return (tuple(fields["data"]) if "data" in fields else None), decoded
+    decoded = {_xattr(name): base64.b64decode(value, validate=True) for name, value in (xattrs or {}).items()}
+    return (tuple(fields["data"]) if "data" in fields else None), decoded or None
+
+
+def _xattr(text: str) -> str:
+    """An attribute's name. A forged tree must not hand out capabilities or labels where root restores it."""
+    name = names.from_text(text).decode("utf-8", "surrogateescape")
+    if not name.startswith(XATTR_PREFIX) or "\0" in name or name == XATTR_PREFIX:
+        raise errors.Corrupt(f"a tree holds the attribute {text[:80]!r}, which no snapshot keeps")
+    return name
 
 
 # --- records ----------------------------------------------------------------------------------------------
@@ -263,6 +281,8 @@ def decode_record(raw: bytes, snapshot: str) -> Record:
             return Record(
                 NATIVE, content=content, bytes=body["bytes"], provider=body["provider"], chunks=listed
             )
+        if body["kind"] != TREE or not (_is_mode(body["mode"]) and _is_time(body["mtime"])):
+            raise ValueError("it is of no kind, or has a mode or time that no directory has")
         return Record(
             TREE, bytes.fromhex(body["tree"]), bytes.fromhex(body["content"]), body["mode"], body["mtime"],
             body["files"], body["dirs"], body["links"], body["bytes"],

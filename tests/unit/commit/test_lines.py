@@ -263,7 +263,9 @@ def test_a_tag_keeps_its_snapshot_until_it_is_taken_away(store):
     offer(store, "b", Y, base(store))
     finish(lines.retain(store, LINE, lines.Keep()))
     assert lines.named(head(store).body) == {X, Y}
+    assert [one["ref"] for one in head(store).body["versions"]] == [X]  # With its number, time and author.
     finish(lines.untag(store, LINE, "good"))
+    finish(lines.retain(store, LINE, lines.Keep()))
     assert lines.named(head(store).body) == {Y}
     with pytest.raises(errors.NotFound):
         finish(lines.untag(store, LINE, "good"))
@@ -294,8 +296,13 @@ def test_retention_keeps_the_last_the_hourly_the_daily_and_the_young(store, time
     assert kept() == []
     let_go = finish(lines.retain(store, LINE, lines.Keep(last=3), dry_run=True))
     assert len(let_go) == 56 and head(store).body == body
-    finish(lines.retain(store, LINE, lines.Keep(last=3)))
-    assert len(lines.named(head(store).body)) == 4
+    finish(lines.tag(store, LINE, "good", made[9][1]))
+    let_go = finish(lines.retain(store, LINE, lines.Keep(last=3)))
+    assert len(let_go) == 55 and made[9][1] not in {one["ref"] for one in let_go}
+    assert [one["version"] for one in head(store).body["versions"]] == [10, 57, 58, 59]
+    assert len(lines.named(head(store).body)) == 5
+    superseded = {one["ref"]: one["at"] for one in head(store).body["superseded"]}
+    assert superseded == {one["ref"]: time.now().isoformat(timespec="microseconds") for one in let_go}
 
 
 # --- by hand ----------------------------------------------------------------------------------------------

@@ -166,6 +166,55 @@ def test_a_long_name_still_fits(merged):
     assert max(map(len, found)) == 255
 
 
+def test_a_long_name_is_never_cut_within_a_character(merged):
+    name = "ä" * 127
+    found = merged({}, {name: b"1"}, {name: b"2"})
+    assert len(found) == 2 and all(len(one.encode()) <= 255 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        (b"a\r\nb\r\nC\r\n", b"A\r\nb\r\nC\r\n"),  # CRLF on both sides stays CRLF.
+        (b"a\r\nb\r\nc", b"A\r\nb\r\nc"),  # The last line's end was taken away by one side.
+        (b"a\r\nb\r\nc\r\nd", b"A\r\nb\r\nc\r\nd"),
+        (b"a\nb\nc\n", None),  # Every line's end was changed: that touches what the other changed.
+        (b"a\rb\rc\r", None),
+        (b"", None),
+    ],
+)
+def test_ends_of_lines_are_bytes_of_the_line(theirs, expected):
+    base, ours = b"a\r\nb\r\nc\r\n", b"A\r\nb\r\nc\r\n"
+    assert textmerge.merge(base, ours, theirs) == expected == textmerge.merge(base, theirs, ours)
+
+
+def test_texts_that_would_take_days_to_compare_are_given_up_in_a_bounded_number_of_steps(monkeypatch):
+    """Lines that repeat make pairs as the square of their number, and a hostile workspace chooses its lines."""
+    asked = []
+    monkeypatch.setattr(textmerge, "PAIRS_MAX", 20_000)
+    real = textmerge._Bounded.find_longest_match
+
+    def count(self, *args):
+        found = real(self, *args)
+        asked.append(self._pairs)
+        return found
+
+    monkeypatch.setattr(textmerge._Bounded, "find_longest_match", count)
+    same = [b"}\n"] * 500
+    sides = [b"".join([*same[:half], b"%d\n" % half, *same[half:], b"%d\n" % half]) for half in (0, 200, 400)]
+    assert textmerge.merge(*sides) is None
+    assert max(asked, default=0) <= 20_000
+
+
+def test_a_text_with_many_equal_lines_still_merges(monkeypatch):
+    monkeypatch.setattr(textmerge, "PAIRS_MAX", 60_000)
+    base = [b"}\n" if number % 2 else b"line %d\n" % number for number in range(2000)]
+    ours, theirs = list(base), list(base)
+    ours[100], theirs[1900] = b"ours\n", b"theirs\n"
+    both = [*base[:100], b"ours\n", *base[101:1900], b"theirs\n", *base[1901:]]
+    assert textmerge.merge(*map(b"".join, (base, ours, theirs))) == b"".join(both)
+
+
 # --- several branches -------------------------------------------------------------------------------------
 
 

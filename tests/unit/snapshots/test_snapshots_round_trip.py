@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runlore import errors
-from runlore.snapshots import Snapshots, packs, restoring
+from runlore.snapshots import Snapshots, packs, removing
 from runlore.testing.stores import MemoryStore
 
 
@@ -54,7 +54,7 @@ def test_any_tree_comes_back_bit_by_bit(tree):
     try:
         asyncio.run(play(os.fsencode(folder)))
     finally:
-        restoring.remove(os.fsencode(folder))
+        removing.remove(os.fsencode(folder))
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -80,7 +80,7 @@ def test_equal_trees_have_equal_ids_whatever_the_order_base_or_history(tree, see
     try:
         asyncio.run(play(folder))
     finally:
-        restoring.remove(os.fsencode(folder))
+        removing.remove(os.fsencode(folder))
 
 
 async def test_a_touched_file_changes_the_tree_and_not_the_content_id(folder):

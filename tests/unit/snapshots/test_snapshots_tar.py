@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 import snaptrees
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from runlore import errors
-from runlore.snapshots import Snapshots, building, library, reading, restoring, tarin, tarout, trees
+from runlore.snapshots import Snapshots, building, library, reading, removing, tarin, tarout, trees
 from runlore.testing.stores import MemoryStore
 
 
@@ -277,7 +278,55 @@ def test_an_export_comes_in_again_as_the_same_tree_and_is_the_same_from_any_root
     try:
         asyncio.run(play(folder))
     finally:
-        restoring.remove(os.fsencode(folder))
+        removing.remove(os.fsencode(folder))
+
+
+def _paths(tree: dict, prefix: bytes = b"") -> list[bytes]:
+    found = []
+    for name, entry in tree.items():
+        found.append(prefix + name)
+        found += _paths(entry[1], prefix + name + b"/") if entry[0] == "dir" else []
+    return found
+
+
+def _without_folders(raw: bytes) -> bytes:
+    """The archive without its entries for directories."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(raw)) as read, tarfile.open(fileobj=out, mode="w") as write:
+        for member in read:
+            if not member.isdir():
+                write.addfile(member, read.extractfile(member) if member.isreg() else None)
+    return out.getvalue()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(tree=snaptrees.TREES, data=st.data())
+def test_what_is_left_out_of_an_archive_is_what_is_left_out_of_its_folder(tree, data):
+    """Globs and exact paths, also of directories that have no entry of their own in the archive."""
+    paths = sorted(path for path in _paths(tree) if b"\n" not in path)
+    without = data.draw(st.lists(st.sampled_from(paths), max_size=3)) if paths else []
+    exclude = data.draw(st.lists(st.sampled_from(["*b", "a*/", "/?", "!a b", "100%"]), max_size=2))
+    implied = data.draw(st.booleans())
+
+    async def exported(snapshots, ref) -> bytes:
+        with await snapshots.export(ref) as made:
+            body = await asyncio.to_thread(made.read)
+        return _without_folders(body) if implied else body
+
+    async def play(folder: str):
+        snaptrees.make(os.fsencode(folder) + b"/in", tree)
+        snapshots = Snapshots(MemoryStore(), "acme")
+        whole = await exported(snapshots, (await snapshots.save(folder + "/in")).ref)
+        saved = await snapshots.save(folder + "/in", exclude=exclude, without=without)
+        want = await snapshots.ingest(io.BytesIO(await exported(snapshots, saved.ref)))
+        got = await snapshots.ingest(io.BytesIO(whole), exclude=exclude, without=without)
+        assert got.content_id == want.content_id
+
+    folder = tempfile.mkdtemp()
+    try:
+        asyncio.run(play(folder))
+    finally:
+        removing.remove(os.fsencode(folder))
 
 
 async def test_an_export_can_be_sought_and_read_in_any_order(tmp_path):
