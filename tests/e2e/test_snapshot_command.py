@@ -234,7 +234,10 @@ def test_retention_that_names_nothing_to_keep_is_refused(home, space):
     (space / "new").write_text("x")
     save(home, space)
     assert home.json("snapshot", "retain", "conv-1", *P, code=2)["error"]["kind"] == "invalid_input"
-    assert len(home.json("snapshot", "retain", "conv-1", *P, "--last", "0")["let_go"]) == 1
+    assert (
+        len(home.json("snapshot", "retain", "conv-1", *P, "--last", "0", "--reason", "all of it")["let_go"])
+        == 1
+    )
 
 
 def test_a_project_that_can_not_be_swept_stops_no_other(home, space):
@@ -247,7 +250,7 @@ def test_a_project_that_can_not_be_swept_stops_no_other(home, space):
     garbage.mkdir(parents=True)
     (garbage / ("0" * 64)).write_bytes(b"left by a writer that died")
     os.utime(garbage / ("0" * 64), (1, 1))
-    got = home.json("sweep", "--apply", "--yes", code=6)
+    got = home.json("sweep", "--apply", "--yes", "--reason", "garbage", code=6)
     assert (got["deleted"], [one["project"] for one in got["problems"]]) == (1, ["broken"])
 
 
