@@ -195,13 +195,15 @@ class Snapshots:
         elsewhere, and says which. Raises `errors.TargetModified`, `UnsafeTarget`, `RestoreFailed`, `Corrupt`.
         """
         opened = await self.open(snapshot)
+        report = await opened.report()
         made = await restoring.plan(opened, links=links)
+        opened.forget()
         cache_path = self._cache_path(_absolute(into))
         fetch = restoring.bridge(opened, asyncio.get_running_loop())
         work = _Restore(opened, made, into, fetch, cache_path, replace, progress)
         stats = await _in_thread(work.run, work.stop)
         skipped = tuple((names.to_text(path), why) for path, why in made.skipped)
-        return Restored(opened.ref, os.fspath(into), stats, await opened.report(), skipped)
+        return Restored(opened.ref, os.fspath(into), stats, report, skipped)
 
     # --- archives -------------------------------------------------------------------------------------------
 
@@ -415,6 +417,7 @@ class _Restore:
             finally:
                 if old >= 0:
                     os.close(old)
+            self.opened.release()
             cache = writer.cache() if self.cache_path is not None else None
             writer.finish()
             place.publish()
