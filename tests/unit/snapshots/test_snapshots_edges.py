@@ -21,7 +21,18 @@ import pytest
 import snaptrees
 
 from runlore import errors
-from runlore.snapshots import Snapshots, names, reading, restoring, scan, tarin, trees
+from runlore.snapshots import (
+    Snapshots,
+    ignore,
+    names,
+    packs,
+    reading,
+    restoring,
+    scan,
+    statcache,
+    tarin,
+    trees,
+)
 from runlore.testing.stores import MemoryStore
 
 NOBODY = 65534
@@ -284,6 +295,58 @@ async def test_a_memory_folder_stays_out_however_its_path_is_spelled(tmp_path, g
     _write(tmp_path / "in" / "f")
     saved = await Snapshots(MemoryStore(), "acme").save(tmp_path / "in", without=[given])
     assert saved.stats["files"] == 1 and saved.report["excluded"] == {"path": 1}
+
+
+@pytest.mark.parametrize("line", ["*a*a*a*a*b", "a/**/b/**/c/**/d/**/e", "!*.*.*.*.x", "**/*a*b*c*d/**"])
+async def test_an_ignore_file_that_would_take_days_to_match_is_refused(tmp_path, line):
+    _write(tmp_path / "sub" / ".runloreignore", line.encode())
+    with pytest.raises(errors.InvalidInput, match=r"sub/\.runloreignore has more than 3 stars") as caught:
+        await Snapshots(MemoryStore(), "acme").save(tmp_path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line", ["**/*.egg-info/**/*.py", "*.py[cod]", "**/node_modules/**", "# * * * * *", "a*b*c*"]
+)
+def test_rules_that_people_write_are_taken(line):
+    ignore.spec([line])
+
+
+async def test_rules_that_take_too_long_together_end_the_save(tmp_path, monkeypatch):
+    _write(tmp_path / "f")
+    monkeypatch.setattr(ignore, "SECONDS_MAX", 0.0)
+    with pytest.raises(errors.InvalidInput, match="rules take longer"):
+        await Snapshots(MemoryStore(), "acme").save(tmp_path, exclude=["*.pyc"])
+    with pytest.raises(errors.InvalidInput, match="at most"):
+        ignore.spec(["a"] * (ignore.RULES_MAX + 1))
+
+
+async def test_a_tree_of_many_directories_goes_through_every_piece_and_is_not_read_again(
+    tmp_path, monkeypatch
+):
+    """The stat cache is written, and trees are read, a number of directories at a time."""
+    monkeypatch.setattr(statcache, "FOLDERS_PER_PIECE", 2)
+    monkeypatch.setattr(reading, "TREES_AHEAD", 2)
+    for number in range(9):
+        _write(tmp_path / "in" / f"d{number % 5}" / f"e{number}" / "f", b"%d" % number)
+    snapshots = Snapshots(MemoryStore(), "acme", cache_dir=tmp_path / "cache")
+    saved = await snapshots.save(tmp_path / "in")
+    done = await snapshots.restore(saved.ref, tmp_path / "out")
+    assert snaptrees.describe(tmp_path / "out") == snaptrees.describe(tmp_path / "in")
+    again = await snapshots.save(tmp_path / "out", base=saved.ref)
+    assert (again.id, again.stats["files_read"], done.stats["files"]) == (saved.id, 0, 9)
+
+
+def test_a_frame_takes_the_memory_of_its_bytes_and_not_of_the_worst_case():
+    stored = packs.compress([bytes(1_000_000)], 1)
+    assert sys.getsizeof(stored) < len(stored) + 100
+
+
+@pytest.mark.parametrize("number", [2**64, -1, 1.0])
+def test_an_index_with_a_place_that_can_not_be_is_refused(number):
+    table = packs.Table([packs.SELF], [(0, number, 1, 0)])
+    with pytest.raises(errors.Corrupt):
+        packs.decode_table(table.encode())
 
 
 # --- attributes -----------------------------------------------------------------------------------------------
