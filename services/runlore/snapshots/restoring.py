@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors
-from runlore.snapshots import ignore, names, reading, removing, saving, scan, statcache, trees
+from runlore.snapshots import ignore, names, reading, removing, saving, scan, statcache, symlinks, trees
 
 WRITERS_MAX = 4
 """Writers at most; no more than there are processors, but two. More only fight over the kernel's locks and Python's
@@ -85,30 +85,15 @@ async def plan(opened: reading.Opened, *, links: str = KEEP) -> Plan:
         for file in tree.files.values():
             at = prefix + file.name
             made.files[at] = Target(at, file)
-        for link in tree.links.values():
-            at = prefix + link.name
-            if links == KEEP or stays_inside(at, link.target):
-                made.links.append((at, link))
-            else:
-                made.skipped.append((at, "link leads outside"))
+        made.links += [(prefix + link.name, link) for link in tree.links.values()]
+    if links != KEEP:
+        targets = {at: link.target for at, link in made.links}
+        outer = {at for at, target in targets.items() if not symlinks.stays_inside(at, target, targets)}
+        made.skipped += [(at, "link leads outside") for at in targets if at in outer]
+        made.links = [(at, link) for at, link in made.links if at not in outer]
     if record.report is not None:
         made.hardlinks = _linked(await opened.report(), made.files)
     return made
-
-
-def stays_inside(path: bytes, target: bytes) -> bool:
-    """Whether a link at `path` stays below the root, judged by its words alone."""
-    if target.startswith(b"/"):
-        return False
-    depth = path.count(b"/")
-    for part in target.split(b"/"):
-        if part == b"..":
-            depth -= 1
-        elif part not in (b"", b"."):
-            depth += 1
-        if depth < 0:
-            return False
-    return True
 
 
 def _linked(report: dict[str, Any], files: dict[bytes, Target]) -> list[list[bytes]]:
