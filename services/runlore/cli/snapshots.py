@@ -189,7 +189,7 @@ def save(
     """Save a folder as the next version of a rollout's workspace; only what changed is written.
 
     It becomes a branch where the rollout moved on since this folder was restored or saved. Memory that a seed laid
-    over the folder is left out.
+    over the folder is left out, and so is what `.runloreignore` files name (rules as in .gitignore).
 
     Example: runlore snapshot save ./workspace --project acme --rollout conv-7
     """

@@ -8,21 +8,41 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pathspec
 
-from runlore import errors
+from runlore import clock, errors
 from runlore.snapshots import names
 
 IGNORE_FILE = b".runloreignore"
 IGNORE_BYTES_MAX = 256 * 1024
 """A longer ignore file is refused, in bytes."""
 
+RULES_MAX = 2000
+"""Rules of one ignore file."""
+STARS_MAX = 3
+"""Stars of one rule, without `**/` before and `/**` behind it. Matching takes the length of a path to the power of
+their number: three take half a second at worst, five take days, and an agent writes ignore files too."""
+SECONDS_MAX = 300.0
+"""How long all rules together may take in one save."""
+_STARS = re.compile(r"\*+")
+
 
 def spec(lines: Iterable[str], *, of: str = "exclude") -> pathspec.GitIgnoreSpec:
-    """Rules in the syntax of .gitignore. Raises `errors.InvalidInput`."""
+    """Rules in the syntax of .gitignore. Raises `errors.InvalidInput`, also for what would take too long."""
+    lines = list(lines)
+    if len(lines) > RULES_MAX:
+        raise errors.InvalidInput(f"{of} has {len(lines)} rules; at most {RULES_MAX} are read")
+    for line in lines:
+        inner = line.strip().removeprefix("!").removeprefix("**/").removesuffix("/").removesuffix("/**")
+        if not line.startswith("#") and len(_STARS.findall(inner)) > STARS_MAX:
+            raise errors.InvalidInput(
+                f"the rule {line.strip()[:80]!r} of {of} has more than {STARS_MAX} stars",
+                hint="write it as several rules",
+            )
     try:
         return pathspec.GitIgnoreSpec.from_lines(lines)
     except Exception as exc:  # pathspec raises different ones for different mistakes.
@@ -38,6 +58,21 @@ class Level:
     name: str
 
 
+@dataclass
+class Spent:
+    """The time that the rules of one save have taken."""
+
+    seconds: float = 0.0
+
+    def add(self, began: float) -> None:
+        self.seconds += clock.monotonic() - began
+        if self.seconds > SECONDS_MAX:
+            raise errors.InvalidInput(
+                f"the exclude rules take longer than {SECONDS_MAX:.0f} seconds",
+                hint="use fewer and simpler ones",
+            )
+
+
 @dataclass(frozen=True)
 class Rules:
     """Everything that decides whether an entry is left out."""
@@ -48,6 +83,7 @@ class Rules:
     """Left out with all that is below, by exact path."""
     mounts: frozenset[bytes] = frozenset()
     size_bytes_max: int | None = None
+    spent: Spent = field(default_factory=Spent, compare=False)
 
     def below(self, path: bytes, raw: bytes) -> Rules:
         """These rules and those of the ignore file `raw` in the directory `path`."""
@@ -61,7 +97,7 @@ class Rules:
             spec(raw.decode("utf-8", "replace").splitlines(), of=f"{text}/.runloreignore".lstrip("/")),
             ".runloreignore",
         )
-        return Rules((*self.levels, level), self.paths, self.mounts, self.size_bytes_max)
+        return replace(self, levels=(*self.levels, level))
 
     @property
     def exact(self) -> frozenset[bytes]:
@@ -73,12 +109,18 @@ class Rules:
             return "mount"
         if path in self.paths:
             return "path"
+        if not self.levels:
+            return None
+        began = clock.monotonic()
         text = names.to_text(path) + ("/" if is_dir else "")
+        found = None
         for level in reversed(self.levels):
             decided = level.rules.check_file(text[len(level.prefix) :])
             if decided.include is not None:
-                return level.name if decided.include else None
-        return None
+                found = level.name if decided.include else None
+                break
+        self.spent.add(began)
+        return found
 
 
 def rules(

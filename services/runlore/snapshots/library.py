@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from runlore import clock, errors
 from runlore.commit import keys
@@ -42,6 +42,9 @@ PUT_TRIES_MAX = 4
 """How often a pack is sent: its name is its content, so sending it again is harmless."""
 SMALL_SAVE_BYTES = 32 * 1024 * 1024
 """A save that reads less than this is compressed harder: nobody waits for it."""
+
+if TYPE_CHECKING:
+    from runlore.snapshots import merge
 
 T = TypeVar("T")
 
@@ -195,13 +198,15 @@ class Snapshots:
         elsewhere, and says which. Raises `errors.TargetModified`, `UnsafeTarget`, `RestoreFailed`, `Corrupt`.
         """
         opened = await self.open(snapshot)
+        report = await opened.report()
         made = await restoring.plan(opened, links=links)
+        opened.forget()
         cache_path = self._cache_path(_absolute(into))
         fetch = restoring.bridge(opened, asyncio.get_running_loop())
         work = _Restore(opened, made, into, fetch, cache_path, replace, progress)
         stats = await _in_thread(work.run, work.stop)
         skipped = tuple((names.to_text(path), why) for path, why in made.skipped)
-        return Restored(opened.ref, os.fspath(into), stats, await opened.report(), skipped)
+        return Restored(opened.ref, os.fspath(into), stats, report, skipped)
 
     # --- archives -------------------------------------------------------------------------------------------
 
@@ -247,6 +252,30 @@ class Snapshots:
         """Every path that differs between two snapshots."""
         one, two = await self.open(old), await self.open(new)
         return [change async for change in comparing.diff(one, two)]
+
+    async def merge(
+        self,
+        base: names.Ref | str | None,
+        ours: names.Ref | str,
+        theirs: names.Ref | str,
+        *,
+        labels: tuple[str, str] = ("ours", "theirs"),
+    ) -> tuple[Saved, tuple[merge.Conflict, ...]]:
+        """What both sides made of `base` (None: of nothing), and where they want it otherwise.
+
+        All three are refs that a head names now, as for `save`: the result refers to their packs. What conflicts is
+        kept side by side, under names that hold the labels. Raises `errors.Corrupt`, `errors.NativeSnapshot`.
+        """
+        from runlore.snapshots import merge as merging  # It builds on this module.
+
+        started, one, two = [
+            (await self._bases([ref]))[0] if ref is not None else None for ref in (base, ours, theirs)
+        ]
+        assert one is not None and two is not None
+        sides = merging.Side(labels[0], one), [merging.Side(labels[1], two)]
+        merged = await merging.merge(started, *sides, offload=asyncio.to_thread)
+        saved = await merging.write(self.store, self.project, merged, offload=asyncio.to_thread)
+        return saved, merged.conflicts
 
     async def verify(
         self, snapshot: names.Ref | str, *, progress: Progress | None = None
@@ -415,6 +444,7 @@ class _Restore:
             finally:
                 if old >= 0:
                     os.close(old)
+            self.opened.release()
             cache = writer.cache() if self.cache_path is not None else None
             writer.finish()
             place.publish()

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -46,7 +47,8 @@ SELF = ""
 
 def compress(parts: Sequence[bytes | memoryview], level: int) -> bytes:
     """One frame."""
-    return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(b"".join(parts))
+    stored = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(b"".join(parts))
+    return bytes(memoryview(stored))  # What the library returns keeps the memory of the worst case.
 
 
 def inflate(stored: bytes, size: int) -> bytes:
@@ -77,7 +79,7 @@ class Table:
     frames: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(pack number, offset, stored bytes, number of blobs) each."""
     ids: list[bytes] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+    lengths: MutableSequence[int] = field(default_factory=lambda: array("I"))
 
     def add_pack(self, name: str, frames: Iterable[tuple[int, int, Sequence[bytes], Sequence[int]]]) -> None:
         """Add a pack and its frames: (offset, stored bytes, ids, lengths) each."""
@@ -86,7 +88,7 @@ class Table:
         for offset, stored, ids, lengths in frames:
             self.frames.append((number, offset, stored, len(ids)))
             self.ids += ids
-            self.lengths += lengths
+            self.lengths.extend(lengths)
 
     def own_end(self) -> int:
         """Where the frames of the pack that this table lies in end, and so where the table itself begins."""
@@ -125,7 +127,9 @@ def decode_table(stored: bytes) -> Table:
         header = json.loads(raw[8:at])
         end = at + count * names.ID_BYTES
         ids = [raw[i : i + names.ID_BYTES] for i in range(at, end, names.ID_BYTES)]
-        lengths = list(struct.unpack_from(f">{count}I", raw, end))
+        lengths = array("I", raw[end:])  # 4 bytes each, where a list takes 36.
+        if sys.byteorder == "little":
+            lengths.byteswap()
         numbers = header["frames"]
         frames = list(zip(numbers[0::4], numbers[1::4], numbers[2::4], numbers[3::4], strict=True))
         packs = [name if name == SELF else names.check_pack(name) for name in header["packs"]]
@@ -136,7 +140,7 @@ def decode_table(stored: bytes) -> Table:
 
 
 def _check_table(packs: list[str], frames: list[tuple[int, int, int, int]], count: int) -> None:
-    whole = all(type(number) is int and number >= 0 for frame in frames for number in frame)
+    whole = all(type(number) is int and 0 <= number < 2**63 for frame in frames for number in frame)
     if not whole or any(frame[0] >= len(packs) for frame in frames) or sum(f[3] for f in frames) != count:
         raise errors.Corrupt("an index contradicts itself")
 

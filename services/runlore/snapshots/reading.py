@@ -31,6 +31,8 @@ FRAMES_KEPT_BYTES = 32 * 1024 * 1024
 """Inflated frames that a reader keeps."""
 FRAMES_AHEAD = 8
 """Frames that one read of a sequence fetches."""
+TREES_AHEAD = 2048
+"""Directories of one level that are read and decoded together."""
 REQUESTS_MAX = 8
 """Ranged reads at the same time."""
 
@@ -149,6 +151,16 @@ class Opened:
             assert content is not None
         return cut(self.index, blob, content)
 
+    def forget(self) -> None:
+        """Let go of the frames that were kept: whoever read the trees needs them no more."""
+        self._kept.clear()
+        self._kept_bytes = 0
+
+    def release(self) -> None:
+        """Let go of the indexes too: nothing more is read through this."""
+        self.forget()
+        self.tables, self.index = [], packs.Index()
+
     def _keep(self, frame: int, content: bytes) -> None:
         self._kept_bytes += len(content) - len(self._kept.pop(frame, b""))
         self._kept[frame] = content
@@ -193,15 +205,18 @@ class Opened:
         """Every directory with its path, a level at a time; a level's trees are read together."""
         level = [(b"", tree if tree is not None else self.whole().tree)]
         for _ in range(trees.DEPTH_MAX + 1):  # The root itself is above the first of them.
-            raws = await self.blobs({below for _, below in level})
-            # Many directories may be one tree (an empty one, say): it is decoded once.
-            decoded = await off_loop(_decode_all, raws)
             following = []
-            for path, below in level:
-                found = decoded[below]
-                yield path, found
-                prefix = path + b"/" if path else b""
-                following += [(prefix + d.name, d.tree) for d in found.dirs.values()]
+            for start in range(0, len(level), TREES_AHEAD):
+                piece = level[start : start + TREES_AHEAD]
+                raws = await self.blobs({below for _, below in piece})
+                # Many directories may be one tree (an empty one, say): it is decoded once.
+                decoded = await off_loop(_decode_all, raws)
+                del raws
+                for path, below in piece:
+                    found = decoded[below]
+                    yield path, found
+                    prefix = path + b"/" if path else b""
+                    following += [(prefix + d.name, d.tree) for d in found.dirs.values()]
             if not following:
                 return
             level = following

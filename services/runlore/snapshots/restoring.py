@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import threading
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors
-from runlore.snapshots import ignore, names, reading, removing, saving, scan, statcache, trees
+from runlore.snapshots import ignore, names, reading, removing, saving, scan, statcache, symlinks, trees
 
 WRITERS_MAX = 4
 """Writers at most; no more than there are processors, but two. More only fight over the kernel's locks and Python's
@@ -82,31 +83,17 @@ async def plan(opened: reading.Opened, *, links: str = KEEP) -> Plan:
             made.folders.append((prefix + folder.name, folder))
             made.encoded[prefix + folder.name] = (folder.tree, folder.content)
         for file in tree.files.values():
-            made.files[prefix + file.name] = Target(prefix + file.name, file)
-        for link in tree.links.values():
-            at = prefix + link.name
-            if links == KEEP or stays_inside(at, link.target):
-                made.links.append((at, link))
-            else:
-                made.skipped.append((at, "link leads outside"))
+            at = prefix + file.name
+            made.files[at] = Target(at, file)
+        made.links += [(prefix + link.name, link) for link in tree.links.values()]
+    if links != KEEP:
+        targets = {at: link.target for at, link in made.links}
+        outer = {at for at, target in targets.items() if not symlinks.stays_inside(at, target, targets)}
+        made.skipped += [(at, "link leads outside") for at in targets if at in outer]
+        made.links = [(at, link) for at, link in made.links if at not in outer]
     if record.report is not None:
         made.hardlinks = _linked(await opened.report(), made.files)
     return made
-
-
-def stays_inside(path: bytes, target: bytes) -> bool:
-    """Whether a link at `path` stays below the root, judged by its words alone."""
-    if target.startswith(b"/"):
-        return False
-    depth = path.count(b"/")
-    for part in target.split(b"/"):
-        if part == b"..":
-            depth -= 1
-        elif part not in (b"", b"."):
-            depth += 1
-        if depth < 0:
-            return False
-    return True
 
 
 def _linked(report: dict[str, Any], files: dict[bytes, Target]) -> list[list[bytes]]:
@@ -281,14 +268,11 @@ class Writer:
         """Everything but the root's own mode and time, which `finish` sets."""
         for path, _ in self._plan.folders:  # A level at a time, so parents come first.
             os.mkdir(path, 0o700, dir_fd=self._root)
-        todo = dict(self._plan.files)
-        for group in self._plan.hardlinks:
-            for path in group[1:]:
-                del todo[path]
+        linked = {path for group in self._plan.hardlinks for path in group[1:]}
+        todo = [target for path, target in self._plan.files.items() if path not in linked]
         if reuse is not None:
-            for path in [path for path, target in todo.items() if reuse.link(target, self._root)]:
-                del todo[path]
-        self._write_files(list(todo.values()))
+            todo = [target for target in todo if not reuse.link(target, self._root)]
+        self._write_files(todo)
         self._link()
         for path, folder in reversed(self._plan.folders):
             self._finish_folder(path, folder)
@@ -355,7 +339,7 @@ class Writer:
             one, fetched = coming.popleft()
             raw = fetched.result()
             for frame in one.frames:
-                self._write_frame(one.content(self._opened.index, raw, frame), frames[frame])
+                self._write_frame(one.content(self._opened.index, raw, frame), frames.pop(frame))
 
     def _next(self, ranges: Iterator[reading.Range]) -> tuple[reading.Range, Future[bytes]] | None:
         with self._lock:
@@ -481,17 +465,20 @@ class Writer:
         for path, folder in self._plan.folders:
             mode = stat.S_IFDIR | folder.mode
             row = (0, 0, 0, folder.mtime_ns, mode, folder.tree, folder.content, None)
-            _put(found, path, row)
-        rows = [(target.path, target.row) for target in self._plan.files.values() if target.row is not None]
-        for path, made in (*rows, *self._links.items()):
+            _put(found, path, folder.name, row)
+        rows = (
+            (one.path, one.file.name, one.row) for one in self._plan.files.values() if one.row is not None
+        )
+        links = ((path, link.name, self._links[path]) for path, link in self._plan.links)
+        for path, name, made in itertools.chain(rows, links):
             trusted = made[statcache.CTIME] < before
-            _put(found, path, made if trusted else (made[0], statcache.NO_CTIME, *made[2:]))
+            _put(found, path, name, made if trusted else (made[0], statcache.NO_CTIME, *made[2:]))
         return found if record.kind == trees.TREE else None
 
     def _settled(self) -> int | None:
         """A time by the file system's clock that lies after our last write, or the best that can be had."""
-        rows = [target.row for target in self._plan.files.values() if target.row is not None]
-        last = max((row[statcache.CTIME] for row in (*rows, *self._links.values())), default=0)
+        rows = (target.row for target in self._plan.files.values() if target.row is not None)
+        last = max((row[statcache.CTIME] for row in itertools.chain(rows, self._links.values())), default=0)
         for _ in range(10):
             at = statcache.now_there(self._root)
             if at is None or at > last:
@@ -500,13 +487,16 @@ class Writer:
         return at
 
 
-def _put(cache: statcache.StatCache, path: bytes, row: statcache.Row) -> None:
-    folder, _, name = path.rpartition(b"/")
-    cache.folders[folder][2][name] = row
+def _put(cache: statcache.StatCache, path: bytes, name: bytes, row: statcache.Row) -> None:
+    """Note an entry under the very `name` that its tree holds, which is there already."""
+    cache.folders[path[: -len(name) - 1]][2][name] = row
 
 
 def _row(status: os.stat_result, file: trees.File) -> statcache.Row:
-    return (status.st_ino, status.st_ctime_ns, status.st_size, status.st_mtime_ns, status.st_mode, file.chunks,
+    # The tree's own numbers where they are the same: a row is what grows with the tree.
+    size = file.size if file.size == status.st_size else status.st_size
+    mtime = file.mtime_ns if file.mtime_ns == status.st_mtime_ns else status.st_mtime_ns
+    return (status.st_ino, status.st_ctime_ns, size, mtime, status.st_mode, file.chunks,
             file.extents, None)  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,7 +63,8 @@ def build(
 ) -> Tree:
     """Read what `found` wants, and build every tree from below."""
     _doubt(found, builder)
-    found.wanted.sort(key=lambda wanted: (wanted.folder.path, wanted.name))
+    # Backwards, because readers take them from the end: what is read is let go.
+    found.wanted.sort(key=lambda wanted: (wanted.folder.path, wanted.name), reverse=True)
     reader = _Reader(root, builder, found.report, before, xattrs, progress, stop)
     reader.read(found.wanted)
     found.report.hardlinks += [group for group in found.linked.values() if len(group) > 1]
@@ -114,9 +115,10 @@ class _Reader:
         self._lock = threading.Lock()
         self.files = self.bytes = 0
 
-    def read(self, wanted: Sequence[scan.Wanted]) -> None:
-        batches = _batches(wanted)
+    def read(self, wanted: list[scan.Wanted]) -> None:
+        """Read the files of a list, which is empty then."""
         count = min(READERS_MAX, max(1, os.cpu_count() or 1), len(wanted))
+        batches = _batches(wanted)
         if count <= 1:
             self._work(batches)
             return
@@ -199,10 +201,11 @@ def _unchanged(one: os.stat_result, two: os.stat_result) -> bool:
     return (one.st_ctime_ns, one.st_mtime_ns, one.st_size) == (two.st_ctime_ns, two.st_mtime_ns, two.st_size)
 
 
-def _batches(wanted: Sequence[scan.Wanted]) -> Iterator[list[scan.Wanted]]:
+def _batches(wanted: list[scan.Wanted]) -> Iterator[list[scan.Wanted]]:
     batch: list[scan.Wanted] = []
     size = 0
-    for one in wanted:
+    while wanted:
+        one = wanted.pop()
         batch.append(one)
         size += one.size
         if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
@@ -339,8 +342,10 @@ class _Assembly:
             folder.tree, folder.content = encoded.tree, encoded.content
             self._builder.add_tree(encoded.raw)
             self._fresh += 1
-            below = {name: _folder_row(one) for name, one in folder.folders.items()}
-            self._folders[folder.path] = (folder.tree, folder.content, {**rows, **below})
+            # The rows themselves and no copy: nobody looks at them as the folder's any more.
+            rows |= {name: _folder_row(one) for name, one in folder.folders.items()}
+            self._folders[folder.path] = (folder.tree, folder.content, rows)
+            folder.rows = {}
         needed.add(folder.tree)
 
     def _same_folders(self, folder: scan.Folder) -> bool:

@@ -12,10 +12,12 @@ speaks of. It holds raw names and hashes, no contents.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import marshal
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ import blake3
 
 from runlore import clock
 
-VERSION = 1
+VERSION = 2
+FOLDERS_PER_PIECE = 256
+"""Directories that are written and read at once: the whole in one piece would take its size in memory twice more."""
 NO_CTIME = -1
 """The ctime of an entry that proves nothing."""
 
@@ -82,31 +86,58 @@ def load(path: Path | None, where: tuple[int, int], *, xattrs: bool) -> StatCach
     if path is None:
         return fresh
     try:
-        raw = path.read_bytes()
+        raw = memoryview(path.read_bytes())
     except OSError:
         return fresh
     # The digest keeps a torn file away from marshal, which is fast because it trusts what it reads.
     if len(raw) < 32 or blake3.blake3(raw[32:]).digest() != raw[:32]:
         return fresh
     try:
-        version, *found, folders = marshal.loads(raw[32:])
-    except (ValueError, EOFError, TypeError):
-        return fresh
-    if version != (VERSION, sys.version_info[:2]) or found != [where, xattrs]:
-        return fresh
-    return StatCache(where, xattrs, folders)
+        pieces = _pieces(raw[32:])
+        version, *found = next(pieces)
+        if version != (VERSION, sys.version_info[:2]) or found != [where, xattrs]:
+            return fresh
+        for piece in pieces:
+            fresh.folders.update(piece)
+    except (ValueError, EOFError, TypeError, StopIteration):
+        return StatCache(where, xattrs)
+    return fresh
+
+
+def _pieces(raw: memoryview) -> Iterator[Any]:
+    """Each piece is its length in 4 bytes and then itself."""
+    at = 0
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "big")
+        yield marshal.loads(raw[at + 4 : end])
+        at = end
 
 
 def save(path: Path, cache: StatCache) -> None:
     """Replace what is known. A failure is no error: the next save reads more."""
-    body = marshal.dumps(((VERSION, sys.version_info[:2]), cache.filesystem, cache.xattrs, cache.folders))
     temp = path.with_name(f".{path.name}.{clock.new_id()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temp.write_bytes(blake3.blake3(body).digest() + body)
+        with open(temp, "wb") as file:
+            file.write(bytes(32))
+            hasher = blake3.blake3()
+            for piece in _cut(cache):
+                body = marshal.dumps(piece)
+                for part in (len(body).to_bytes(4, "big"), body):
+                    hasher.update(part)
+                    file.write(part)
+            file.seek(0)
+            file.write(hasher.digest())
         os.replace(temp, path)
     with contextlib.suppress(OSError):
         temp.unlink()
+
+
+def _cut(cache: StatCache) -> Iterator[Any]:
+    yield (VERSION, sys.version_info[:2]), cache.filesystem, cache.xattrs
+    folders = iter(cache.folders.items())
+    while piece := dict(itertools.islice(folders, FOLDERS_PER_PIECE)):
+        yield piece
 
 
 def is_file(row: Row) -> bool:

@@ -14,11 +14,11 @@ import asyncio
 import bisect
 import io
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from runlore import errors
-from runlore.snapshots import names, reading, restoring, trees
+from runlore.snapshots import names, reading, symlinks, trees
 
 BLOCK = 512
 END_BYTES = 2 * BLOCK
@@ -51,13 +51,13 @@ class Bridge:
         self._loop.close()
 
 
-def refused(path: bytes, entry: trees.Entry) -> str | None:
-    """Why the SDK's restore would refuse this entry; None where it takes it."""
+def refused(path: bytes, entry: trees.Entry, links: Mapping[bytes, bytes]) -> str | None:
+    """Why this entry is left out: the SDK's restore would refuse it, or it leads outside through one of `links`."""
     if b"\\" in path:
         return "name with a backslash"
     if path[1:2] == b":":
         return "name like a Windows drive"
-    if isinstance(entry, trees.Link) and not restoring.stays_inside(path, entry.target):
+    if isinstance(entry, trees.Link) and not symlinks.stays_inside(path, entry.target, links):
         return "absolute link" if entry.target.startswith(b"/") else "link leads outside"
     return None
 
@@ -175,14 +175,17 @@ class Export(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise ValueError("a place before the beginning")
+        self._check_open()
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}
+        if whence not in starts or starts[whence] + offset < 0:
+            raise ValueError("a place before the beginning, or from nowhere")
+        start = starts[whence]
         self._at = start + offset
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
         """Bytes from here on; all that is left for -1."""
+        self._check_open()
         left = self.size - self._at if size is None or size < 0 else min(size, self.size - self._at)
         parts = []
         while left > 0:
@@ -191,6 +194,10 @@ class Export(io.RawIOBase):
             self._at += len(piece)
             left -= len(piece)
         return b"".join(parts)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("the archive is closed")
 
     def readinto(self, buffer: Any) -> int:
         piece = self.read(len(buffer))
@@ -237,8 +244,11 @@ async def export(opened: reading.Opened) -> io.RawIOBase:
             raise errors.Corrupt("a provider's reference has another length than its record says")
         return _Whole(body)
     folders: dict[bytes, trees.Tree] = {}
+    links: dict[bytes, bytes] = {}
     async for path, tree in opened.walk():
         folders[path] = tree
+        prefix = path + b"/" if path else b""
+        links |= {prefix + link.name: link.target for link in tree.links.values()}
     record = opened.record
     root = trees.Dir(b".", record.mode, record.mtime_ns, record.tree, record.content)
     members: list[tuple[bytes, trees.Entry]] = [(b".", root)]
@@ -252,7 +262,7 @@ async def export(opened: reading.Opened) -> io.RawIOBase:
             folders.pop(path, None)
             continue
         at = path + b"/" + entry.name if path else entry.name
-        why = refused(at, entry)
+        why = refused(at, entry, links)
         if why is not None:
             left_out.append((names.to_text(at), why))
             continue

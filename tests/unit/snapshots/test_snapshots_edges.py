@@ -21,7 +21,19 @@ import pytest
 import snaptrees
 
 from runlore import errors
-from runlore.snapshots import Snapshots, names, reading, restoring, scan, tarin, trees
+from runlore.snapshots import (
+    Snapshots,
+    ignore,
+    names,
+    packs,
+    reading,
+    restoring,
+    scan,
+    statcache,
+    symlinks,
+    tarin,
+    trees,
+)
 from runlore.testing.stores import MemoryStore
 
 NOBODY = 65534
@@ -286,6 +298,58 @@ async def test_a_memory_folder_stays_out_however_its_path_is_spelled(tmp_path, g
     assert saved.stats["files"] == 1 and saved.report["excluded"] == {"path": 1}
 
 
+@pytest.mark.parametrize("line", ["*a*a*a*a*b", "a/**/b/**/c/**/d/**/e", "!*.*.*.*.x", "**/*a*b*c*d/**"])
+async def test_an_ignore_file_that_would_take_days_to_match_is_refused(tmp_path, line):
+    _write(tmp_path / "sub" / ".runloreignore", line.encode())
+    with pytest.raises(errors.InvalidInput, match=r"sub/\.runloreignore has more than 3 stars") as caught:
+        await Snapshots(MemoryStore(), "acme").save(tmp_path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line", ["**/*.egg-info/**/*.py", "*.py[cod]", "**/node_modules/**", "# * * * * *", "a*b*c*"]
+)
+def test_rules_that_people_write_are_taken(line):
+    ignore.spec([line])
+
+
+async def test_rules_that_take_too_long_together_end_the_save(tmp_path, monkeypatch):
+    _write(tmp_path / "f")
+    monkeypatch.setattr(ignore, "SECONDS_MAX", 0.0)
+    with pytest.raises(errors.InvalidInput, match="rules take longer"):
+        await Snapshots(MemoryStore(), "acme").save(tmp_path, exclude=["*.pyc"])
+    with pytest.raises(errors.InvalidInput, match="at most"):
+        ignore.spec(["a"] * (ignore.RULES_MAX + 1))
+
+
+async def test_a_tree_of_many_directories_goes_through_every_piece_and_is_not_read_again(
+    tmp_path, monkeypatch
+):
+    """The stat cache is written, and trees are read, a number of directories at a time."""
+    monkeypatch.setattr(statcache, "FOLDERS_PER_PIECE", 2)
+    monkeypatch.setattr(reading, "TREES_AHEAD", 2)
+    for number in range(9):
+        _write(tmp_path / "in" / f"d{number % 5}" / f"e{number}" / "f", b"%d" % number)
+    snapshots = Snapshots(MemoryStore(), "acme", cache_dir=tmp_path / "cache")
+    saved = await snapshots.save(tmp_path / "in")
+    done = await snapshots.restore(saved.ref, tmp_path / "out")
+    assert snaptrees.describe(tmp_path / "out") == snaptrees.describe(tmp_path / "in")
+    again = await snapshots.save(tmp_path / "out", base=saved.ref)
+    assert (again.id, again.stats["files_read"], done.stats["files"]) == (saved.id, 0, 9)
+
+
+def test_a_frame_takes_the_memory_of_its_bytes_and_not_of_the_worst_case():
+    stored = packs.compress([bytes(1_000_000)], 1)
+    assert sys.getsizeof(stored) < len(stored) + 100
+
+
+@pytest.mark.parametrize("number", [2**64, -1, 1.0])
+def test_an_index_with_a_place_that_can_not_be_is_refused(number):
+    table = packs.Table([packs.SELF], [(0, number, 1, 0)])
+    with pytest.raises(errors.Corrupt):
+        packs.decode_table(table.encode())
+
+
 # --- attributes -----------------------------------------------------------------------------------------------
 
 ODD = {
@@ -356,6 +420,78 @@ async def test_attributes_that_a_file_system_does_not_take_are_told_and_the_tree
     done = await snapshots.restore(saved.ref, marked / "out")
     assert {path for path, _ in done.skipped} == {"d", "d/f"}
     assert snaptrees.describe(marked / "out") == snaptrees.describe(marked / "in")
+
+
+# --- links, merges ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "inside"),
+    [
+        (b"a", b"d/f", True),
+        (b"a", b"d/up", True),  # What it leads to is judged itself.
+        (b"a", b"d/up/../x", False),  # By its words alone this stays inside.
+        (b"a", b"d/up/", True),
+        (b"a", b"d/up/d/up/d/up/x", True),
+        (b"a", b"d/up/d/up/..", False),
+        (b"d/a", b"up/../x", False),
+        (b"d/a", b"../d/up/f", True),
+        (b"a", b"circle/x", True),
+        (b"a", b"away/../../x", True),  # `away` is left out, so there is nothing behind it.
+        (b"a", b"../x", False),
+        (b"a", b"/x", False),
+    ],
+)
+def test_a_link_is_judged_by_where_it_leads_through_other_links_too(path, target, inside):
+    links = {b"d/up": b"..", b"circle": b"circle", b"away": b"/etc"}
+    assert symlinks.stays_inside(path, target, links) is inside
+
+
+async def test_a_link_that_leaves_by_way_of_another_is_left_out_of_exports_and_careful_restores(tmp_path):
+    _write(tmp_path / "in" / "d" / "f")
+    os.symlink("..", tmp_path / "in" / "d" / "up")
+    os.symlink("d/up/../secret", tmp_path / "in" / "out")
+    _write(tmp_path / "secret")
+    snapshots = Snapshots(MemoryStore(), "acme")
+    saved = await snapshots.save(tmp_path / "in")
+    done = await snapshots.restore(saved.ref, tmp_path / "careful", links="inside")
+    assert [path for path, _ in done.skipped] == ["out"]
+    with await snapshots.export(saved.ref) as archive:
+        assert [path for path, _ in archive.left_out] == ["out"]
+    assert sorted(os.listdir(tmp_path / "careful")) == ["d"]
+
+
+async def test_an_export_that_is_closed_or_sought_nowhere_says_so(tmp_path):
+    (tmp_path / "in").mkdir()
+    snapshots = Snapshots(MemoryStore(), "acme")
+    archive = await snapshots.export((await snapshots.save(tmp_path / "in")).ref)
+    for offset, whence in ((-1, 0), (-(10**9), 2), (0, 7)):
+        with pytest.raises(ValueError, match="nowhere"):
+            archive.seek(offset, whence)
+    archive.close()
+    for use in (archive.read, lambda: archive.seek(0)):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
+async def test_the_library_merges_what_two_saves_made_of_one_base(tmp_path):
+    snapshots = Snapshots(MemoryStore(), "acme")
+    refs = []
+    for name, body in (
+        ("base", b"1\n2\n3\n4\n"),
+        ("ours", b"one\n2\n3\n4\n"),
+        ("theirs", b"1\n2\n3\nfour\n"),
+    ):
+        _write(tmp_path / name / "f", body)
+        _write(tmp_path / name / "c", name.encode())
+        refs.append((await snapshots.save(tmp_path / name, base=refs[0] if refs else None)).ref)
+    saved, conflicts = await snapshots.merge(*refs)
+    await snapshots.restore(saved.ref, tmp_path / "out")
+    assert (tmp_path / "out" / "f").read_bytes() == b"one\n2\n3\nfour\n"
+    assert [one.path for one in conflicts] == [b"c"]
+    assert (tmp_path / "out" / "c.conflict-theirs").read_bytes() == b"theirs"
+    with pytest.raises(errors.InvalidInput):
+        await snapshots.merge(refs[0].id, *refs[1:])
 
 
 # --- archives -------------------------------------------------------------------------------------------------
