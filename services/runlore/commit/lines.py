@@ -245,6 +245,14 @@ async def read(store: port.ObjectStore, line: Line) -> heads.Head:
     return await heads.read(store, line.key, fmt=HEAD_FORMAT)
 
 
+async def forgotten(store: port.ObjectStore, line: Line, run: str, head: heads.Head) -> dict[int, str]:
+    """The attempts of a run that `head` may have forgotten → the key of each outcome.
+
+    A line without a head has forgotten nothing: a LIST less for the first run of each.
+    """
+    return await outcomes(store, line, run) if head.counter else {}
+
+
 async def outcomes(store: port.ObjectStore, line: Line, run: str) -> dict[int, str]:
     """The attempts of a run that have an outcome → its key. Read it after the head, never before."""
     found = {}
@@ -335,20 +343,28 @@ async def _put_outcome(store: port.ObjectStore, key: str, raw: bytes) -> None:
 
 
 async def advance(
-    store: port.ObjectStore, line: Line, offer: Offer, *, began: dt.datetime | None = None
+    store: port.ObjectStore,
+    line: Line,
+    offer: Offer,
+    *,
+    began: dt.datetime | None = None,
+    seen: heads.Head | None = None,
 ) -> Placed:
     """Move the line to what a run left, or keep that as the run's branch; nothing where it is there already.
 
-    `began` is when the writer read the head that its packs refer to. Raises `errors.CommitTooLate` (start again
-    from nothing), `errors.BranchesFull`.
+    `began` is when the writer read the head that its packs refer to. `seen` is a head of which the caller knows, by
+    its outcomes too, that the offer is new there: it is not asked again, and a line that has moved since refuses the
+    move. Raises `errors.CommitTooLate` (start again from nothing), `errors.BranchesFull`.
     """
     if offer.snapshot == offer.base.snapshot and not offer.child:
         return Placed(UNCHANGED, await read(store, line))
     for restart in range(RESTARTS_MAX):
-        head = await read(store, line)
-        there = place(head.body, await outcomes(store, line, offer.run), offer.run, offer.attempt)
-        if there is not None:
-            return Placed(there, head)
+        head = seen if seen is not None and not restart else await read(store, line)
+        if head is not seen:
+            done = await forgotten(store, line, offer.run, head)
+            there = place(head.body, done, offer.run, offer.attempt)
+            if there is not None:
+                return Placed(there, head)
         state, changes = _changes(head.body, offer)
         try:
             return Placed(state, await move(store, line, head, changes, began=began), moved=True)

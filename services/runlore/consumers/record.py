@@ -158,15 +158,7 @@ class RecordStage:
 
     async def _make(self, incoming: Incoming) -> rollouts.Record:
         """The record of an event: a function of the event alone. Raises a `Poison`."""
-        line = await self._line(incoming.data)
-        kept, meta = await self._runtime.offload(prepare, incoming, line)
-        record = rollouts.Record(meta, kept)
-        try:
-            await self._runtime.offload(summarize.digest, record)
-        except Exception as exc:
-            # A bug in the rules must not stop a partition, and the run must not be lost to it.
-            raise Unprocessable(f"the rules failed on this record: {type(exc).__name__}") from exc
-        return record
+        return await self._runtime.offload(make, incoming, await self._line(incoming.data))
 
     async def _line(self, data: models.RunCompleted) -> str:
         """The record as received: inline, or the bytes that the claim names, checked."""
@@ -253,6 +245,18 @@ def open_claim(claim: models.Claim, body: bytes) -> str:
         return body.decode("utf-8")
     except UnicodeDecodeError:
         raise errors.InvalidRecord("the record is not UTF-8") from None
+
+
+def make(incoming: Incoming, line: str) -> rollouts.Record:
+    """The record of an event and its line, with its digest. Pure. Raises a `Poison`."""
+    kept, meta = prepare(incoming, line)
+    record = rollouts.Record(meta, kept)
+    try:
+        summarize.digest(record)
+    except Exception as exc:
+        # A bug in the rules must not stop a partition, and the run must not be lost to it.
+        raise Unprocessable(f"the rules failed on this record: {type(exc).__name__}") from exc
+    return record
 
 
 def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:

@@ -147,14 +147,14 @@ class SnapshotStage:
         """One workspace on its line. Raises a `Poison` where it never can be."""
         for _ in range(RESTARTS_MAX):
             head = await lines.read(self._store, work.line)
-            done = await lines.outcomes(self._store, work.line, work.incoming.run)
+            done = await lines.forgotten(self._store, work.line, work.incoming.run, head)
             there = lines.place(head.body, done, work.incoming.run, work.incoming.data.attempt)
             if there is not None:
                 await self._check_same(work, head, done)
                 return lines.Placed(there, head)
             ref, began = await self._saved(work, head)
             try:
-                return await lines.advance(self._store, work.line, work.offer(ref), began=began)
+                return await lines.advance(self._store, work.line, work.offer(ref), began=began, seen=head)
             except errors.CommitTooLate:
                 # What it refers to may be gone: from the head again, and everything is written anew.
                 continue

@@ -188,14 +188,21 @@ async def _summary(
     it for review, and the next run (or a release, once mended) builds it anew.
     """
     try:
-        digests = [await runtime.offload(digest, record) for record in fresh]
-        summary = await runtime.offload(rules.extend, known, digests) if known is not None else None
+        digests, summary = await runtime.offload(extended, known, fresh)
         return summary if summary is not None else await _rebuild(store, first, runs, digests, runtime)
     except errors.RunloreError:
         raise
     except Exception:
         log.exception("the rules failed on a rollout", rollout=first["rollout"])
         return {"engine": {"name": "none", "version": 0}, "subject": first.get("subject_alias")}
+
+
+def extended(
+    known: Mapping[str, Any] | None, fresh: Sequence[rollouts.Record]
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The digests of `fresh`, and the `known` summary with them; None where it has to be built from every record."""
+    digests = [digest(record) for record in fresh]
+    return digests, rules.extend(known, digests) if known is not None else None
 
 
 async def _rebuild(

@@ -207,11 +207,10 @@ def is_variant(a: Call, b: Call) -> bool:
         # A short command has few words to keep; a long one that keeps under half of them is another errand.
         is_short = max(len(a.command), len(b.command)) <= 60
         return _word_overlap(a.command, b.command) >= (0.3 if is_short else 0.5)
-    before, after = Counter(a.leaves), Counter(b.leaves)
-    total = max(sum(before.values()), sum(after.values()))
+    total = max(len(a.leaves), len(b.leaves))
     if total <= 2:
         return True
-    shared = sum((before & after).values())
+    shared = sum((Counter(a.leaves) & Counter(b.leaves)).values())
     return shared / total >= 0.34 or len(changed_paths(a, b)) <= 2
 
 

@@ -72,6 +72,20 @@ _HINT = re.compile(
     r"(?<![A-Za-z0-9])sk-|AKIA|ASIA|PRIVATE KEY|gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|hooks\.slack|AIza|ya29\."
     r"|k_(?:live|test)_|whsec_|npm_|pypi-Ag|hf_|eyJ|[Bb]earer\s|[Bb]asic\s|://[^\s/@]{1,400}@|(?i:secret_?access_?key|session_?token)"
 )
+_SPELLED = re.compile(r"\\u(?:00[0-7]|017[Ff]|212[Aa])")
+"""ASCII as an escape, and the two letters beyond it that count as `s` and `k` where case does not count."""
+_NEEDLES = (
+    *("AKIA", "ASIA", "PRIVATE KEY", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox"),
+    *("hooks.slack", "AIza", "ya29.", "k_live_", "k_test_", "whsec_", "npm_", "pypi-Ag", "hf_", "eyJ"),
+)
+"""What a whole line, as JSON spells it, holds if any string in it passes `_HINT`: these, or what `_may_hold` asks."""
+_RAW_HINTS = (
+    ("sk-", re.compile(r"(?:(?<![A-Za-z0-9])|\\.{1,6}(?<=[A-Za-z0-9]))sk-")),
+    ("://", re.compile(r"://[^\s/@]{1,2400}@")),
+    ("earer", re.compile(r"[Bb]earer[\s\\]")),
+    ("asic", re.compile(r"[Bb]asic[\s\\]")),
+)
+"""A cheap needle, and what to look at where it is found. A backslash may spell any white space."""
 
 
 def line(record_line: str) -> tuple[str, dict[str, int]]:
@@ -79,9 +93,28 @@ def line(record_line: str) -> tuple[str, dict[str, int]]:
 
     No other byte changes, and a second pass changes nothing.
     """
+    if not _may_hold(record_line):
+        return record_line, {}
     counts: Counter[str] = Counter()
     out = records.map_strings(record_line, lambda value: _redact(value, counts))
     return out, dict(sorted(counts.items()))
+
+
+def _may_hold(raw: str) -> bool:
+    """Whether any JSON string in `raw` can pass `_HINT`: a look at the whole, ten times cheaper than at each string.
+
+    Where letters may be spelled as escapes (`\\u0073k-`, `:\\/\\/`) it says yes without looking.
+    """
+    if not raw.isascii() or "\\/" in raw:
+        return True
+    if "\\u" in raw and _SPELLED.search(raw):
+        return True
+    if any(needle in raw for needle in _NEEDLES):
+        return True
+    if any(needle in raw and pattern.search(raw) for needle, pattern in _RAW_HINTS):
+        return True
+    folded = raw.lower()
+    return any(name in folded for name in ("access_key", "accesskey", "session_token", "sessiontoken"))
 
 
 def text(value: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runlore.events import records
 from runlore.memory import redact
 
 # Put together here, so that no scanner takes this file for a leak.
@@ -91,3 +93,52 @@ def test_a_secret_with_escapes_in_its_json_is_found():
     out, counts = redact.line(json.dumps({"k": key}))
     assert counts == {"private-key": 1}
     assert "MIIabc" not in out
+
+
+# What `_HINT` looks for, put together as above, and what may stand before and after it.
+_PIECES = st.sampled_from(
+    [
+        *(
+            "sk-" + "proj-" + "a1B2" * 8,
+            "sk-" + "a1" * 20,
+            "task-sk-1",
+            "\nsk-" + "a1" * 20,
+            "\u00e4sk-" + "b2" * 20,
+        ),
+        *("AKIA" + "A" * 16, "ghp_" + "a" * 36, "xoxb-" + "1" * 12, "hf_" + "a" * 34, "glpat-" + "a" * 20),
+        *("eyJ" + "a" * 9 + ".eyJ" + "b" * 9 + "." + "c" * 12, "AIza" + "a" * 35, "npm_" + "a" * 36),
+        *("Bearer " + "a1" * 12, "bearer\n" + "a1" * 12, "Bearer\u2003" + "a1" * 12, "forbearer", "basic"),
+        *("Authorization: Basic " + "abcdefgh1", "://", "me@example.com", "https://host/@x"),
+        *("https://user:" + "secret@host/", "postgres://u:" + "\u00e4" * 150 + "@h"),
+        *(
+            "aws_secret_access_key=" + "A" * 40,
+            "Ses\u017fion_To\u212aen: " + "A" * 40,
+            "SecretAccess\u212aey=" + "b" * 40,
+        ),
+        *("plain text", '"', "\\", "\n", "\u00e4", "\U0001f600", "-----BEGIN " + "PRIVATE KEY-----abc"),
+    ]
+)
+
+
+def _spelled(text, dice):
+    """`text` as a JSON string, each character as itself or as any escape that means it."""
+    out = []
+    for char in text:
+        units = char.encode("utf-16-be")
+        escaped = "".join(f"\\u{unit:04x}" for unit in struct.unpack(f">{len(units) // 2}H", units))
+        ways = [json.dumps(char)[1:-1]] * 20 + [escaped] + ["\\/"] * (4 * (char == "/"))
+        out.append(dice.choice(ways))
+    return '"' + "".join(out) + '"'
+
+
+@given(
+    st.lists(st.lists(_PIECES, max_size=4).map("".join), max_size=5),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_a_look_at_the_whole_line_passes_over_nothing_that_a_look_at_each_string_finds(texts, dice, plain):
+    spelled = [json.dumps(text) if plain else _spelled(text, dice) for text in texts]
+    line = '{"input":[' + ",".join(spelled) + "]}"
+    counts = redact.Counter()
+    each = records.map_strings(line, lambda value: redact._redact(value, counts))
+    assert redact.line(line) == (each, dict(sorted(counts.items())))

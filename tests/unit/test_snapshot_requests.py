@@ -1,0 +1,64 @@
+"""What a small workspace costs in requests: what is known of a line is not asked again. LISTs cost as much as PUTs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import made
+from runlore.consumers import snapshot
+from runlore.producer import Producer
+from runlore.testing.buses import MemoryBus
+from runlore.testing.stores import MemoryStore
+
+
+class Counting(MemoryStore):
+    """Counts requests by method."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = Counter()
+
+    async def put(self, key, body):
+        self.asked["put"] += 1
+        return await super().put(key, body)
+
+    async def put_if_absent(self, key, body):
+        self.asked["put"] += 1
+        return await super().compare_and_set(key, body, None)
+
+    async def compare_and_set(self, key, body, etag, *, guard=None):
+        self.asked["put"] += 1
+        return await super().compare_and_set(key, body, etag, guard=guard)
+
+    def list(self, prefix):
+        self.asked["list"] += 1
+        return super().list(prefix)
+
+
+async def asked_for(tmp_path, bases):
+    """The requests of each of several runs of one rollout, whose workspaces began as `bases`."""
+    store, bus = Counting(), MemoryBus()
+    stage = snapshot.SnapshotStage(store, bus, folders=[tmp_path])
+    consumer = await bus.consumer(group="snapshot", topics=["runs"])
+    found = []
+    for number, base in enumerate(bases):
+        left = tmp_path / f"left-{number}"
+        left.mkdir()
+        (left / "notes.md").write_text(f"notes of run {number}")
+        workspace = {"folder": str(left), **({"base": base} if base else {})}
+        data = made.data(number, rollout="conv-1", workspaces=[workspace])
+        await Producer(store, bus).publish([data], source="/test")
+        store.asked.clear()
+        (message,) = await consumer.poll(records_max=1, timeout_seconds=0)
+        processed = await stage.process([message])
+        found.append((processed.outcomes[0].state, dict(store.asked)))
+    return found
+
+
+async def test_the_first_workspace_of_a_line_costs_its_pack_and_its_head(tmp_path):
+    assert await asked_for(tmp_path, [None]) == [(snapshot.MOVED, {"put": 2})]
+
+
+async def test_a_branch_costs_one_list_more(tmp_path):
+    _, branch = await asked_for(tmp_path, [None, None])
+    assert branch == (snapshot.BRANCHED, {"put": 2, "list": 1})
