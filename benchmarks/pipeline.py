@@ -1,12 +1,14 @@
-"""What the embedded pipeline costs, side by side in one run.
+"""What the pipeline costs, side by side in one run.
 
     python benchmarks/pipeline.py [--events 400] [--rollouts 1000] [--json]
+    python benchmarks/pipeline.py --cluster [--events 2000] [--minutes 2] [--quick]
 
 1. Events per second through `record` on the embedded bus and store: with the rules, with the rules stubbed
    (what the pipeline itself costs), and the *bare* cost: the same objects with the same bytes written by the
    same adapters in the same number of lanes, and nothing else. All with fsync. Rounds are interleaved.
 2. Time, bytes and objects of the nth revision of one memory, as it grows to `--rollouts` rollouts.
 3. Cold start of the command line.
+4. With --cluster only this: the pipeline on a real broker and a real S3 server (`cluster.py`).
 
 Absolute times are this machine's; the ratios are what to compare.
 """
@@ -237,18 +239,33 @@ def measure_start() -> dict[str, float]:
     }
 
 
+def measure_cluster(options: argparse.Namespace) -> None:
+    import cluster
+
+    options.events = options.events or 2000
+    found = cluster.measure(options)
+    print(json.dumps(found, indent=2)) if options.json else cluster.tell(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--events", type=int, default=400, help="events of part 1 (default 400)")
+    parser.add_argument("--events", type=int, help="events of part 1 (default 400) or 4 (default 2000)")
     parser.add_argument(
         "--rollouts", type=int, default=1000, help="rollouts that part 2 grows to (default 1000)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--cluster", action="store_true", help="on a real Kafka broker and a real S3 server")
+    parser.add_argument("--minutes", type=float, default=2, help="part 4: how long the steady load lasts")
+    parser.add_argument("--quick", action="store_true", help="part 4: one round, fewer workers and lanes")
+    parser.add_argument("--only", default="", help="part 4: of bare,requests,scaling,freshness")
     options = parser.parse_args()
+    if options.cluster:
+        measure_cluster(options)
+        return
     found = {
-        "events": asyncio.run(measure_events(options.events)),
+        "events": asyncio.run(measure_events(options.events or 400)),
         "revisions": asyncio.run(measure_revisions(options.rollouts)),
         "start_milliseconds": measure_start(),
     }
