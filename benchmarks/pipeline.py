@@ -36,6 +36,7 @@ from runlore.commit import revisions
 from runlore.consumers import consolidate, record
 from runlore.memory import rules
 from runlore.producer import Producer
+from runlore.store import port
 from runlore.store.directory import DirectoryStore
 from runlore.worker import concurrency
 
@@ -88,10 +89,11 @@ class Counting(DirectoryStore):
         self.written.append((key, body))
         return await super().put_if_absent(key, body)
 
-    async def compare_and_set(self, key: str, body: bytes, etag: str | None) -> str:
-        if etag is not None:  # Without one it becomes a put-if-absent, which is noted there.
-            self.written.append((key, body))
-        return await super().compare_and_set(key, body, etag)
+    async def compare_and_set(
+        self, key: str, body: bytes, etag: str | None, *, guard: port.Guard | None = None
+    ) -> str:
+        self.written.append((key, body))
+        return await super().compare_and_set(key, body, etag, guard=guard)
 
 
 @contextlib.contextmanager
