@@ -104,7 +104,7 @@ CHANGES = {
     ("dead", "redrive", "--all"): (),
     ("dead", "drop", "--all"): (),
     ("snapshot", "drop", "conv-1", "run-1"): ("-p", "acme"),
-    ("snapshot", "retain", "conv-1"): ("-p", "acme"),
+    ("snapshot", "retain", "conv-1"): ("-p", "acme", "--last", "3"),
     ("snapshot", "tag", "conv-1", "x", "--delete"): ("-p", "acme"),
 }
 
