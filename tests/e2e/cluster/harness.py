@@ -100,6 +100,8 @@ class Cluster:
         self.proxy: subprocess.Popen | None = None
         self.proxied = ""
         self.workers: list[subprocess.Popen | None] = [None] * form.workers
+        self.begun: dict[int, int] = {}
+        """Where in its log each worker's present process began."""
         self.driver: subprocess.Popen | None = None
         self.said: list[str] = []
         self.began = time.monotonic()
@@ -181,7 +183,14 @@ class Cluster:
         # Every second one is a static member of its groups: it comes back to its partitions without a rebalance.
         more = {"RUNLORE_KAFKA_INSTANCE": f"worker-{number}"} if number % 2 else {}
         words = (str(homes.RUNLORE), "worker", "--stages", "record,snapshot,consolidate")
+        log = self.folder / f"worker-{number}.log"
+        self.begun[number] = log.stat().st_size if log.exists() else 0
         self.workers[number] = self._spawn(f"worker-{number}", *words, more=more)
+
+    def is_up(self, number: int) -> bool:
+        """Whether a worker has begun to work: before that nobody is there to take a SIGTERM."""
+        log = (self.folder / f"worker-{number}.log").read_bytes()
+        return b"runlore worker runs" in log[self.begun[number] :]
 
     def kill_worker(self, number: int | None = None) -> None:
         """kill -9, and another one in its place a moment later."""
@@ -273,12 +282,16 @@ class Cluster:
 
     def stop_workers(self) -> None:
         """SIGTERM: each must end in order."""
-        for process in self.workers:
-            assert process is not None and process.poll() is None, self.logs()
-            process.send_signal(signal.SIGTERM)
-        for process in self.workers:
+        for number in range(len(self.workers)):
+            wait_until(lambda number=number: self.is_up(number), f"worker {number}", 30, self.logs)
+        for number, process in enumerate(self.workers):
             assert process is not None
-            assert process.wait(STOP_SECONDS_MAX) == 0, self.logs()
+            assert process.poll() is None, f"worker {number} ended: {process.returncode}\n{self.logs()}"
+            process.send_signal(signal.SIGTERM)
+        for number, process in enumerate(self.workers):
+            assert process is not None
+            code = process.wait(STOP_SECONDS_MAX)
+            assert code == 0, f"worker {number} did not end in order: {code}\n{self.logs()}"
 
     def lags(self) -> dict[str, int]:
         """Messages of `runs` that a group has not committed, by partition with any, asked of the broker."""
