@@ -179,10 +179,12 @@ class SnapshotStage:
         if work.workspace.snapshot is not None:
             return await self._named(work, head)
         base = await self._base(work, head)
-        made = library.Snapshots(self._store, work.line.project, cache_dir=self._cache_dir)
+        made = library.Snapshots(self._store, work.line.project)
         try:
             if work.workspace.folder is not None:
                 folder = await self._runtime.offload(self._allowed, work.workspace.folder)
+                cache_dir = await self._runtime.offload(self._cache_for, folder)
+                made = library.Snapshots(self._store, work.line.project, cache_dir=cache_dir)
                 saved = await made.save(folder, base=base, without=_own(work))
                 return str(saved.ref), head.read_at
             return await self._ingest(work, made, base), head.read_at
@@ -233,6 +235,12 @@ class SnapshotStage:
             f"the folder {folder!r} is not below one of RUNLORE_WORKSPACE_FOLDERS",
             hint="allow it there, or hand over an archive",
         )
+
+    def _cache_for(self, folder: str) -> Path | None:
+        """Where the stat cache of `folder` lies; None where that is in the folder itself. Blocking."""
+        if self._cache_dir is None or os.path.realpath(self._cache_dir).startswith(folder.rstrip("/") + "/"):
+            return None
+        return self._cache_dir
 
     async def _named(self, work: Work, head: heads.Head) -> tuple[str, dt.datetime]:
         """A snapshot that somebody saved: every pack of it is named by the head now, or young enough.

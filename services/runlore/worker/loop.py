@@ -66,7 +66,11 @@ class Worker:
             store, bus, reader=revisions.Reader(store), runtime=runtime
         )
         self._snapshot = snapshot.SnapshotStage(
-            store, bus, folders=settings.workspace_folders, runtime=runtime
+            store,
+            bus,
+            folders=settings.workspace_folders,
+            cache_dir=settings.root / "cache",
+            runtime=runtime,
         )
         self._index, self._index_group = index_consumer.IndexStage(store, index), index_group
         self._pauses = pauses.Pauses(store)
