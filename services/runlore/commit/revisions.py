@@ -23,8 +23,10 @@ MANIFEST_FORMAT = "runlore.manifest/1"
 MAPS = ("coverage", "selected", "notes", "files")
 """The paged maps of a manifest: rollout → what of it is covered; rollout with notes → when it was updated;
 note id → note; part of a file → its content."""
-CACHE_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes of packs that one process keeps in memory."""
+CACHE_BYTES_MAX = 32 * 1024 * 1024
+"""Bytes of packs, with their indexes, that one process keeps in memory."""
+INDEX_ENTRY_BYTES = 300
+"""What one frame of a pack's index takes in memory: its name, a tuple and two numbers."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,11 @@ class Reader:
         """Remember a pack that was just read or written."""
         if pack.sha256 not in self._packs:
             self._packs[pack.sha256] = pack
-            self._bytes += len(pack.raw)
+            self._bytes += _size(pack)
         self._packs.move_to_end(pack.sha256)
         while self._bytes > CACHE_BYTES_MAX and len(self._packs) > 1:
             _, dropped = self._packs.popitem(last=False)
-            self._bytes -= len(dropped.raw)
+            self._bytes -= _size(dropped)
 
     async def current(self, head: heads.Head, project: str, memory: str) -> Revision | None:
         """The revision that `head` names; None before the first."""
@@ -162,6 +164,10 @@ class Reader:
             yield {**body, "sha256": sha256}
             parent = body.get("parent")
             at, sha256 = (int(parent["revision"]), str(parent["manifest"])) if parent else (0, None)
+
+
+def _size(pack: packs.Pack) -> int:
+    return len(pack.raw) + INDEX_ENTRY_BYTES * len(pack.index)
 
 
 @dataclass(frozen=True)
