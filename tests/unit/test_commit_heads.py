@@ -172,11 +172,13 @@ def test_what_is_no_record_is_corrupt(raw):
 # --- revisions by number ------------------------------------------------------------------------------------
 
 
-async def written(store, reader, parent, text):
+async def written(store, reader, parent, text, *, kept=b""):
     maps = {name: parent.map(name) if parent else pages.PagedMap(None, None) for name in revisions.MAPS}
     raw = text.encode()
     maps["files"].set("base/MEMORY.md", {"sha256": packs.name(raw)})
-    draft = revisions.Draft(maps, {packs.name(raw): raw}, frozenset({packs.name(raw)}), {"reason": "runs"})
+    live = frozenset({packs.name(raw), packs.name(kept)} if kept else {packs.name(raw)})
+    contents = {packs.name(raw): raw} if parent or not kept else {packs.name(raw): raw, packs.name(kept): kept}
+    draft = revisions.Draft(maps, contents, live, {"reason": "runs"})
     return await revisions.write(store, reader, "acme", "support", parent=parent, draft=draft)
 
 
@@ -233,6 +235,30 @@ async def test_a_reader_keeps_at_most_its_share_of_packs(monkeypatch):
     for number in range(30):
         text = "".join(packs.name(f"{number}/{at}".encode()) for at in range(20))
         parent = await written(store, reader, parent, text)
-        assert reader._bytes == sum(len(pack.raw) for pack in reader._packs.values())
+        assert reader._bytes == sum(
+            len(pack.raw) + revisions.INDEX_ENTRY_BYTES * len(pack.index) for pack in reader._packs.values()
+        )
         assert reader._bytes <= 3000 or len(reader._packs) == 1
     assert (await reader.load("acme", "support", 30, parent.sha256)).number == 30
+
+
+async def test_a_pack_may_leave_the_cache_while_another_of_the_same_revision_is_read(monkeypatch):
+    store = stores.MemoryStore()
+    writer = revisions.Reader(store)
+    kept = bytes(range(256)) * 8
+    one = await written(store, writer, None, "first", kept=kept)
+    two = await written(store, writer, one, "second, in a pack of its own", kept=kept)
+    assert len(two.body["packs"]) == 2
+    reader = revisions.Reader(store)
+    await reader.load("acme", "support", 1, one.sha256)
+    read = store.get_many
+
+    async def another_reader_fills_the_cache(wanted):
+        found = await read(wanted)
+        monkeypatch.setattr(revisions, "CACHE_BYTES_MAX", 1)
+        reader.keep(packs.encode({packs.name(b"of others"): packs.compress(b"of others")}))
+        return found
+
+    monkeypatch.setattr(store, "get_many", another_reader_fills_the_cache)
+    loaded = await reader.load("acme", "support", 2, two.sha256)
+    assert loaded.frames.content(packs.name(kept)) == kept

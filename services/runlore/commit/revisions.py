@@ -90,17 +90,17 @@ class Reader:
         """A revision with its packs. Raises `errors.Corrupt` where anything is missing or changed."""
         body = await self.manifest(project, memory, number, sha256)
         names = [str(pack["sha256"]) for pack in body["packs"]]
-        missing = [name for name in names if name not in self._packs]
+        # Held from here on: while the others are read, another reader may drop them from the cache.
+        held = {name: self._packs[name] for name in names if name in self._packs}
+        missing = [name for name in names if name not in held]
         found = await self._store.get_many([keys.pack(project, name) for name in missing])
-        fresh: dict[str, packs.Pack] = {}
         for name, stored in zip(missing, found, strict=True):
             if stored is None:
                 raise errors.Corrupt(f"revision {number} of {project}/{memory}: pack {name[:12]} is missing")
-            fresh[name] = packs.decode(name, stored.body)
-        held = [fresh.get(name) or self._packs[name] for name in names]
-        for pack in held:
+            held[name] = packs.decode(name, stored.body)
+        for pack in held.values():
             self.keep(pack)
-        return Revision(project, memory, sha256, body, packs.Frames(held))
+        return Revision(project, memory, sha256, body, packs.Frames(list(held.values())))
 
     def keep(self, pack: packs.Pack) -> None:
         """Remember a pack that was just read or written."""
