@@ -8,13 +8,12 @@ here (a stage makes a dead letter of it), `errors.Fatal` ends the stage.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
 
-from runlore import clock, errors
+from runlore import clock, errors, tasks
 from runlore.worker import progress
 
 log = structlog.get_logger("runlore.worker")
@@ -95,15 +94,4 @@ class Retries:
 
     async def _wait(self, seconds: float) -> None:
         """Between a half and the whole of `seconds`; shorter once the stage stops or is woken."""
-        waits = {
-            asyncio.ensure_future(self._stopping.wait()),
-            asyncio.ensure_future(self._awake.wait()),
-        }
-        try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait(
-                    waits, timeout=seconds * (0.5 + clock.jitter() / 2), return_when=asyncio.FIRST_COMPLETED
-                )
-        finally:
-            for one in waits:
-                one.cancel()
+        await tasks.any_of(self._stopping, self._awake, seconds_max=seconds * (0.5 + clock.jitter() / 2))
