@@ -19,7 +19,7 @@ from runlore.lookup import status as lookup_status
 from runlore.memory import guards
 from runlore.settings import Settings
 from runlore.testing import buses, invariants, stores
-from runlore.worker import concurrency, loop
+from runlore.worker import concurrency, loop, retry
 
 FAST = {
     "poll_timeout_seconds": 0.02,
@@ -409,7 +409,7 @@ async def test_a_replay_from_the_start_changes_nothing(world):
 
 
 async def test_once_gives_up_on_a_store_that_stays_away_and_says_why(world, monkeypatch):
-    monkeypatch.setattr(loop, "RETRY_SECONDS_MIN", 0.001)
+    monkeypatch.setattr(retry, "RETRY_SECONDS_MIN", 0.001)
     await world.emit(made.event(1))
     world.store.fault = lambda call, key: errors.StoreUnavailable("503") if call == "put" else None
     with pytest.raises(errors.StoreUnavailable):

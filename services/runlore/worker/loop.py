@@ -16,7 +16,7 @@ import structlog
 from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import marks, revisions
-from runlore.consumers import consolidate, record, snapshot
+from runlore.consumers import consolidate, dead, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
 from runlore.settings import Settings
@@ -26,9 +26,6 @@ from runlore.worker import concurrency, intake, progress, retry
 
 log = structlog.get_logger("runlore.worker")
 
-TRIES_ONCE_MAX = 6
-"""How often `--once` tries a stage that a passing fault stops, before it gives up and says so."""
-RETRY_SECONDS_MIN = retry.RETRY_SECONDS_MIN
 RECONCILE_EVERY = 12
 """The index compares its rows with a LIST so many times less often than marks are listed."""
 MEMORIES_MAX = 4
@@ -272,7 +269,7 @@ class Worker:
         for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.DEAD):
             setattr(counts, state, getattr(counts, state) + processed.count(state))
         counts.stages["record"].done += len(messages)
-        _log_dead("record", processed)
+        dead.tell(log, "record", ((one.message, one.error) for one in processed.outcomes))
         telemetry.worked("record", messages, [one.state for one in processed.outcomes])
         self._tell()
         return processed
@@ -285,7 +282,7 @@ class Worker:
         counts.branches += processed.count(snapshot.BRANCHED)
         counts.dead += processed.count(record.DEAD)
         counts.stages["snapshot"].done += len(messages)
-        _log_dead("snapshot", processed)
+        dead.tell(log, "snapshot", ((one.message, one.error) for one in processed.outcomes))
         telemetry.worked("snapshot", messages, [one.state for one in processed.outcomes])
         self._tell()
         return processed
@@ -388,26 +385,5 @@ class Worker:
 
     async def _tries(self, stage: str, step: Callable[[], Awaitable[Any]]) -> Any:
         """`step`, a few times while a fault may pass; then its error."""
-        for attempt in range(TRIES_ONCE_MAX):
-            try:
-                return await step()
-            except errors.Retryable as exc:
-                self.progress.stages[stage].fail(WAITING, exc)
-                if attempt == TRIES_ONCE_MAX - 1:
-                    raise
-                await clock.sleep(RETRY_SECONDS_MIN * 2**attempt)
-
-
-def _log_dead(stage: str, processed: record.Processed) -> None:
-    for outcome in processed.outcomes:
-        if outcome.error is not None:
-            telemetry.DEAD_LETTERS.inc(stage=stage, reason=outcome.error.kind)
-            at = outcome.message
-            log.warning(
-                "dead letter",
-                stage=stage,
-                reason=outcome.error.kind,
-                topic=at.topic,
-                partition=at.partition,
-                offset=at.offset,
-            )
+        status = self.progress.stages[stage]
+        return await retry.few_tries(step, tell=lambda exc: status.fail(WAITING, exc))

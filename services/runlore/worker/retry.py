@@ -22,7 +22,25 @@ RETRY_SECONDS_MIN = 0.1
 BLOCKED_TRIES = 8
 """A missing permission waits as long as a fault that was tried so often: a person has to act."""
 
+TRIES_MAX = 6
+"""How often a step is tried where somebody waits for an end, before it gives up and says so."""
+
 T = TypeVar("T")
+
+
+async def few_tries(
+    step: Callable[[], Awaitable[T]], *, tell: Callable[[errors.Retryable], None] = lambda exc: None
+) -> T:
+    """The result of `step`, tried a few times while a fault may pass; then its error. `tell` is told of each."""
+    for attempt in range(TRIES_MAX):
+        try:
+            return await step()
+        except errors.Retryable as exc:
+            tell(exc)
+            if attempt == TRIES_MAX - 1:
+                raise
+        await clock.sleep(RETRY_SECONDS_MIN * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 class Retries:
