@@ -65,7 +65,7 @@ class Worker:
             store,
             bus,
             folders=settings.workspace_folders,
-            cache_dir=settings.root / "cache",
+            cache_dir=settings.cache_dir,
             runtime=runtime,
         )
         self._index, self._index_group = index_consumer.IndexStage(store, index), index_group
