@@ -104,7 +104,7 @@ class ConsolidateStage:
             return Pass()
         head = await self._reader.head(project, memory)
         named = sorted({rollout for mark in found for rollout in mark.rollouts})
-        inputs = await self._inputs(project, memory, named)
+        inputs = await self._inputs(project, memory, named, marks.covered_from(found))
         before = await self._reader.current(head, project, memory)
         held: dict[str, Any] = dict(head.body.get("held", {}))
         pending = uncovered(before, held, released(held, found), inputs)
@@ -121,10 +121,14 @@ class ConsolidateStage:
         more = bool(left) or len(found) == MARKS_PER_PASS_MAX
         return Pass(made.revision, made.covered, made.held, len(done), more)
 
-    async def _inputs(self, project: str, memory: str, named: Sequence[str]) -> dict[str, heads.Head]:
+    async def _inputs(
+        self, project: str, memory: str, named: Sequence[str], covered: Mapping[str, int]
+    ) -> dict[str, heads.Head]:
         """The head of each named rollout that has one, after its summary covers its records."""
         jobs = [
-            lambda name=name: summarize.bring_up(self._store, project, memory, name, self._runtime)
+            lambda name=name: summarize.bring_up(
+                self._store, project, memory, name, self._runtime, covered=covered.get(name)
+            )
             for name in named
         ]
         found = await self._runtime.gather(jobs)
