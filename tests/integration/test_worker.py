@@ -10,7 +10,7 @@ import pytest
 
 import made
 from runlore import errors
-from runlore.commit import keys, marks, revisions
+from runlore.commit import keys, marks, puts, revisions
 from runlore.consumers import consolidate, dead, record
 from runlore.events import envelope, models
 from runlore.lookup import explain
@@ -410,6 +410,7 @@ async def test_a_replay_from_the_start_changes_nothing(world):
 
 async def test_once_gives_up_on_a_store_that_stays_away_and_says_why(world, monkeypatch):
     monkeypatch.setattr(retry, "RETRY_SECONDS_MIN", 0.001)
+    monkeypatch.setattr(puts, "WAIT_SECONDS_MIN", 0.0001)
     await world.emit(made.event(1))
     world.store.fault = lambda call, key: errors.StoreUnavailable("503") if call == "put" else None
     with pytest.raises(errors.StoreUnavailable):

@@ -26,7 +26,7 @@ from harness import (
     worker,
 )
 
-from runlore.commit import heads, marks, revisions, rollouts
+from runlore.commit import heads, marks, puts, revisions, rollouts
 from runlore.consumers import consolidate, record
 from runlore.testing import invariants
 from runlore.testing.world import Faults
@@ -448,8 +448,6 @@ MARKS = [
 
 # --- holes in how an outcome is read --------------------------------------------------------------------------
 
-_RETRIED = "except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):"
-
 OUTCOMES = [
     Mutant(
         "a head moved without compare-and-set",
@@ -468,7 +466,7 @@ OUTCOMES = [
         [
             (
                 heads.move,
-                "await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))",
+                "await puts.wait(attempt)",
                 "return Head(head.key, body, head.etag)",
             )
         ],
@@ -512,11 +510,6 @@ OUTCOMES = [
                 "    except errors.OutcomeUnknown:\n            return record, True\n"
                 "        except errors.PreconditionFailed:\n",
             ),
-            (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.WriteConflict:",
-            ),
         ],
         lost(),
         {DANGLING},
@@ -530,11 +523,6 @@ OUTCOMES = [
                 "    except errors.WriteConflict:\n            return record, True\n"
                 "        except errors.PreconditionFailed:\n",
             ),
-            (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.OutcomeUnknown:",
-            ),
         ],
         refused(),
         {DANGLING},
@@ -544,9 +532,9 @@ OUTCOMES = [
         [
             (
                 marks.put,
-                "    except (\n            errors.WriteConflict,\n            errors.OutcomeUnknown,\n",
+                "    except errors.PreconditionFailed as exc:\n",
                 "    except errors.OutcomeUnknown:\n            return key\n"
-                "        except (\n            errors.WriteConflict,\n",
+                "        except errors.PreconditionFailed as exc:\n",
             )
         ],
         lost(),
@@ -561,9 +549,9 @@ OUTCOMES = [
                 "except (errors.Poison, errors.OutcomeUnknown) as exc:",
             ),
             (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.WriteConflict:",
+                puts.again,
+                "except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable) as exc:",
+                "except errors.WriteConflict as exc:",
             ),
         ],
         lost(),
