@@ -147,3 +147,8 @@ class Settings(BaseSettings):
     @property
     def root(self) -> Path:
         return self.home.expanduser().absolute()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Stat caches, and what is known of the folders that were saved and restored. May be deleted."""
+        return self.root / "cache"

@@ -45,11 +45,6 @@ class Home:
         return self.root / "index.db"
 
     @property
-    def cache_dir(self) -> Path:
-        """Stat caches, and what is known of the folders that were saved and restored. May be deleted."""
-        return self.root / "cache"
-
-    @property
     def status_path(self) -> Path:
         return self.root / "run" / "status.json"
 

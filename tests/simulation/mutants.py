@@ -26,7 +26,7 @@ from harness import (
     worker,
 )
 
-from runlore.commit import heads, marks, revisions, rollouts
+from runlore.commit import heads, marks, puts, revisions, rollouts
 from runlore.consumers import consolidate, record
 from runlore.testing import invariants
 from runlore.testing.world import Faults
@@ -449,8 +449,6 @@ MARKS = [
 
 # --- holes in how an outcome is read --------------------------------------------------------------------------
 
-_RETRIED = "except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):"
-
 OUTCOMES = [
     Mutant(
         "a head moved without compare-and-set",
@@ -469,7 +467,7 @@ OUTCOMES = [
         [
             (
                 heads.move,
-                "await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))",
+                "await puts.wait(attempt)",
                 "return Head(head.key, body, head.etag)",
             )
         ],
@@ -513,11 +511,6 @@ OUTCOMES = [
                 "    except errors.OutcomeUnknown:\n            return record, True\n"
                 "        except errors.PreconditionFailed:\n",
             ),
-            (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.WriteConflict:",
-            ),
         ],
         lost(),
         {DANGLING},
@@ -531,11 +524,6 @@ OUTCOMES = [
                 "    except errors.WriteConflict:\n            return record, True\n"
                 "        except errors.PreconditionFailed:\n",
             ),
-            (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.OutcomeUnknown:",
-            ),
         ],
         refused(),
         {DANGLING},
@@ -545,9 +533,9 @@ OUTCOMES = [
         [
             (
                 marks.put,
-                "    except (\n            errors.WriteConflict,\n            errors.OutcomeUnknown,\n",
+                "    except errors.PreconditionFailed as exc:\n",
                 "    except errors.OutcomeUnknown:\n            return key\n"
-                "        except (\n            errors.WriteConflict,\n",
+                "        except errors.PreconditionFailed as exc:\n",
             )
         ],
         lost(),
@@ -562,9 +550,9 @@ OUTCOMES = [
                 "except (errors.Poison, errors.OutcomeUnknown) as exc:",
             ),
             (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.WriteConflict:",
+                puts.again,
+                "except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable) as exc:",
+                "except errors.WriteConflict as exc:",
             ),
         ],
         lost(),

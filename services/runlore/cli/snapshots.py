@@ -56,7 +56,7 @@ def _made(opened: Home, project: str) -> Snapshots:
     if not project:
         raise errors.InvalidInput("--project is needed", hint="`runlore snapshot ls` lists what there is")
     ids.check_name(project, "project")
-    return Snapshots(opened.store, project, cache_dir=opened.cache_dir / "stat")
+    return Snapshots(opened.store, project, cache_dir=opened.settings.cache_dir / "stat")
 
 
 @asynccontextmanager
@@ -232,7 +232,11 @@ async def _save(
     made = _made(opened, project)
     line = lines.line_of(project, *where)
     head = await lines.read(opened.store, line)
-    base = None if replace else await asyncio.to_thread(workspaces.began_as, opened.cache_dir, path, line)
+    base = (
+        None
+        if replace
+        else await asyncio.to_thread(workspaces.began_as, opened.settings.cache_dir, path, line)
+    )
     if replace:
         base = lines.base_of(head.body)
     receipt = await asyncio.to_thread(seeds.receipt_of, path)
@@ -255,7 +259,7 @@ async def _save(
     # Only where the head is what this folder holds. An unchanged folder of an older version (or a branch that is
     # there already) did not see the head: noted as its base, the next save would undo what others did.
     if now.snapshot == saved.id:
-        await asyncio.to_thread(workspaces.remember, opened.cache_dir, path, line, now)
+        await asyncio.to_thread(workspaces.remember, opened.settings.cache_dir, path, line, now)
     _told(out, saved, placed, line)
 
 

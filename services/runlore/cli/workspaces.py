@@ -66,7 +66,7 @@ def restore(
                 )
             # A folder from which links were left out is not the whole base: saved again, it would drop them.
             if line is not None and base is not None and not done.skipped:
-                await asyncio.to_thread(workspaces.remember, opened.cache_dir, into, line, base)
+                await asyncio.to_thread(workspaces.remember, opened.settings.cache_dir, into, line, base)
         skipped = [{"path": path, "why": why} for path, why in done.skipped]
         answer = {"snapshot": found.ref.id, "into": str(into), "stats": done.stats, "skipped": skipped}
         out.answer({**answer, "report": done.report})

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runlore import clock, errors
-from runlore.commit import age, heads, keys
+from runlore.commit import age, heads, keys, puts
 from runlore.events import envelope, ids
 from runlore.store import port
 
@@ -38,7 +38,6 @@ VERSIONS_MAX = 100
 SUPERSEDED_MAX = 5000
 """Versions that a head remembers until their term ends; a line that moves more often within it has to wait."""
 RESTARTS_MAX = 32
-PUT_ATTEMPTS_MAX = 8
 
 MOVED, BRANCHED, ALREADY, SUPERSEDED, UNCHANGED = "moved", "branched", "already", "superseded", "unchanged"
 
@@ -337,15 +336,8 @@ async def _remember(store: port.ObjectStore, line: Line, before: Body, after: Bo
 
 
 async def _put_outcome(store: port.ObjectStore, key: str, raw: bytes) -> None:
-    for attempt in range(PUT_ATTEMPTS_MAX):
-        try:
-            await store.put_if_absent(key, raw)
-            return
-        except errors.PreconditionFailed:
-            return  # Whoever put it meant the same: a run and attempt has one outcome.
-        except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):
-            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
-    raise errors.StoreUnavailable(f"the outcome {key} could not be put", key=key)
+    # Whoever put it meant the same: a run and attempt has one outcome.
+    await puts.once(store, key, raw, what=f"the outcome {key}")
 
 
 async def advance(

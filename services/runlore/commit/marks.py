@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runlore import clock, errors
-from runlore.commit import keys
+from runlore.commit import keys, puts
 from runlore.events import envelope
 from runlore.store import port
 
 FORMAT = "runlore.mark/1"
-PUT_ATTEMPTS_MAX = 8
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,17 @@ async def put(
         body["counters"] = dict(counters)
     if releases:
         body |= {"releases": dict(releases), "reason": reason}
-    for attempt in range(PUT_ATTEMPTS_MAX):
+
+    async def put_one() -> str:
         # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
         key = keys.mark(project, memory, clock.new_id())
         try:
             await store.put_if_absent(key, envelope.dump(body))
             return key
-        except (
-            errors.WriteConflict,
-            errors.OutcomeUnknown,
-            errors.PreconditionFailed,
-            errors.StoreUnavailable,
-        ):
-            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
-    raise errors.StoreUnavailable(f"no mark could be put for {project}/{memory}")
+        except errors.PreconditionFailed as exc:
+            raise errors.WriteConflict(f"the name of a mark is taken: {key}", key=key) from exc
+
+    return await puts.again(put_one, what=f"a mark for {project}/{memory}")
 
 
 async def read_all(store: port.ObjectStore, project: str, memory: str, *, marks_max: int) -> list[Mark]:

@@ -65,18 +65,18 @@ class Reader:
     """
 
     def __init__(self, store: port.ObjectStore) -> None:
-        self.store = self._store = store
+        self.store = store
         self._packs: OrderedDict[str, packs.Pack] = OrderedDict()
         self._bytes = 0
 
     async def head(self, project: str, memory: str) -> heads.Head:
         """The memory's head; counter 0 where it has no revision yet."""
-        return await heads.read(self._store, keys.memory_head(project, memory), fmt=HEAD_FORMAT)
+        return await heads.read(self.store, keys.memory_head(project, memory), fmt=HEAD_FORMAT)
 
     async def manifest(self, project: str, memory: str, number: int, sha256: str) -> dict[str, Any]:
         """A manifest's body, verified. Raises `errors.Corrupt`."""
         key = keys.manifest(project, memory, number, sha256)
-        stored = await self._store.get(key)
+        stored = await self.store.get(key)
         if stored is None:
             raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest is missing", key=key)
         if packs.name(stored.body) != sha256:
@@ -97,7 +97,7 @@ class Reader:
         # Held from here on: while the others are read, another reader may drop them from the cache.
         held = {name: self._packs[name] for name in names if name in self._packs}
         missing = [name for name in names if name not in held]
-        found = await self._store.get_many([keys.pack(project, name) for name in missing])
+        found = await self.store.get_many([keys.pack(project, name) for name in missing])
         for name, stored in zip(missing, found, strict=True):
             if stored is None:
                 raise errors.Corrupt(f"revision {number} of {project}/{memory}: pack {name[:12]} is missing")
@@ -151,7 +151,7 @@ class Reader:
         only one is the parent of the next: then the line is walked from the head.
         """
         prefix = keys.manifests(project, memory, number)
-        named = [row.key.removeprefix(prefix) async for row in self._store.list(prefix)]
+        named = [row.key.removeprefix(prefix) async for row in self.store.list(prefix)]
         if len(named) == 1:
             return named[0]
         at, sha256 = int(head.body["revision"]), str(head.body["manifest"])

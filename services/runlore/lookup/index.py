@@ -27,8 +27,6 @@ RESULTS_MAX = 100
 TEXT_CHARS_MAX = 200_000
 """Characters of one rollout's summary that are searchable."""
 APPLY_BATCH = 256
-BUSY_SECONDS_MAX = 30.0
-"""How long another process may hold the file before a call gives up."""
 
 _SCHEMA = """
 CREATE TABLE heads (key TEXT PRIMARY KEY, counter INTEGER NOT NULL, etag TEXT NOT NULL) STRICT;
@@ -116,12 +114,10 @@ class Index:
             raise IndexRemade() from exc
 
     def _prepare(self) -> Database:
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlitefile.connect(self.path)
         try:
             if _version(connection) != SCHEMA_VERSION:
-                sqlitefile.use_wal(connection, seconds_max=BUSY_SECONDS_MAX)
+                sqlitefile.use_wal(connection)
                 _make(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             return Database(connection)

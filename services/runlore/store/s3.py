@@ -34,7 +34,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from runlore import clock, errors
+from runlore import clock, errors, tasks
 from runlore.settings import Settings
 from runlore.store import s3client, s3errors
 from runlore.store.port import Guard, Listed, Stored, check_key, check_prefix
@@ -114,7 +114,7 @@ class S3Store:
                 found[number] = await self.get(keys[number])
 
         # Half of the pool: a large batch must not keep a head's move waiting.
-        await _all(work() for _ in range(min(len(keys), max(1, self.place.connections_max // 2))))
+        await tasks.together(work() for _ in range(min(len(keys), max(1, self.place.connections_max // 2))))
         return found
 
     async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
@@ -281,7 +281,7 @@ class S3Store:
                 )
                 sent[number] = {"PartNumber": number + 1, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
 
-        await _all(work() for _ in range(min(PARTS_AT_ONCE, len(sent))))
+        await tasks.together(work() for _ in range(min(PARTS_AT_ONCE, len(sent))))
         return sent
 
     def _encryption(self) -> dict[str, str]:
@@ -367,17 +367,6 @@ class S3Store:
         loop = asyncio.get_running_loop()
         call = self._client.call
         return await loop.run_in_executor(self._pool, lambda: context.run(call, operation, **params))
-
-
-async def _all(jobs: Any) -> None:
-    """Run every job to its end at the same time; the first failure ends the others, and is raised."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _etag(answer: Mapping[str, Any]) -> str:
