@@ -14,7 +14,7 @@ import servers
 from runlore import clock, errors
 from runlore.commit import age, lines, sweep
 from runlore.snapshots import library
-from runlore.store import s3
+from runlore.store import s3, s3client
 from runlore.testing import snapshot_invariants
 
 
@@ -281,3 +281,27 @@ async def test_a_workspace_is_saved_restored_verified_and_swept(seaweedfs, store
     assert (await sweep.scan(store, "acme")).victims == []
     for ref in refs:
         assert (await snapshots.verify(ref)).problems == []
+
+
+@pytest.mark.parametrize("size, asks_first", [(0, False), (10_000, False), (1024 * 1024, True)])
+async def test_a_small_body_goes_with_its_headers_and_a_large_one_asks_first(stores, size, asks_first):
+    heard = []
+
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        heard.append(head.decode().lower())
+        if "100-continue" in heard[-1]:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        heard.append(await reader.readexactly(size))
+        writer.write(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        place = s3client.Place(
+            "b", endpoint=f"http://127.0.0.1:{port}", access_key_id="a", secret_access_key="s"
+        )
+        await stores(place).put("acme/k", b"x" * size)
+    assert ("expect: 100-continue" in heard[0]) is asks_first
+    assert heard[1] == b"x" * size

@@ -28,6 +28,8 @@ class Mark:
     put_at: str
     releases: Mapping[str, int] = field(default_factory=dict)
     """Rollout → the hold on it that this mark lifts (the counter of the head's move that made the hold)."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """Rollout → the counter at which its head covers what this mark waits for, where whoever put it saw that."""
 
 
 async def put(
@@ -36,10 +38,15 @@ async def put(
     memory: str,
     rollouts: Iterable[str],
     *,
+    counters: Mapping[str, int] | None = None,
     releases: Mapping[str, int] | None = None,
     reason: str | None = None,
 ) -> str:
-    """Put one mark for `rollouts` of a memory; its key. `releases` and `reason`: the holds that a person lifts."""
+    """Put one mark for `rollouts` of a memory; its key.
+
+    `counters`: where each one's head stands that covers the runs which the mark is put for. `releases` and `reason`:
+    the holds that a person lifts.
+    """
     body = {
         "format": FORMAT,
         "project": project,
@@ -47,6 +54,8 @@ async def put(
         "rollouts": sorted(set(rollouts)),
         "put_at": clock.now_iso(),
     }
+    if counters:
+        body["counters"] = dict(counters)
     if releases:
         body |= {"releases": dict(releases), "reason": reason}
 
@@ -77,9 +86,23 @@ async def read_all(store: port.ObjectStore, project: str, memory: str, *, marks_
 def parse(key: str, raw: bytes) -> Mark:
     try:
         body = json.loads(raw)
-        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), body.get("releases", {}))
+        releases, counters = body.get("releases", {}), body.get("counters", {})
+        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), releases, counters)
     except (ValueError, KeyError, TypeError):
         raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None
+
+
+def covered_from(marks: Iterable[Mark]) -> dict[str, int]:
+    """Rollout → the counter from which its head covers what all these marks wait for, where each of them says it."""
+    found: dict[str, int] = {}
+    unsaid: set[str] = set()
+    for mark in marks:
+        for rollout in mark.rollouts:
+            if rollout in mark.counters:
+                found[rollout] = max(found.get(rollout, 0), int(mark.counters[rollout]))
+            else:
+                unsaid.add(rollout)
+    return {rollout: counter for rollout, counter in found.items() if rollout not in unsaid}
 
 
 async def delete(store: port.ObjectStore, marks: Sequence[Mark]) -> None:

@@ -58,7 +58,11 @@ class Revision:
 
 
 class Reader:
-    """Reads revisions; keeps the packs it read, which never change, up to `CACHE_BYTES_MAX`."""
+    """Reads revisions; keeps the packs it read, which never change, up to `CACHE_BYTES_MAX`.
+
+    What a revision made here no longer names is let go at once: so a worker that makes one after the other keeps what
+    its memories hold now, and not the last minutes of their past.
+    """
 
     def __init__(self, store: port.ObjectStore) -> None:
         self.store = store
@@ -111,6 +115,11 @@ class Reader:
         while self._bytes > CACHE_BYTES_MAX and len(self._packs) > 1:
             _, dropped = self._packs.popitem(last=False)
             self._bytes -= _size(dropped)
+
+    def let_go(self, pack: packs.Pack) -> None:
+        """Forget a pack that is not likely to be read again."""
+        if self._packs.pop(pack.sha256, None) is not None:
+            self._bytes -= _size(pack)
 
     async def current(self, head: heads.Head, project: str, memory: str) -> Revision | None:
         """The revision that `head` names; None before the first."""
@@ -216,4 +225,8 @@ async def write(
     raw = envelope.dump(body)
     sha256 = packs.name(raw)
     await store.put(keys.manifest(project, memory, body["revision"], sha256), raw)
+    named = {pack.sha256 for pack in held}
+    for pack in parent.frames.packs if parent else ():
+        if pack.sha256 not in named:
+            reader.let_go(pack)
     return Revision(project, memory, sha256, body, packs.Frames(held))

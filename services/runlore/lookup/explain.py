@@ -154,7 +154,9 @@ async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:
         elif branch.get("attempt") == story.attempt:
             why = f"kept as the branch {story.run}: {branch['why']}"
             story.step("snapshot", why, snapshot=branch["ref"][:12], agent=agent, at=branch["at"])
-        elif story.attempt in (done := await lines.outcomes(store, line, story.run)):
+        elif (ref := lines.known(body, story.run).get(story.attempt)) is not None:
+            story.step("snapshot", "was the workspace's version", snapshot=ref[:12], agent=agent)
+        elif story.attempt in (done := await lines.forgotten(store, line, story.run, head)):
             found = await lines.outcome(store, done[story.attempt])
             what = {lines.MOVED: "was the workspace's version", lines.BRANCHED: "was a branch"}[
                 found["state"]
