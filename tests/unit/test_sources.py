@@ -1,6 +1,6 @@
 """Importers: the same bytes give the same runs; what is broken costs itself and no other; memory is bounded.
 
-Each format's own rules are in `test_sources_chat` and `test_sources_swe_agent`.
+Each format's own rules are in `test_sources_<format>`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+import sessions
 from runlore import errors, sources
 from runlore.events import envelope, ids, models, records
 from runlore.sources import Imported, Problem, files
@@ -23,8 +24,10 @@ LINE = json.dumps({"updated_at": "unknown", "rollout_id": "r1", "input": [ITEM],
 CHAT = json.dumps({"id": "c1", "messages": [ITEM, {"role": "assistant", "content": "hi"}]})
 STEP = {"action": "ls", "observation": "a.txt", "thought": "Look."}
 TRAJ = json.dumps({"trajectory": [STEP], "history": [], "info": {}})
-GOOD = {"agents-sdk": LINE, "chat": CHAT, "swe-agent": TRAJ}
-SUFFIX = {"agents-sdk": "jsonl", "chat": "jsonl", "swe-agent": "traj"}
+CODEX = "\n".join(json.dumps(one) for one in (sessions.meta(), sessions.user("hello"), sessions.said("hi")))
+CLAUDE = "\n".join(json.dumps(one) for one in (sessions.asked("u1", "hello"), sessions.answered("a1", "hi")))
+GOOD = {"agents-sdk": LINE, "chat": CHAT, "swe-agent": TRAJ, "codex": CODEX, "claude-code": CLAUDE}
+SUFFIX = {name: "jsonl" for name in GOOD} | {"swe-agent": "traj"}
 
 formats = pytest.mark.parametrize("name", GOOD)
 by_line = pytest.mark.parametrize("name", ["agents-sdk", "chat"])
@@ -134,6 +137,17 @@ def test_no_bytes_make_an_importer_raise(write, name, content):
     read(name, write(content, f"one.{SUFFIX[name]}"))
 
 
+SESSION_TYPES = (
+    "response_item",
+    "event_msg",
+    "session_meta",
+    "message",
+    "function_call",
+    "function_call_output",
+    "task_started",
+    "tool_use",
+    "tool_result",
+)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -173,12 +187,24 @@ json_values = st.recursive(
                     "rollout_id",
                     "type",
                     "text",
+                    "payload",
+                    "call_id",
+                    "source",
+                    "subagent",
+                    "turn_id",
+                    "message",
+                    "uuid",
+                    "parentUuid",
+                    "isSidechain",
+                    "sessionId",
+                    "toolUseResult",
+                    "tool_use_id",
                 ]
             ),
             inner,
             max_size=5,
         )
-        | st.sampled_from(["user", "assistant", "tool", "system", "function"])
+        | st.sampled_from(["user", "assistant", "tool", "system", "function", *SESSION_TYPES])
     ),
     max_leaves=25,
 )
