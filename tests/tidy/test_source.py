@@ -176,6 +176,7 @@ HEAVY = (
     "rich.progress",
     "structlog",
     "stamina",
+    "mcp",
     "runlore.memory",
     "runlore.store",
 )
