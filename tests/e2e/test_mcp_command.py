@@ -1,4 +1,5 @@
-"""`runlore mcp`: what an agent sees through the official client, over a real process's stdin and stdout.
+"""`runlore mcp`: what an agent sees through the official client, over a real process's stdin and stdout; where the
+process itself is not the question, over a server in this one.
 
 The home holds two projects and, in one memory, runs for two subjects: what the server was not started for must
 not be reachable by any argument, name or path.
@@ -6,6 +7,7 @@ not be reachable by any argument, name or path.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -17,7 +19,11 @@ from mcp import Client, StdioServerParameters
 from mcp.shared.exceptions import MCPError
 
 import made
+from runlore import wiring
 from runlore.lookup import answers
+from runlore.lookup import index as lookup_index
+from runlore.lookup import mcp as lookup_mcp
+from runlore.settings import Settings
 
 TOOLS = {"search_memory", "read_memory", "why", "list_runs", "list_memories", "read_rollout"}
 ANA = "Ana's secret is quinoa"
@@ -30,7 +36,7 @@ def event(number, **more):
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
     """A home with two projects; no test here changes it."""
-    home = homes.Home(tmp_path_factory.mktemp("mcp") / "home", processes=True)
+    home = homes.Home(tmp_path_factory.mktemp("mcp") / "home")
     shared = [event(number) for number in range(14)]
     own = [
         event(50 + number, rollout="ana-conv", subject="ana", record=made.payload(50 + number, text=ANA))
@@ -45,11 +51,28 @@ def filled(tmp_path_factory):
 
 @contextlib.asynccontextmanager
 async def client(home, *options):
+    """The official client on a real process."""
     server = StdioServerParameters(
         command=str(homes.RUNLORE), args=["mcp", *options], env=dict(home.environment)
     )
-    async with Client(server, read_timeout_seconds=homes.WAIT_SECONDS_MAX) as made_client:
-        yield made_client
+    async with Client(server, read_timeout_seconds=homes.WAIT_SECONDS_MAX) as connected:
+        yield connected
+
+
+@contextlib.asynccontextmanager
+async def inside(home, **whose):
+    """The official client on a server in this process."""
+    async with wiring.open_home(Settings(home=home.root, fsync=False)) as opened:
+        index = lookup_index.Index(opened.index_path)
+        try:
+            desk = answers.Desk(opened.reader, index, **whose)
+            async with Client(lookup_mcp.serve(desk, log_level="warning")) as connected:
+                yield connected
+        finally:
+            index.close()
+
+
+SUPPORT = {"project": "acme", "memory": "support"}
 
 
 async def ask(connected, tool, /, **arguments):
@@ -67,36 +90,37 @@ async def refused(connected, tool, /, **arguments):
     return got.structured_content["error"]
 
 
-async def test_every_tool_says_what_the_command_line_says_and_only_reads(filled):
+def test_every_tool_says_what_the_command_line_says_and_only_reads(filled):
+    paths = [one["path"] for one in filled.json("show", *homes.MEANT)["files"]]
+    told = filled.json("show", "memory_summary.md", *homes.MEANT)["text"]
+    line = next(n for n, text in enumerate(told.splitlines(), 1) if "run_query" in text)
+    notes = filled.json("why", f"memory_summary.md:{line}", *homes.MEANT)["notes"]
+
+    async def work():
+        async with client(filled, *homes.MEANT) as connected:
+            tools = (await connected.list_tools()).tools
+            assert {tool.name for tool in tools} == TOOLS
+            assert all(tool.annotations.read_only_hint and tool.description for tool in tools)
+            assert "'support' of project 'acme'" in connected.instructions
+            (memory,) = (await ask(connected, "list_memories"))["memories"]
+            assert memory["memory"] == "support" and memory["revision"] == 1
+            assert [one["path"] for one in (await ask(connected, "read_memory"))["files"]] == paths
+            summary = await ask(connected, "read_memory", path="memory_summary.md")
+            assert summary["text"] == told.rstrip("\n") and "cut" not in summary
+            because = await ask(connected, "why", path="memory_summary.md", line=line)
+            assert because["notes"] == notes and notes[0]["evidence"]
+            found = await ask(connected, "search_memory", query="total_cents RUN_QUERY")
+            assert {"path": "memory_summary.md", "line": line, "text": because["text"]} in found["lines"]
+            assert found["rollouts"] and set(found["rollouts"][0]) == {"rollout", "snippet"}
+            runs = await ask(connected, "list_runs", limit=3)
+            assert [run["run"] for run in runs["runs"]] == ["run-13", "run-12", "run-11"]
+            assert "newest 3" in runs["cut"]
+            rollout = await ask(connected, "read_rollout", rollout=runs["runs"][0]["rollout"])
+            assert "run-13" in {run["run"] for run in rollout["runs"]}
+            assert "# Please do task" in rollout["summary"]
+
     before = homes.tree(filled.root / "store")
-    async with client(filled, *homes.MEANT) as connected:
-        tools = (await connected.list_tools()).tools
-        assert {tool.name for tool in tools} == TOOLS
-        assert all(tool.annotations.read_only_hint and tool.description for tool in tools)
-        assert "'support' of project 'acme'" in connected.instructions
-        (memory,) = (await ask(connected, "list_memories"))["memories"]
-        assert memory["memory"] == "support" and memory["revision"] == 1
-        files = await ask(connected, "read_memory")
-        shown = filled.json("show", *homes.MEANT)
-        assert [one["path"] for one in files["files"]] == [one["path"] for one in shown["files"]]
-        summary = await ask(connected, "read_memory", path="memory_summary.md")
-        told = filled.json("show", "memory_summary.md", *homes.MEANT)["text"]
-        assert summary["text"] == told.rstrip("\n") and "cut" not in summary
-        line = next(n for n, text in enumerate(told.splitlines(), 1) if "run_query" in text)
-        because = await ask(connected, "why", path="memory_summary.md", line=line)
-        notes = filled.json("why", f"memory_summary.md:{line}", *homes.MEANT)["notes"]
-        assert because["notes"] == notes and notes[0]["evidence"]
-        found = await ask(connected, "search_memory", query="total_cents RUN_QUERY")
-        assert {"path": "memory_summary.md", "line": line, "text": because["text"]} in found["lines"]
-        assert found["rollouts"] and set(found["rollouts"][0]) == {"rollout", "snippet"}
-        runs = await ask(connected, "list_runs", limit=3)
-        assert [run["run"] for run in runs["runs"]] == ["run-13", "run-12", "run-11"] and "newest 3" in runs[
-            "cut"
-        ]
-        rollout = await ask(connected, "read_rollout", rollout=runs["runs"][0]["rollout"])
-        assert (
-            "run-13" in {run["run"] for run in rollout["runs"]} and "# Please do task" in rollout["summary"]
-        )
+    asyncio.run(work())
     assert homes.tree(filled.root / "store") == before
 
 
@@ -140,7 +164,7 @@ async def test_no_argument_name_or_path_leads_to_another_project_memory_or_subje
 
 
 async def test_a_subject_sees_their_own_beside_what_all_see(filled):
-    async with client(filled, *homes.MEANT, "--subject", "ana") as connected:
+    async with inside(filled, **SUPPORT, subject="ana") as connected:
         found = await ask(connected, "search_memory", query="quinoa")
         assert found["lines"] and [one["rollout"] for one in found["rollouts"]] == ["ana-conv"]
         assert "ana-conv" in {run["rollout"] for run in (await ask(connected, "list_runs"))["runs"]}
@@ -148,7 +172,7 @@ async def test_a_subject_sees_their_own_beside_what_all_see(filled):
 
 
 async def test_without_a_memory_a_client_names_one_of_the_projects(filled):
-    async with client(filled, "--project", "acme") as connected:
+    async with inside(filled, project="acme") as connected:
         listed = (await ask(connected, "list_memories"))["memories"]
         assert [one["memory"] for one in listed] == ["builds", "support"]
         error = await refused(connected, "read_memory")
@@ -161,7 +185,7 @@ async def test_without_a_memory_a_client_names_one_of_the_projects(filled):
 
 
 async def test_a_wrong_argument_is_an_error_that_says_what_is_right(filled):
-    async with client(filled, *homes.MEANT) as connected:
+    async with inside(filled, **SUPPORT) as connected:
         for tool, arguments, kind in [
             ("read_memory", {"path": "nope.md"}, "not_found"),
             ("read_memory", {"path": "MEMORY.md", "revision": 9}, "not_found"),
@@ -181,26 +205,71 @@ async def test_a_wrong_argument_is_an_error_that_says_what_is_right(filled):
             await ask(connected, "search_memory", query=query.encode("utf-8", "replace").decode())
 
 
-async def test_memory_files_are_resources(filled):
-    async with client(filled, *homes.MEANT) as connected:
-        uris = {one.uri for one in (await connected.list_resources()).resources}
-        assert "runlore://support/memory_summary.md" in uris
-        nested = next(uri for uri in uris if "/rollout_summaries/" in uri)
-        for uri in ("runlore://support/memory_summary.md", nested):
-            (content,) = (await connected.read_resource(uri)).contents
-            path = uri.removeprefix("runlore://support/")
-            assert content.text == filled.json("show", path, *homes.MEANT)["text"]
-        with pytest.raises(MCPError, match="not_found"):
-            await connected.read_resource("runlore://support/nope.md")
+def test_memory_files_are_resources(filled):
+    texts = {
+        one["path"]: filled.json("show", one["path"], *homes.MEANT)["text"]
+        for one in filled.json("show", *homes.MEANT)["files"]
+        if one["path"].startswith(("memory_summary", "rollout_summaries/conv-1_"))
+    }
+
+    async def work():
+        async with inside(filled, **SUPPORT) as connected:
+            uris = {one.uri for one in (await connected.list_resources()).resources}
+            for path, text in texts.items():
+                assert f"runlore://support/{path}" in uris
+                (content,) = (await connected.read_resource(f"runlore://support/{path}")).contents
+                assert content.text == text
+            with pytest.raises(MCPError, match="not_found"):
+                await connected.read_resource("runlore://support/nope.md")
+
+    assert len(texts) == 2
+    asyncio.run(work())
 
 
-async def test_a_new_revision_is_seen_by_a_server_that_runs(tmp_path):
-    home = homes.Home(tmp_path / "home", processes=True)
+def test_a_new_revision_is_seen_by_a_server_that_runs(tmp_path):
+    home = homes.Home(tmp_path / "home")
     home.emit(made.lines([event(1)]))
-    async with client(home, *homes.MEANT) as connected:
-        assert (await refused(connected, "read_memory"))["kind"] == "not_found"
-        home.up_once()
-        assert (await ask(connected, "read_memory"))["revision"] == 1
+
+    async def work():
+        async with inside(home, **SUPPORT) as connected:
+            assert (await refused(connected, "read_memory"))["kind"] == "not_found"
+            await asyncio.to_thread(home.run, "up", "--once")
+            assert (await ask(connected, "read_memory"))["revision"] == 1
+
+    asyncio.run(work())
+
+
+def test_a_long_file_is_read_in_parts_that_make_the_whole(filled, monkeypatch):
+    whole = filled.json("show", "MEMORY.md", *homes.MEANT)["text"]
+    monkeypatch.setattr(answers, "TEXT_CHARS_MAX", 300)
+
+    async def work():
+        parts, line = [], 1
+        async with inside(filled, **SUPPORT) as connected:
+            while line:
+                part = await ask(connected, "read_memory", path="MEMORY.md", from_line=line)
+                assert len(part["text"]) <= 300
+                parts.append(part["text"])
+                line = int(part["cut"].rpartition("=")[2]) if "cut" in part else 0
+            (content,) = (await connected.read_resource("runlore://support/MEMORY.md")).contents
+            assert (
+                content.text.endswith("from_line=" + content.text.rpartition("=")[2])
+                and "[cut: " in content.text
+            )
+        return parts
+
+    parts = asyncio.run(work())
+    assert len(parts) > 3 and "\n".join(parts) == whole.rstrip("\n")
+
+
+async def test_a_bug_of_ours_shows_nothing_of_itself(filled, monkeypatch):
+    async def fail(*_args, **_named):
+        raise ValueError("the secret in the traceback")
+
+    async with inside(filled, **SUPPORT) as connected:
+        monkeypatch.setattr(answers.Desk, "list_memories", fail)
+        got = await connected.call_tool("list_memories", {})
+    assert got.is_error and "secret" not in got.content[0].text
 
 
 def test_stdout_holds_the_protocol_alone_and_the_end_of_stdin_is_the_end(filled):
@@ -256,19 +325,16 @@ def test_sigterm_ends_it(filled):
 
 
 @pytest.mark.parametrize(
-    ("words", "kind", "code"),
+    ("words", "said", "code"),
     [
         ((), "--project is needed", 2),
-        (("--project", "../acme"), "is not a name", 5),
-        (("--project", "acme", "--memory", "A B"), "is not a name", 5),
+        (("--project", "../acme"), "is not a name", 2),
+        (("--project", "acme", "--memory", "A B"), "is not a name", 2),
         (("--home", "nowhere"), "there is no Runlore home", 3),
     ],
     ids=["several-projects", "bad-project", "bad-memory", "no-home"],
 )
-def test_what_it_can_not_serve_ends_it_with_words_on_stderr(filled, tmp_path, words, kind, code):
-    done = filled.run("mcp", *words, code=None, cwd=tmp_path)
-    assert kind in done.err and done.out == "" and done.code != 0
-
-
-def test_the_limits_of_an_answer_are_below_what_clients_take():
-    assert answers.TEXT_CHARS_MAX <= 40_000
+def test_what_it_can_not_serve_ends_it_with_words_on_stderr(filled, tmp_path, words, said, code):
+    words = [str(tmp_path / word) if word == "nowhere" else word for word in words]
+    done = filled.call("mcp", *words, code=None)
+    assert said in done.err and done.out == "" and done.code == code

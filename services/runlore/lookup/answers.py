@@ -279,7 +279,7 @@ def _page(lines: list[str], first: int) -> tuple[str, int]:
         room -= len(line) + 1
         if room < 0 and shown:
             break
-        shown.append(line[:TEXT_CHARS_MAX])
+        shown.append(line if len(line) <= TEXT_CHARS_MAX else f"{line[:TEXT_CHARS_MAX]} … [line cut]")
     return "\n".join(shown), first - 1 + len(shown)
 
 
