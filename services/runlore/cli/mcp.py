@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,12 @@ def mcp(
     memory: ui.MaybeMemory = None,
     subject: ui.SubjectOption = None,
     home: ui.HomeOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print what it would serve as one JSON object on stdout, and serve nothing."
+        ),
+    ] = False,
 ) -> None:
     """Serve memory to an agent over the Model Context Protocol, on stdin and stdout, until it hangs up.
 
@@ -33,7 +39,7 @@ def mcp(
     Example: runlore mcp --project acme --memory support
     """
 
-    async def work(_out: ui.Out) -> None:
+    async def work(out: ui.Out) -> None:
         from runlore import errors, wiring
         from runlore.events import ids
         from runlore.lookup import answers
@@ -54,12 +60,16 @@ def mcp(
                 if memory:
                     ids.check_name(memory, "memory")
                 desk = answers.Desk(opened.reader, index, project=meant, memory=memory, subject=subject)
+                server = lookup_mcp.serve(desk, log_level=settings.log_level)
+                if out.as_json:
+                    out.answer({"project": meant, "memory": memory, "tools": await lookup_mcp.told(server)})
+                    return
                 _die_when_told()
-                await lookup_mcp.serve(desk, log_level=settings.log_level).run_stdio_async()
+                await server.run_stdio_async()
             finally:
                 index.close()
 
-    ui.run(work, as_json=False)
+    ui.run(work, as_json=as_json)
 
 
 def _die_when_told() -> None:

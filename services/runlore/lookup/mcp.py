@@ -130,6 +130,14 @@ def serve(desk: answers.Desk, *, log_level: str) -> Server:
     return server
 
 
+async def told(server: Server) -> list[dict[str, Any]]:
+    """The server's tools, for a person: each with its arguments."""
+    return [
+        {"tool": one.name, "description": one.description, "arguments": list(one.input_schema["properties"])}
+        for one in await server.list_tools()
+    ]
+
+
 def _instructions(desk: answers.Desk) -> str:
     which = f"memory {desk.memory!r} of project" if desk.memory else "memories of project"
     return (
