@@ -56,7 +56,7 @@ def test_a_turn_is_a_run_of_the_session(read):
     assert run["attempt"] == 4
     (call,) = (one for one in transcript.parse(run["record"]) if one.kind == "call")
     assert call.tool == "Bash" and call.args == {"command": "pytest"}
-    assert call.output.is_error and "1 failed" in call.output.text
+    assert call.output.is_error and (call.output.text, call.output.exit_code) == ("1 failed", 1)
     assert record(run)["final_output"] == "Fixed."
 
 
@@ -137,6 +137,27 @@ def test_what_the_person_refused_is_no_failure_of_the_tool(read):
     refused = resulted("u2", said, "t1", is_error=True, toolUseResult="User rejected tool use")
     (run,), _ = read(*BASE[:2], refused)
     assert not transcript.parse(run["record"])[1].output.is_error
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({}, 0),
+        ({"returnCodeInterpretation": "No matches found"}, None),
+        ({"backgroundTaskId": "b1"}, None),
+        ({"interrupted": True}, None),
+        ({"stdout": None}, None),
+    ],
+    ids=["well", "interpreted", "background", "interrupted", "no-shell"],
+)
+def test_a_command_that_was_no_error_ended_with_exit_code_0(read, more, code):
+    result = {"stdout": "ok", "stderr": "", "interrupted": False, "isImage": False, **more}
+    (run,), _ = read(*BASE[:2], resulted("u2", "ok", "t1", toolUseResult=result))
+    assert transcript.parse(run["record"])[1].output.exit_code == code
+    for text in ("no", "Exit code 1", "it said:\nExit code 1\nno"):
+        (run,), _ = read(*BASE[:2], resulted("u2", text, "t1", is_error=True, toolUseResult=result))
+        output = transcript.parse(run["record"])[1].output
+        assert output.is_error and (output.text, output.exit_code) == (text, None)
 
 
 def test_an_error_of_the_api_fails_the_turn_unless_it_went_on(read):

@@ -175,6 +175,8 @@ def output_of(index: int, entry: dict[str, Any], body: Any) -> Output:
     else:
         text, exit_code, timed_out = _from_parts(body)
         failed = failed or (isinstance(body, dict) and _is_error(body))
+    if exit_code is None:
+        exit_code = _exit_code(entry)
     if error is not None and not text.strip():
         text = error if isinstance(error, str) else _canonical(error)
     if len(text) > OUTPUT_CHARS_MAX:

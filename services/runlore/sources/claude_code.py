@@ -34,11 +34,14 @@ from runlore.sources import Problem, items, turns
 
 FOLDERS_UP_MAX = 5
 """A subagent's file lies this many folders below its session's at most."""
+COMMAND_CHARS_MAX = 10_000
+"""Characters of a message in which a slash command is looked for."""
 _SESSION = re.compile(r"[\w-]{1,64}")
 _INTERRUPTED = "[Request interrupted by user"
 _REJECTED = "User rejected tool use"
-_COMMAND = re.compile(r"<command-name>\s*(.*?)\s*</command-name>", re.DOTALL)
-_ARGUMENTS = re.compile(r"<command-args>\s*(.*?)\s*</command-args>", re.DOTALL)
+_EXIT = re.compile(r"(?:Error: )?Exit code (\d{1,3})\n")
+_COMMAND = re.compile(r"<command-name>(.*?)</command-name>", re.DOTALL)
+_ARGUMENTS = re.compile(r"<command-args>(.*?)</command-args>", re.DOTALL)
 _LOCAL = ("<local-command-stdout>", "<local-command-stderr>", "<bash-stdout>", "<bash-stderr>")
 _PROGRAM = (
     "<local-command-caveat>",
@@ -212,8 +215,24 @@ def _add_answer(turn: turns.Turn, content: Any) -> None:
 def _add_output(turn: turns.Turn, block: dict[str, Any], result: Any) -> None:
     # What the person refused did not run: it is no failure of the tool, and the words in it are the person's.
     refused = isinstance(result, str) and result.startswith(_REJECTED)
-    failed = block.get("is_error") is True and not refused
-    turn.output(items.as_text(block.get("content")), turns.id_of(block.get("tool_use_id")), failed=failed)
+    failed = block.get("is_error") is True
+    text, code = items.as_text(block.get("content")), 0 if not failed and _went_well(result) else None
+    # The first line of a command that failed: as a number it is no word of the error.
+    if failed and (head := _EXIT.match(text)) and text[head.end() :].strip():
+        text, code = text[head.end() :], int(head.group(1))
+    call_id = turns.id_of(block.get("tool_use_id"))
+    turn.output(text, call_id, failed=failed and not refused, exit_code=code)
+
+
+def _went_well(result: Any) -> bool:
+    """Whether a command ended with exit code 0: any other is an error, or comes with an interpretation."""
+    return (
+        isinstance(result, dict)
+        and isinstance(result.get("stdout"), str)
+        and result.get("interrupted") is False
+        and not result.get("returnCodeInterpretation")
+        and not result.get("backgroundTaskId")
+    )
 
 
 def _is_act(data: dict[str, Any]) -> bool:
@@ -244,10 +263,11 @@ def _spoken(data: dict[str, Any]) -> str:
     if any(data.get(flag) is True for flag in ("isMeta", "isCompactSummary", "isVisibleInTranscriptOnly")):
         return ""
     text = _joined(data["message"].get("content"))
-    if command := _COMMAND.search(text):
-        arguments = _ARGUMENTS.search(text)
-        name = "/" + command.group(1).lstrip("/")
-        return f"{name} {arguments.group(1)}".strip() if arguments else name
+    head = text[:COMMAND_CHARS_MAX]
+    if command := _COMMAND.search(head):
+        arguments = _ARGUMENTS.search(head)
+        name = "/" + command.group(1).strip().lstrip("/")
+        return f"{name} {arguments.group(1).strip()}".strip() if arguments else name
     if text.startswith((_INTERRUPTED, *_LOCAL, *_PROGRAM)) or turns.is_wrapped(text):
         return ""
     return text if text.strip() else ""

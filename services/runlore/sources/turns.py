@@ -23,7 +23,7 @@ from runlore.sources import Problem, chat, files, items, payloads
 
 ITEM_BYTES = 64
 """What an item costs in a record besides its texts, in bytes: its keys and quotes."""
-_WRAPPED = re.compile(r"<([a-z]+(?:[-_][a-z]+)+|skill|INSTRUCTIONS)\b[^>]*>.*</\1>", re.DOTALL)
+_WRAPPED = re.compile(r"<([a-z]{1,30}(?:[-_][a-z]{1,30}){1,6}|skill|INSTRUCTIONS)\b[^>]*>.*</\1>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,12 @@ class Turn:
         if self._has_room(name, input):
             self._transcript.custom_call(name, input, call_id)
 
-    def output(self, text: str, call_id: str | None, *, failed: bool = False) -> None:
+    def output(
+        self, text: str, call_id: str | None, *, failed: bool = False, exit_code: int | None = None
+    ) -> None:
         self._act()
         if self._has_room(text):
-            self._transcript.output(text, call_id, failed=failed)
+            self._transcript.output(text, call_id, failed=failed, exit_code=exit_code)
 
     def stopped(self) -> None:
         """The person stopped the agent."""
