@@ -81,7 +81,17 @@ def test_the_next_words_of_the_person_begin_the_next_run(read):
         {"type": "system", "subtype": "compact_boundary", "uuid": "x", "logicalParentUuid": "a2"},
         {"type": "file-history-snapshot", "messageId": "x", "snapshot": {}},
         {"type": "ai-title", "aiTitle": "t"},
-        {"type": "attachment", "attachment": {"type": "queued_command", "prompt": "x"}},
+        {"type": "attachment", "attachment": {"type": "deferred_tools_delta", "prompt": "x"}},
+        {
+            "type": "attachment",
+            "attachment": {
+                "type": "queued_command",
+                "prompt": "done",
+                "commandMode": "task-notification",
+                "origin": {"kind": "task-notification"},
+            },
+        },
+        {"type": "attachment", "attachment": 7},
         {"type": "some-day", "message": 7},
         {"type": "user", "message": "odd"},
     ],
@@ -91,6 +101,13 @@ def test_what_a_program_wrote_and_what_is_unknown_leaves_no_trace(read, line):
     plain, _ = read(*BASE)
     for place in range(len(BASE) + 1):
         assert read(*BASE[:place], line, *BASE[place:]) == (plain, [])
+
+
+def test_what_was_typed_while_the_agent_worked_belongs_to_its_turn(read):
+    attached = {"type": "queued_command", "prompt": "Not the docs.", "commandMode": "prompt"}
+    line = {"type": "attachment", "uuid": "q1", "sessionId": sessions.SESSION, "attachment": attached}
+    (run,), _ = read(*BASE[:3], line, line, BASE[3])
+    assert texts(run) == ["Fix the test.", "Not the docs.", "Fixed."] and run["attempt"] == 5
 
 
 def test_thoughts_are_dropped_and_an_answer_in_several_lines_is_one_turn(read):

@@ -8,7 +8,8 @@ read it (anthropics/claude-code#66947, #92089, #60845; microsoft/amplifier#46; x
 |---|---|
 | `user` | `message.content`: the person's text, or `tool_result` blocks (`tool_use_id`, `content`, `is_error`) |
 | `assistant` | `message.content`: `text` and `tool_use` (`id`, `name`, `input`); one answer may be several lines |
-| any other | nothing: `summary`, `system`, `attachment`, `file-history-snapshot`, titles, modes, queues |
+| `attachment` | a `queued_command`: what the person typed while the agent worked (it stands in no `user` line) |
+| any other | nothing: `summary`, `system`, `file-history-snapshot`, titles, modes, queues |
 
 **Whose words.** Lines with `isMeta`, `isCompactSummary`, `isVisibleInTranscriptOnly` or an `origin` other than a
 human are the program's. `[Request interrupted by user]` is an end, not a word. A slash command is `/name args`.
@@ -91,6 +92,7 @@ class _Reader:
         """The uuid of a line of such a chain → the chain."""
 
     def read(self, line: turns.Line) -> Iterator[turns.Run | Problem]:
+        line = _queued(line)
         data = line.data
         if data.get("type") not in ("user", "assistant") or not isinstance(data.get("message"), dict):
             self.known += isinstance(data.get("type"), str)
@@ -118,8 +120,9 @@ class _Reader:
     def _read_main(self, line: turns.Line, uuid: str | None) -> Iterator[turns.Run | Problem]:
         said = _spoken(line.data)
         conversation = self._conversation(line.data)
+        begins = said and line.data.get("isQueued") is not True
         if self._main is not None and (
-            (said and self._main.acted) or self._main.conversation != conversation
+            (begins and self._main.acted) or self._main.conversation != conversation
         ):
             for turn in (self._main, *self._side.values()):
                 yield from self._finish(turn)
@@ -171,6 +174,18 @@ class _Reader:
                 if (file := folder / f"{session}.jsonl").is_file():
                     return self._seen.called_in(file).get(agent, session)
         return session
+
+
+def _queued(line: turns.Line) -> turns.Line:
+    """A line that attaches the person's words, as a line in which they stand; any other as it is."""
+    attached = turns.part_of(line.data, "attachment")
+    if line.data.get("type") != "attachment" or attached.get("type") != "queued_command":
+        return line
+    if attached.get("commandMode") not in (None, "prompt"):
+        return line
+    said = {"role": "user", "content": attached.get("prompt")}
+    data = {**line.data, "type": "user", "message": said, "isQueued": True}
+    return turns.Line(line.number, {**data, "origin": attached.get("origin")})
 
 
 def _add(turn: turns.Turn, line: turns.Line, said: str) -> None:

@@ -8,6 +8,7 @@ A line is `{"timestamp", "type", "payload"}` (openai/codex, `codex-rs/protocol/s
 | `response_item` | messages, calls and outputs (`models.rs`, `ResponseItem`); reasoning and compactions are left out |
 | `event_msg` | `task_started`, `task_complete`, `turn_aborted`: where a turn begins and how it ends |
 | `turn_context` | whose turn follows, in a fork |
+| `inter_agent_communication` | to a subagent: what it was asked (as the item `agent_message` is) |
 
 What a `user_message` or `agent_message` event says stands in a `response_item` too (`rollout/src/policy.rs` keeps
 both), so events are not read for text. A compaction (`compacted`) repeats what the file holds already.
@@ -32,7 +33,8 @@ from typing import Any
 
 from runlore.sources import Problem, chat, items, turns
 
-_TYPES = ("session_meta", "response_item", "event_msg", "turn_context", "compacted")
+_MESSAGE = "inter_agent_communication"
+_TYPES = ("session_meta", "response_item", "event_msg", "turn_context", "compacted", _MESSAGE)
 _STARTS = ("task_started", "turn_started")
 _ENDS = ("task_complete", "turn_complete", "turn_aborted")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -59,6 +61,8 @@ class _Reader:
         """Whether the lines are still the parent's."""
         self._parent: str | None = None
         self._agents: list[str] = []
+        self._address: str | None = None
+        """Where messages of other agents reach this one."""
         self._turn: turns.Turn | None = None
         self._count = 0
         self._turn_id: str | None = None
@@ -77,6 +81,8 @@ class _Reader:
             yield from self._event(line, payload, when)
         elif kind == "response_item" and not self._is_copy:
             yield from self._item(line, payload, when)
+        elif kind == _MESSAGE and not self._is_copy:
+            yield from self._item(line, {**payload, "type": "agent_message"}, when)
 
     def end(self) -> Iterator[turns.Run | Problem]:
         if self._turn is not None:
@@ -97,6 +103,7 @@ class _Reader:
         self._parent = parent if parent != self._thread else None
         name = turns.id_of(spawned.get("agent_role")) or turns.id_of(spawned.get("agent_nickname"))
         self._agents = [name] if name and self._parent else []
+        self._address = turns.id_of(spawned.get("agent_path"))
         self._is_copy = turns.id_of(meta.get("forked_from_id")) is not None
 
     def _own(self, start: dict[str, Any]) -> None:
@@ -147,9 +154,11 @@ class _Reader:
         said = ""
         if kind == "message" and item.get("role") == "user":
             said = _spoken(item.get("content"))
-            # Words in the midst of a turn that was announced steer it; else they begin the next.
-            if said and self._turn is not None and self._turn.acted and self._turn_id is None:
-                yield from self._next(None)
+        elif kind == "agent_message" and self._address and item.get("recipient") == self._address:
+            said = items.as_text(item.get("content")).strip()
+        # Words in the midst of a turn that was announced steer it; else they begin the next.
+        if said and self._turn is not None and self._turn.acted and self._turn_id is None:
+            yield from self._next(None)
         if not said and kind not in _ACTS and not (kind == "message" and item.get("role") == "assistant"):
             return
         if self._turn is None:

@@ -113,6 +113,9 @@ class Turn:
         self._time = chat.moment(when) or self._time
 
     def user(self, text: str) -> None:
+        held = self._transcript.items
+        if held and held[-1] == {"content": text, "role": "user"}:
+            return  # Sent again, or written down twice.
         if text.strip() and self._has_room(text):
             self._transcript.user(text)
 
