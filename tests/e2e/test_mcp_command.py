@@ -20,7 +20,7 @@ from mcp.shared.exceptions import MCPError
 
 import made
 from runlore import wiring
-from runlore.lookup import answers
+from runlore.lookup import desk as lookup_desk
 from runlore.lookup import index as lookup_index
 from runlore.lookup import mcp as lookup_mcp
 from runlore.settings import Settings
@@ -65,7 +65,7 @@ async def inside(home, **whose):
     async with wiring.open_home(Settings(home=home.root, fsync=False)) as opened:
         index = lookup_index.Index(opened.index_path)
         try:
-            desk = answers.Desk(opened.reader, index, **whose)
+            desk = lookup_desk.Desk(opened.reader, index, **whose)
             async with Client(lookup_mcp.serve(desk, log_level="warning")) as connected:
                 yield connected
         finally:
@@ -241,7 +241,7 @@ def test_a_new_revision_is_seen_by_a_server_that_runs(tmp_path):
 
 def test_a_long_file_is_read_in_parts_that_make_the_whole(filled, monkeypatch):
     whole = filled.json("show", "MEMORY.md", *homes.MEANT)["text"]
-    monkeypatch.setattr(answers, "TEXT_CHARS_MAX", 300)
+    monkeypatch.setattr(lookup_desk, "TEXT_CHARS_MAX", 300)
 
     async def work():
         parts, line = [], 1
@@ -267,7 +267,7 @@ async def test_a_bug_of_ours_shows_nothing_of_itself(filled, monkeypatch):
         raise ValueError("the secret in the traceback")
 
     async with inside(filled, **SUPPORT) as connected:
-        monkeypatch.setattr(answers.Desk, "list_memories", fail)
+        monkeypatch.setattr(lookup_desk.Desk, "list_memories", fail)
         got = await connected.call_tool("list_memories", {})
     assert got.is_error and "secret" not in got.content[0].text
 

@@ -42,7 +42,7 @@ def mcp(
     async def work(out: ui.Out) -> None:
         from runlore import errors, wiring
         from runlore.events import ids
-        from runlore.lookup import answers
+        from runlore.lookup import desk as lookup_desk
         from runlore.lookup import index as lookup_index
 
         try:
@@ -59,7 +59,7 @@ def mcp(
                 meant = ids.check_name(project, "project") if project else _only_project(index)
                 if memory:
                     ids.check_name(memory, "memory")
-                desk = answers.Desk(opened.reader, index, project=meant, memory=memory, subject=subject)
+                desk = lookup_desk.Desk(opened.reader, index, project=meant, memory=memory, subject=subject)
                 server = lookup_mcp.serve(desk, log_level=settings.log_level)
                 if out.as_json:
                     out.answer({"project": meant, "memory": memory, "tools": await lookup_mcp.told(server)})

@@ -1,4 +1,4 @@
-"""Memory as an MCP server: what `lookup.answers` can say, as read-only tools and resources of the Model Context
+"""Memory as an MCP server: what `lookup.desk` can say, as read-only tools and resources of the Model Context
 Protocol. The only module that loads the `mcp` library, which takes most of a second.
 
 The project and the subject are the server's, not a tool's arguments: a client that names them is refused. An
@@ -17,7 +17,7 @@ from mcp.server.mcpserver import exceptions
 from pydantic import Field, ValidationError
 
 from runlore import __version__, errors
-from runlore.lookup import answers
+from runlore.lookup import desk as lookup_desk
 
 SCHEME = "runlore"
 ARGUMENTS_SHOWN_MAX = 5
@@ -30,7 +30,7 @@ Path = Annotated[str, Field(description="A file of the memory, as read_memory li
 class Server(mcpserver.MCPServer[None]):
     """The library's server, with our errors told as data and the files of memory listed when asked for."""
 
-    def __init__(self, desk: answers.Desk, *, log_level: str) -> None:
+    def __init__(self, desk: lookup_desk.Desk, *, log_level: str) -> None:
         super().__init__(
             name="runlore",
             title=f"Runlore memory of {desk.project}",
@@ -62,7 +62,7 @@ class Server(mcpserver.MCPServer[None]):
         ]
 
 
-def serve(desk: answers.Desk, *, log_level: str) -> Server:
+def serve(desk: lookup_desk.Desk, *, log_level: str) -> Server:
     """The server for `desk`; `run_stdio_async` on it serves until its client is gone."""
     server = Server(desk, log_level=log_level)
     reads = mcp_types.ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
@@ -138,7 +138,7 @@ async def told(server: Server) -> list[dict[str, Any]]:
     ]
 
 
-def _instructions(desk: answers.Desk) -> str:
+def _instructions(desk: lookup_desk.Desk) -> str:
     which = f"memory {desk.memory!r} of project" if desk.memory else "memories of project"
     return (
         f"Read-only access to the {which} {desk.project!r}: what earlier agent runs learnt."
