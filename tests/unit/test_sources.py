@@ -219,6 +219,28 @@ def test_no_json_makes_an_importer_raise_and_what_it_yields_is_valid(write, name
             records.check(one.data["record"])
 
 
+ODD = st.one_of(
+    json_values,
+    st.sampled_from(["team/child", "u1", 7, True, "<environment_context>x</environment_context>"]),
+)
+
+
+@pytest.mark.parametrize("name", ["codex", "claude-code"])
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_no_odd_field_of_a_session_file_makes_an_importer_raise(write, name, data):
+    lines = [json.loads(line) for line in GOOD[name].splitlines() * 2]
+    for line in lines:
+        # The inner object first: afterwards it may be none any more.
+        for holder in (line.get("payload") or line["message"], line):
+            named = st.sampled_from([*sorted(holder), "source", "toolUseResult"])
+            for key in data.draw(st.lists(named, max_size=2)):
+                holder[key] = data.draw(ODD)
+    for one in read(name, write("\n".join(map(json.dumps, lines)), "rollout-1.jsonl")):
+        if isinstance(one, Imported):
+            records.check(one.data["record"])
+
+
 @by_line
 def test_a_line_over_the_limit_is_skipped_without_being_held(write, name, monkeypatch):
     monkeypatch.setattr(models, "RECORD_BYTES_MAX", 64 * 1024)

@@ -251,14 +251,14 @@ def test_a_subagent_names_the_thread_that_called_it(read):
 
 
 def test_what_a_subagent_was_asked_by_another_agent_is_its_request(read):
-    spawn = {"parent_thread_id": sessions.THREAD, "agent_path": "/root/child"}
-    told = {"author": "/root", "recipient": "/root/child"}
+    spawn = {"parent_thread_id": sessions.THREAD, "agent_path": "team/child"}
+    told = {"author": "team", "recipient": "team/child"}
     lines = [
         sessions.meta(CHILD, source={"subagent": {"thread_spawn": spawn}}),
         sessions.codex("inter_agent_communication", **told, content="Review it.", trigger_turn=True),
         sessions.item("agent_message", **told, content=[{"type": "input_text", "text": "Review it."}]),
         sessions.said("It is fine."),
-        sessions.item("agent_message", author="/root/child", recipient="/root", content=[]),
+        sessions.item("agent_message", author="team/child", recipient="team", content=[]),
         sessions.codex("inter_agent_communication", **told, encrypted_content="x"),
     ]
     (run,), problems = read(*lines)
