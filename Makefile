@@ -36,7 +36,7 @@ bench-cluster: .venv/.dev  ## What it costs on a real broker and a real S3 serve
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server]' --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server,agents]' --group dev
 	touch $@
 
 clean:

@@ -97,6 +97,9 @@ COMMANDS = {
     ("source", "run", ORDERS, "--dry-run"): (0, 0, 3),
     ("source", "redrive"): (2, 2, 2),
     ("source", "redrive", ORDERS, "--all"): (0, 0, 3),
+    ("mcp",): (0, 2, 3),  # No project to be fixed on.
+    ("mcp", "-p", "acme", "-m", "support"): (0, 0, 3),
+    ("mcp", "-p", "../x"): (2, 2, 3),
     ("import",): (0, 0, 0),
     ("import", "no-format"): (2, 2, 2),
     ("import", "chat"): (2, 2, 2),
@@ -182,6 +185,7 @@ DOCUMENTED = {
     "`doctor`": ("doctor",),
     "`pause` without STAGE": ("pause",),
     "`audit`": ("audit",),
+    "`mcp`": ("mcp",),
     "`topics plan`": ("topics", "plan"),
     "`dead list`": ("dead", "list"),
     "`dead redrive`, `dead drop`": ("dead", "redrive", "--all"),

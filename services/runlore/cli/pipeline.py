@@ -93,7 +93,10 @@ async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:
 
 def import_(
     fmt: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="agents-sdk, chat or swe-agent.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="FORMAT", help="agents-sdk, chat, swe-agent, codex or claude-code.", show_default=False
+        ),
     ] = "",
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH…", help="Files or folders.", show_default=False)

@@ -290,6 +290,19 @@ class Index:
             [words, project, memory, subject, min(limit, RESULTS_MAX)],
         )
 
+    def runs_for(
+        self, project: str, memory: str | None, *, subject: str | None = None, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """The newest runs of a project, or of one memory of it; only those without a subject, or of `subject`."""
+        return self._all(
+            """SELECT u.memory, u.rollout, u.run, u.attempt, u.ended_at FROM runs u
+               JOIN rollouts r USING (project, memory, rollout)
+               WHERE u.project = :project AND (:memory IS NULL OR u.memory = :memory) AND u.superseded = 0
+                     AND (r.subject IS NULL OR r.subject = :subject)
+               ORDER BY u.ended_at = 'unknown', u.ended_at DESC, u.rowid DESC LIMIT :limit""",
+            {"project": project, "memory": memory, "subject": subject, "limit": limit},
+        )
+
     def _all(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         with self._file():
             return list(self._db.query(sql, parameters))
