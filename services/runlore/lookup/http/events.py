@@ -184,18 +184,24 @@ async def archives(
     service = callers.service_of(request)
     answers.check_length(request, services.ARCHIVE_BYTES_MAX)
     async with service.uploads.entered():
-        path, file = await asyncio.to_thread(_temporary, service.work_dir)
         try:
-            size, sha256 = await _received(request, file)
-            if not size:
-                raise errors.BadArchive("the archive is empty")
-            body = await asyncio.to_thread(_mapped, file, size)
-            await service.store.put(keys.claim(project, sha256), body)
+            sha256, size = await _claim(request, service, project)
         except OSError as exc:
             raise errors.StoreUnavailable(f"the archive can not be kept here: {exc.strerror}") from exc
-        finally:
-            await asyncio.to_thread(_let_go, path, file)
     return await answers.found(request, {"sha256": sha256, "size": size}, status=201)
+
+
+async def _claim(request: Request, service: services.Service, project: str) -> tuple[str, int]:
+    """The body in the store, by way of a file here: (its SHA-256, its size)."""
+    path, file = await asyncio.to_thread(_temporary, service.work_dir)
+    try:
+        size, sha256 = await _received(request, file)
+        if not size:
+            raise errors.BadArchive("the archive is empty")
+        await service.store.put(keys.claim(project, sha256), await asyncio.to_thread(_mapped, file, size))
+        return sha256, size
+    finally:
+        await asyncio.to_thread(_let_go, path, file)
 
 
 def _temporary(folder: Path) -> tuple[Path, BinaryIO]:
