@@ -14,6 +14,7 @@ from runlore.cli import (
     mcp,
     operate,
     pipeline,
+    serve,
     snapshots,
     sources,
     stages,
@@ -66,6 +67,7 @@ topics.register(app)
 control.register(app)
 sources.register(app)
 mcp.register(app)
+serve.register(app)
 
 
 def _shorten(group: typer.Typer) -> None:
