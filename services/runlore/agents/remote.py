@@ -247,19 +247,14 @@ def _workspace_of(body: Mapping[str, Any]) -> port.Workspace:
     )
 
 
-def _left(story: Any, snapshot: str | None) -> bool:
-    """Whether what is told of a run names this snapshot as the line's version that it left."""
-    stories = story if isinstance(story, list) else [story]
-    steps = [
-        step
-        for one in stories
-        if isinstance(one, dict)
-        for step in one.get("steps", [])
-        if step.get("stage") == "snapshot"
-    ]
+def _left(found: Any, snapshot: str | None) -> bool:
+    """Whether what is told of a run names this snapshot as the version of a line that it left."""
+    stories = found.get("runs") if isinstance(found, dict) else None
+    steps = [step for story in stories or () for step in story.get("steps", ())]
     return snapshot is not None and any(
-        str(step.get("snapshot", "")).startswith(snapshot[:12])
+        step.get("stage") == "snapshot"
         and step.get("what", "").startswith("the workspace's version")
+        and step.get("snapshot") == snapshot[:12]
         for step in steps
     )
 
