@@ -16,7 +16,7 @@ from agents import lifecycle
 from agents.sandbox.snapshot import NoopSnapshotSpec
 
 from runlore import clock, errors
-from runlore.agents import delivery, nested, outbox, port, recording, runs, seeding, workspace
+from runlore.agents import delivery, fanout, nested, outbox, port, recording, runs, seeding, workspace
 from runlore.events import ids
 from runlore.settings import Settings
 from runlore.sources import payloads
@@ -76,13 +76,19 @@ class Runlore:
             failed=self._failed,
         )
         self._link.lore = self
+        self._fans: dict[str, fanout.FanOut] = {}
         self._tidied = False
 
     # --- what a program calls ------------------------------------------------------------------------------
 
     async def run(self, agent: Any, input: Any, **named: Any) -> agents.RunResult:
         """`Runner.run`, with a seed before it, and its event after it. Its result and its errors are the SDK's."""
-        run = self._begin(agent, input, named)
+        return await self._run(agent, input, named)
+
+    async def _run(
+        self, agent: Any, input: Any, named: dict[str, Any], *, branch: fanout.Branch | None = None
+    ) -> agents.RunResult:
+        run = self._begin(agent, input, named, branch=branch)
         await self._before(run, named)
         token = runs.CURRENT.set(run)
         try:
@@ -126,6 +132,43 @@ class Runlore:
             await self._link.backend.settle()
             return await self._link.backend.seed(ask, agent)
 
+    def fan_out(self, rollout: str, *, n: int) -> fanout.FanOut:
+        """`n` branches of a rollout, all from its one seed, each with a rollout of its own until they are merged."""
+        if not 1 <= n <= fanout.BRANCHES_MAX:
+            raise errors.InvalidInput(f"a fan-out has 1 to {fanout.BRANCHES_MAX} branches")
+        made = fanout.FanOut(self, ids.check_id(rollout, "rollout"), n)
+        self._fans[rollout] = made
+        return made
+
+    async def merge(self, rollout: str) -> fanout.Merged:
+        """Merge what the branches of the rollout's last fan-out left into its line; the seed after it.
+
+        Raises what Runlore answers, and `errors.NotFound` where nothing was fanned out.
+        """
+        fan = self._fans.get(rollout)
+        if fan is None:
+            raise errors.NotFound(f"{rollout!r} was not fanned out by this object")
+        noted = fan.noted()
+        await self._link.delivery.flush()
+        for one in noted["branches"].values():
+            await self._link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
+        done: Mapping[str, Any] = {}
+        with contextlib.suppress(errors.NotFound):
+            done = await self._link.backend.merge(rollout, noted["branches"], noted["base"])
+        seeded = await self._link.backend.seed(port.Ask(run_id="merge", group_id=rollout), None)
+        fields = {one.name: getattr(seeded, one.name) for one in dataclasses.fields(seeded)}
+        return fanout.Merged(
+            **fields,
+            state=str(done.get("state", "nothing")),
+            merged=tuple(done.get("branches", ())),
+            conflicts=tuple(done.get("conflicts", ())),
+        )
+
+    async def _seed_for(self, rollout: str) -> port.Seeded | None:
+        """The seed of a rollout, or none in time; told, not raised."""
+        ask = self._ask(None, None, rollout)
+        return await runs.Run(self._link, None, [], ask, parent=None, resumed={}).seeded()
+
     async def aclose(self) -> None:
         """Hand over what waits, and work it off where this process does that; for at most the deadline."""
         link = self._link
@@ -147,7 +190,9 @@ class Runlore:
 
     # --- before --------------------------------------------------------------------------------------------
 
-    def _begin(self, agent: Any, input: Any, named: dict[str, Any]) -> runs.Run:
+    def _begin(
+        self, agent: Any, input: Any, named: dict[str, Any], *, branch: fanout.Branch | None = None
+    ) -> runs.Run:
         """The run, and `named` with our client in it. Nothing is asked of Runlore yet."""
         config = named.get("run_config")
         if isinstance(config, dict) and "sandbox" in config:
@@ -161,6 +206,8 @@ class Runlore:
                 resumed = self._link.outbox.recall(recording.digest_of(waits, _input_of(input)))
             conversation = conversation or getattr(input, "_conversation_id", None)
         ask = self._ask(conversation, named.get("session"), group)
+        if branch is not None:
+            ask = dataclasses.replace(ask, conversation_id=None, session_id=None, group_id=branch.rollout)
         if resumed.get("rollout") and ask.rollout.kind == "run":
             # Without an id of its own the resumed run would be a conversation by itself.
             ask = dataclasses.replace(ask, group_id=resumed["rollout"])
@@ -168,6 +215,7 @@ class Runlore:
         if recording.is_state(input):
             run.current = getattr(input, "_current_agent", None) or agent
             run.input = [] if named.get("session") is not None else _input_of(input)
+        run.seed_from = branch.first_seed() if branch is not None else None
         self._put_client_in(named)
         nested.install(self._nested)
         return run
