@@ -65,7 +65,7 @@ class Runlore:
         default = DEADLINE_SECONDS_REMOTE if where else DEADLINE_SECONDS_EMBEDDED
         box = outbox.Outbox(settings.root / FOLDER / f"{project}.{memory}")
         self._on_error = on_error
-        self._link = runs.Link(
+        self.link = runs.Link(
             project=project,
             memory=memory,
             subject=subject,
@@ -75,7 +75,7 @@ class Runlore:
             delivery=delivery.Delivery(backend, box, self._failed),
             failed=self._failed,
         )
-        self._link.lore = self
+        self.link.lore = self
         self._fans: dict[str, fanout.FanOut] = {}
         self._tidied = False
 
@@ -126,11 +126,11 @@ class Runlore:
         agent: str | None = None,
     ) -> port.Seeded:
         """What a run with these ids would begin with. Raises what Runlore answers, within the deadline."""
-        ask = self._ask(conversation_id, session, group_id)
-        async with asyncio.timeout(self._link.deadline_seconds):
-            await self._link.delivery.flush()
-            await self._link.backend.settle()
-            return await self._link.backend.seed(ask, agent)
+        ask = self.ask(conversation_id, session, group_id)
+        async with asyncio.timeout(self.link.deadline_seconds):
+            await self.link.delivery.flush()
+            await self.link.backend.settle()
+            return await self.link.backend.seed(ask, agent)
 
     def fan_out(self, rollout: str, *, n: int) -> fanout.FanOut:
         """`n` branches of a rollout, all from its one seed, each with a rollout of its own until they are merged."""
@@ -149,13 +149,13 @@ class Runlore:
         if fan is None:
             raise errors.NotFound(f"{rollout!r} was not fanned out by this object")
         noted = fan.noted()
-        await self._link.delivery.flush()
+        await self.link.delivery.flush()
         for one in noted["branches"].values():
-            await self._link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
+            await self.link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
         done: Mapping[str, Any] = {}
         with contextlib.suppress(errors.NotFound):
-            done = await self._link.backend.merge(rollout, noted["branches"], noted["base"])
-        seeded = await self._link.backend.seed(port.Ask(run_id="merge", group_id=rollout), None)
+            done = await self.link.backend.merge(rollout, noted["branches"], noted["base"])
+        seeded = await self.link.backend.seed(port.Ask(run_id="merge", group_id=rollout), None)
         fields = {one.name: getattr(seeded, one.name) for one in dataclasses.fields(seeded)}
         return fanout.Merged(
             **fields,
@@ -166,12 +166,12 @@ class Runlore:
 
     async def _seed_for(self, rollout: str) -> port.Seeded | None:
         """The seed of a rollout, or none in time; told, not raised."""
-        ask = self._ask(None, None, rollout)
-        return await runs.Run(self._link, None, [], ask, parent=None, resumed={}).seeded()
+        ask = self.ask(None, None, rollout)
+        return await runs.Run(self.link, None, [], ask, parent=None, resumed={}).seeded()
 
     async def aclose(self) -> None:
         """Hand over what waits, and work it off where this process does that; for at most the deadline."""
-        link = self._link
+        link = self.link
         await link.delivery.end()
         try:
             async with asyncio.timeout(link.deadline_seconds):
@@ -203,15 +203,15 @@ class Runlore:
         if recording.is_state(input):
             with contextlib.suppress(Exception):
                 waits = input.get_interruptions()
-                resumed = self._link.outbox.recall(recording.digest_of(waits, _input_of(input)))
+                resumed = self.link.outbox.recall(recording.digest_of(waits, _input_of(input)))
             conversation = conversation or getattr(input, "_conversation_id", None)
-        ask = self._ask(conversation, named.get("session"), group)
+        ask = self.ask(conversation, named.get("session"), group)
         if branch is not None:
             ask = dataclasses.replace(ask, conversation_id=None, session_id=None, group_id=branch.rollout)
         if resumed.get("rollout") and ask.rollout.kind == "run":
             # Without an id of its own the resumed run would be a conversation by itself.
             ask = dataclasses.replace(ask, group_id=resumed["rollout"])
-        run = runs.Run(self._link, agent, input, ask, parent=runs.CURRENT.get(), resumed=resumed)
+        run = runs.Run(self.link, agent, input, ask, parent=runs.CURRENT.get(), resumed=resumed)
         if recording.is_state(input):
             run.current = getattr(input, "_current_agent", None) or agent
             run.input = [] if named.get("session") is not None else _input_of(input)
@@ -220,7 +220,8 @@ class Runlore:
         nested.install(self._nested)
         return run
 
-    def _ask(self, conversation_id: Any, session: Any, group_id: Any) -> port.Ask:
+    def ask(self, conversation_id: Any, session: Any, group_id: Any) -> port.Ask:
+        """A new run with these ids."""
         session_id = None
         with contextlib.suppress(Exception):
             session_id = session.session_id if session is not None else None
@@ -230,7 +231,7 @@ class Runlore:
             for name, value in given.items()
         }
         # Random digits first: ids that begin with the time look all alike.
-        return port.Ask(run_id=clock.new_id()[12:], subject=self._link.subject, **kept)
+        return port.Ask(run_id=clock.new_id()[12:], subject=self.link.subject, **kept)
 
     def _put_client_in(self, named: dict[str, Any]) -> None:
         config = named.get("run_config")
@@ -241,7 +242,7 @@ class Runlore:
             return
         own = sandbox.snapshot is not None or sandbox.session_state is not None
         if own:
-            self._link.once(
+            self.link.once(
                 "the run has a snapshot or a session_state of its own: Runlore leaves the workspace to it"
             )
         client = workspace.Client(sandbox.client, own_snapshot=own, ended=self._took)
@@ -261,7 +262,7 @@ class Runlore:
         if not self._tidied:
             self._tidied = True
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._link.outbox.tidy)
+                await asyncio.to_thread(self.link.outbox.tidy)
         session = _live_session(named)
         if session is not None:
             await self._refresh(run, session)
@@ -321,7 +322,7 @@ class Runlore:
             data = run.event(*run.record)
             try:
                 self._put(data, run.left())
-                self._link.delivery.begin()
+                self.link.delivery.begin()
             except Exception as exc:
                 self._failed("the outbox", exc)
 
@@ -355,7 +356,7 @@ class Runlore:
 
     def _remember(self, run: runs.Run, result: Any) -> None:
         with contextlib.suppress(OSError):
-            self._link.outbox.remember(
+            self.link.outbox.remember(
                 recording.digest_of(result.interruptions, result.input),
                 {
                     "run_id": run.id,
@@ -365,7 +366,7 @@ class Runlore:
             )
 
     def _put(self, data: dict[str, Any], left: list[port.Left]) -> None:
-        for one in self._link.outbox.put(data, left):
+        for one in self.link.outbox.put(data, left):
             self._failed(
                 f"the workspace of run {data['run_id']}",
                 errors.OutboxFull(f"the outbox has no room for {one.path.stat().st_size} bytes"),
@@ -375,14 +376,14 @@ class Runlore:
         """Without an outbox (a full disk) the run is handed over at once, or it is lost, and told."""
         self._failed("the outbox", why)
         try:
-            async with asyncio.timeout(self._link.deadline_seconds):
-                await self._link.backend.send(data, left)
+            async with asyncio.timeout(self.link.deadline_seconds):
+                await self.link.backend.send(data, left)
         except Exception as exc:
             self._failed(f"run {data['run_id']} is lost", exc)
 
     def _say(self, run: runs.Run) -> None:
         with contextlib.suppress(RuntimeError):
-            self._link.delivery.begin()
+            self.link.delivery.begin()
         text = f"{run.shown()} · recorded run {run.id}"
         if log.isEnabledFor(logging.INFO):
             log.info("%s", text)
