@@ -26,7 +26,7 @@ _written: weakref.WeakKeyDictionary[Any, dict[str, bytes]] = weakref.WeakKeyDict
 async def write(run: runs.Run, session: Any) -> None:
     """Bring a started session's memory to the run's seed. Raises nothing but a cancellation."""
     seeded = await run.seeded()
-    layout = layout_for(run)
+    layout = port.layout_of(runs.memory_of(run.current))
     try:
         for folder in (layout.memories_dir, layout.sessions_dir):
             session.register_persist_workspace_skip_path(folder)
@@ -52,14 +52,6 @@ def at_start(run: runs.Run, session: Any) -> None:
         await write(run, session)
 
     session.start = started
-
-
-def layout_for(run: runs.Run) -> models.Layout:
-    """Where the run's agents read memory: the first `Memory()` among them says it."""
-    memory = runs.memory_of(run.current)
-    if run.layout is None and memory is not None:
-        run.layout = port.layout_of(memory)
-    return run.layout or models.Layout()
 
 
 def placed(seeded: port.Seeded, layout: models.Layout) -> dict[str, bytes]:
