@@ -149,6 +149,34 @@ async def test_a_live_session_is_seeded_and_refreshed_and_its_runs_are_recorded(
     assert [one["workspaces"] for one in await events(home) if one["conversation_id"] == "c"] == [[], []]
 
 
+async def test_a_capability_seeds_the_sessions_of_a_plain_runner(lore):
+    from agents import Runner
+    from agents.sandbox.capabilities import Filesystem, Memory, Shell
+    from agents.sandbox.sandboxes import UnixLocalSandboxClient
+
+    from runlore.agents import capability
+
+    await lore.run(worker(shell("false"), done()), "Learn", conversation_id="other", run_config=config())
+    await lore.aclose()
+    parts = [
+        Shell(),
+        Filesystem(),
+        capability.Seeding(lore=lore, rollout="c"),
+        Memory(generate=None),
+    ]
+    client = UnixLocalSandboxClient()
+    session = await client.create(options=None)
+    async with session:
+        cfg = config(client=client, session=session)
+        for _ in range(2):
+            agent = worker(shell("ls memories/rollout_summaries"), done(), capabilities=parts)
+            result = await Runner.run(agent, "go", run_config=cfg)
+            assert any(line.startswith("other") for line in seen(result).splitlines())
+            prompt = agent.model.calls[0].system_instructions
+            assert "memories/" in prompt and "MEMORY.md" in prompt
+    await client.delete(session)
+
+
 # --- what is recorded ----------------------------------------------------------------------------------------
 
 

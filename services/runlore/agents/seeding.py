@@ -23,10 +23,10 @@ _written: weakref.WeakKeyDictionary[Any, dict[str, bytes]] = weakref.WeakKeyDict
 """Session → the files of its last seed."""
 
 
-async def write(run: runs.Run, session: Any) -> None:
+async def write(run: runs.Run, session: Any, layout: models.Layout | None = None) -> None:
     """Bring a started session's memory to the run's seed. Raises nothing but a cancellation."""
     seeded = await run.seeded()
-    layout = port.layout_of(runs.memory_of(run.current))
+    layout = layout or port.layout_of(runs.memory_of(run.current))
     try:
         for folder in (layout.memories_dir, layout.sessions_dir):
             session.register_persist_workspace_skip_path(folder)
