@@ -1,0 +1,41 @@
+/** The real Agents SDK with a scripted model: one fresh run of an agent in a sandbox of its own. */
+
+import { Runner, setTracingDisabled } from '@openai/agents';
+import { Capabilities, memory, SandboxAgent } from '@openai/agents/sandbox';
+import { UnixLocalSandboxClient } from '@openai/agents/sandbox/local';
+import { assistantMessage, functionCall, modelResponder, ScriptedModel } from '@openai/agents/testing';
+import { recordOnly, resumable, RunloreMemoryStore, RunloreSnapshotStore } from 'runlore';
+
+setTracingDisabled(true);
+
+/** Run `commands` in the sandbox, one after another; answers what they printed and the instructions that the model got. */
+export async function run(lore, id, commands, options = {}) {
+  const rollout = lore.rollout(id, options.rollout);
+  const store = new RunloreSnapshotStore(rollout);
+  const snapshot = { type: 'remote', id, store };
+  const seen = { outputs: [], instructions: '' };
+  const steps = commands.map((cmd, index) => modelResponder(({ request }) => {
+    note(seen, request);
+    return [functionCall('exec_command', { cmd }, { callId: `call-${id}-${index}` })];
+  }));
+  const last = modelResponder(({ request }) => {
+    note(seen, request);
+    return [assistantMessage(options.answer ?? 'done')];
+  });
+  const model = new ScriptedModel([...steps, last]);
+  const capabilities = [
+    ...Capabilities.default(),
+    memory({ store: new RunloreMemoryStore(rollout), generate: recordOnly, read: { liveUpdate: false } }),
+  ];
+  const agent = new SandboxAgent({ name: 'worker', instructions: 'Work.', model, capabilities, ...options.agent });
+  const client = resumable(new UnixLocalSandboxClient(), { snapshot, ...options.resumable });
+  const runner = new Runner(options.noGroup ? {} : { groupId: id });
+  const result = await runner.run(agent, options.input ?? `task of ${id}`, { sandbox: { client, snapshot } });
+  return { ...seen, result, finalOutput: result.finalOutput };
+}
+
+function note(seen, request) {
+  seen.instructions = request.systemInstructions ?? '';
+  const results = request.input.filter((item) => item.type === 'function_call_result');
+  seen.outputs = results.map((item) => (typeof item.output === 'string' ? item.output : item.output.text ?? JSON.stringify(item.output)));
+}
