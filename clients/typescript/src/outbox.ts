@@ -44,8 +44,8 @@ export class Outbox {
   async add(event: RunEvent, archive?: (path: string, event: RunEvent) => Promise<void>): Promise<void> {
     const name = `${String(Date.now()).padStart(15, '0')}-${String(this.made++).padStart(6, '0')}-${randomUUID()}`;
     const draft = join(this.options.folder, DRAFT + name);
-    await mkdir(draft, { recursive: true, mode: 0o700 });
     try {
+      await mkdir(draft, { recursive: true, mode: 0o700 });
       const complete = { ...event };
       await archive?.(join(draft, ARCHIVE), complete);
       await writeFile(join(draft, EVENT), JSON.stringify(complete), { mode: 0o600 });
@@ -60,7 +60,7 @@ export class Outbox {
         throw new RunloreError('not_kept', `${textOf(error)}; nor was it delivered: ${textOf(other)}`, { cause: error });
       });
     } finally {
-      await rm(draft, { recursive: true, force: true });
+      await rm(draft, { recursive: true, force: true }).catch(() => {});
     }
   }
 

@@ -7,7 +7,7 @@ import { pack } from 'tar-stream';
 export class FakeService {
   events = [];
   archives = new Map();
-  /** Answers to every request instead of the right one: `{status, body, headers}`, or `'cut'`: no answer. */
+  /** What every request gets: `{status, body, headers}`; `'cut'`: no answer; `'lost'`: no answer after the effect. */
   fault = undefined;
   requests = [];
   /** rollout → {counter, snapshot, tar} */
@@ -41,6 +41,10 @@ export class FakeService {
     };
     const fault = typeof this.fault === 'function' ? this.fault(request, url) : this.fault;
     if (fault === 'cut') return request.socket.destroy();
+    if (fault === 'lost') {
+      if (url.pathname.endsWith('/events')) this.publish(JSON.parse(body), () => {});
+      return request.socket.destroy();
+    }
     if (fault) return send(fault.status, fault.body ?? { kind: 'store_unavailable', detail: 'away' }, fault.headers);
     const path = url.pathname.replace(/^\/v1\/projects\/acme/, '');
     const seed = /^\/seeds\/([^/]+)\/(memory|workspace)\.tar$/.exec(path);
