@@ -35,7 +35,7 @@ export interface Lost {
 }
 
 export interface Unpacked {
-  data: Uint8Array;
+  archive: WorkspaceArchive;
   extras: Extras;
   lost: Lost[];
 }
@@ -78,6 +78,24 @@ export async function writeTar(
   return { sha256: hash.digest('hex'), size };
 }
 
+/** What a workspace holds, without what lies in `without`: equal for two that have the same files, modes and links. */
+export function contentOf(archive: WorkspaceArchive, extras: Extras, without: readonly string[]): string {
+  const rows = [
+    ...archive.directories.map((path) => [path, 'directory']),
+    ...archive.files.map(({ path, data }) => [path, 'file', data, extras.modes[path] ?? FILE_MODE]),
+    ...Object.entries(extras.links).map(([path, target]) => [path, 'link', target]),
+  ] as [string, ...unknown[]][];
+  const own = rows.filter(([path]) => !isBelow(path, without));
+  own.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+  const hash = createHash('sha256');
+  for (const row of own) hash.update(`${JSON.stringify(row)}\n`);
+  return hash.digest('hex');
+}
+
+function isBelow(path: string, folders: readonly string[]): boolean {
+  return folders.some((folder) => path === folder || path.startsWith(`${folder}/`));
+}
+
 type Pack = ReturnType<typeof pack>;
 
 async function fill(tar: Pack, archive: WorkspaceArchive, extras: Extras): Promise<void> {
@@ -110,7 +128,7 @@ export async function fromTar(tar: AsyncIterable<Uint8Array>, without: readonly 
   const lost: Lost[] = [];
   let chars = 0;
   for await (const { path, header, content } of entries(tar)) {
-    if (without.some((folder) => path === folder || path.startsWith(`${folder}/`))) continue;
+    if (isBelow(path, without)) continue;
     switch (header.type) {
       case 'directory':
         archive.directories.push(path);
@@ -132,7 +150,7 @@ export async function fromTar(tar: AsyncIterable<Uint8Array>, without: readonly 
         lost.push({ path, why: `a ${header.type ?? 'thing'} has no place in the SDK's archive` });
     }
   }
-  return { data: new TextEncoder().encode(JSON.stringify(archive)), extras, lost };
+  return { archive, extras, lost };
 }
 
 /** The regular files of a tar by their path. */

@@ -12,11 +12,11 @@ import { homedir } from 'node:os';
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 
-import { filesOf, fromTar, type Unpacked } from './archive.js';
+import { contentOf, filesOf, fromTar, type Extras, type Unpacked, type WorkspaceArchive } from './archive.js';
 import { RunloreError, warn, type Report } from './errors.js';
 import { Outbox } from './outbox.js';
 import type { Run } from './records.js';
-import { Service, type Base, type RunEvent, type Seed } from './service.js';
+import { Service, type Base, type RunEvent, type Seed, type SeedQuery } from './service.js';
 
 export interface RunloreOptions {
   project: string;
@@ -51,17 +51,20 @@ export interface Origin {
   /** Null: there was nothing yet. */
   seed: string | null;
   base: Base;
+  /** What the workspace held (`contentOf`): left as it was, it need not be sent. */
+  content?: string;
 }
 
 const OUTBOX_BYTES_MAX = 8 * 1024 ** 3;
 const DELIVER_MS_MAX = 20_000;
 const WAIT_SECONDS = 10;
+const PLACED_POLL_MS = 100;
 /** Rollouts whose last run and seed are remembered in this process. */
 const SEEN_MAX = 10_000;
 
 interface Seen {
   seed?: string;
-  run?: string;
+  run?: { run: string; attempt: number; workspace: boolean };
 }
 
 export class Runlore {
@@ -124,7 +127,8 @@ export class Runlore {
   /** Keep a run's event until it is delivered. */
   async send(event: RunEvent, archive?: (path: string, event: RunEvent) => Promise<void>): Promise<void> {
     await this.outbox.add(event, archive);
-    this.remember(event.conversation_id, { run: event.run_id });
+    const run = { run: event.run_id, attempt: event.attempt, workspace: archive !== undefined };
+    this.remember(event.conversation_id, { run });
   }
 
   seenOf(rollout: string): Seen {
@@ -184,7 +188,14 @@ export class Rollout {
     // Of another layout than ours its memory would lie where nobody looks; the memory store brings it.
     if (seed.layout.memories_dir !== this.lore.layout.memories_dir) without.push(seed.layout.memories_dir);
     const unpacked = await fromTar(await this.lore.service.workspaceTar(seed.seed), without);
-    return { ...unpacked, origin: { seed: seed.seed, base: seed.base } };
+    const content = this.contentOf(unpacked.archive, unpacked.extras);
+    return { ...unpacked, origin: { seed: seed.seed, base: seed.base, content } };
+  }
+
+  /** What a workspace holds beside memory and session files, which are no part of a snapshot. */
+  contentOf(archive: WorkspaceArchive, extras: Extras): string {
+    const { memories_dir, sessions_dir } = this.lore.layout;
+    return contentOf(archive, extras, [memories_dir, sessions_dir]);
   }
 
   /** The event of a run of this rollout. */
@@ -227,22 +238,26 @@ export class Rollout {
     const delivered = await lore.settle();
     const seen = lore.seenOf(this.id);
     const query = { rollout: this.id, ...this.options, ...(seen.seed ? { after: seen.seed } : {}) };
-    const wait = seen.run !== undefined && delivered && lore.waitSeconds > 0;
-    const seed = wait ? await this.awaited({ ...query, waitFor: seen.run! }) : await lore.service.seed(query);
+    const seed = seen.run && delivered ? await this.awaited(query, seen.run) : await lore.service.seed(query);
     if (seed.seed !== null) lore.remember(this.id, { seed: seed.seed });
     return seed;
   }
 
-  private async awaited(query: { rollout: string; waitFor: string }): Promise<Seed> {
+  /** The seed once it holds a run: its workspace is a version (or a branch), and the memory covers it. */
+  private async awaited(query: SeedQuery, { run, attempt, workspace }: NonNullable<Seen['run']>): Promise<Seed> {
     const { service, waitSeconds, report } = this.lore;
+    const end = Date.now() + waitSeconds * 1000;
+    const left = () => Math.max(0, (end - Date.now()) / 1000);
     try {
-      return await service.seed({ ...query, waitSeconds });
+      while (workspace && left() > 0 && !(await service.isPlaced(run, attempt))) {
+        await new Promise((resolve) => setTimeout(resolve, PLACED_POLL_MS));
+      }
+      if (left() > 0) return await service.seed({ ...query, waitFor: run, waitSeconds: left() });
     } catch (error) {
       if (!(error instanceof RunloreError) || error.kind !== 'wait_timeout') throw error;
-      report({ message: `run ${query.waitFor} is not in the memory after ${waitSeconds} s; going on without it` });
-      const { waitFor: _, ...rest } = query;
-      return service.seed(rest);
     }
+    if (waitSeconds > 0) report({ message: `run ${run} is not in the memory after ${waitSeconds} s; going on without it` });
+    return service.seed(query);
   }
 
   private async fetchFiles(seed: Seed): Promise<Map<string, Uint8Array>> {

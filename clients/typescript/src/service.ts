@@ -88,11 +88,23 @@ export class Service {
     if (query.after !== undefined) named.set('after', query.after);
     if (query.waitFor !== undefined) {
       named.set('wait_for', query.waitFor);
-      named.set('wait_seconds', String(query.waitSeconds ?? 10));
+      named.set('wait_seconds', (query.waitSeconds ?? 10).toFixed(3));
     }
     const path = `/memories/${encodeURIComponent(this.options.memory)}/seed?${named}`;
     const timeout = ANSWER_MS_MAX + 1000 * (query.waitSeconds ?? 0);
     return (await (await this.read(path, timeout)).json()) as Seed;
+  }
+
+  /** Whether the snapshot stage is done with what a run's attempt left. */
+  async isPlaced(run: string, attempt: number): Promise<boolean> {
+    let found: { runs: { attempt: number | null; steps: { stage: string }[] }[] };
+    try {
+      found = (await (await this.read(`/runs/${encodeURIComponent(run)}`, ANSWER_MS_MAX)).json()) as typeof found;
+    } catch (error) {
+      if (error instanceof RunloreError && error.status === 404) return false;
+      throw error;
+    }
+    return found.runs.some((one) => one.attempt === attempt && one.steps.some((step) => step.stage === 'snapshot'));
   }
 
   /** The memory files of a seed, as a tar. */

@@ -109,9 +109,10 @@ export class RunloreSnapshotStore implements RemoteSnapshotStore {
 
   async load({ id }: { id: string }): Promise<{ data: Uint8Array; metadata: Record<string, unknown>; extras: Extras }> {
     this.check(id);
-    const { data, extras, lost, origin } = await this.rollout.workspace();
+    const { archive, extras, lost, origin } = await this.rollout.workspace();
     for (const { path, why } of lost) this.rollout.lore.report({ message: `${path} is not restored: ${why}` });
     this.origins.push(origin);
+    const data = new TextEncoder().encode(JSON.stringify(archive));
     return { data, metadata: { runlore: origin }, extras };
   }
 
@@ -136,13 +137,18 @@ export class RunloreSnapshotStore implements RemoteSnapshotStore {
   private async keep(data: Uint8Array, context: SaveContext): Promise<void> {
     const archive = parseArchive(data);
     const run = archive ? this.lastRun(archive) : undefined;
-    const { origin } = context;
+    const { origin, extras = NO_EXTRAS } = context;
+    if (archive && origin?.content && origin.content === this.rollout.contentOf(archive, extras)) {
+      // Left as it was: no version. The run's record counts, unless the memory store has sent it already.
+      if (run) await this.rollout.lore.send(this.rollout.event(run, run.line, origin.seed));
+      return;
+    }
     const event = run
       ? this.rollout.event(run, run.line, origin?.seed)
       : this.rollout.event(...this.workspaceAlone(), origin?.seed);
     const { agent } = this.rollout.options;
     await this.rollout.lore.send(event, async (path, complete) => {
-      const claim = await written(data, archive, context.extras ?? NO_EXTRAS, path);
+      const claim = await written(data, archive, extras, path);
       if (run) this.asBranch(complete, run, claim);
       const workspace = { archive: claim, ...(origin ? { base: origin.base } : {}) };
       complete.workspaces = [{ ...(agent === undefined ? {} : { agent }), ...workspace }];

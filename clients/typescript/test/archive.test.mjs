@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { extract } from 'tar-stream';
 
-import { fromTar, parseArchive, writeTar } from '../dist/archive.js';
+import { contentOf, fromTar, parseArchive, writeTar } from '../dist/archive.js';
 import { tarOf } from './service.mjs';
 
 let folder;
@@ -31,9 +31,9 @@ async function contents(bytes) {
 
 async function thereAndBack(entries) {
   const bytes = await tarOf(entries);
-  const { data, extras, lost } = await fromTar(stream(bytes));
+  const { archive, extras, lost } = await fromTar(stream(bytes));
   const target = join(folder, 'back.tar');
-  const claim = await writeTar(parseArchive(data), extras, target);
+  const claim = await writeTar(parseArchive(new TextEncoder().encode(JSON.stringify(archive))), extras, target);
   const back = await readFile(target);
   assert.equal(claim.size, back.length);
   return { before: await contents(bytes), after: await contents(back), extras, lost, claim };
@@ -97,9 +97,9 @@ test('what the SDK could not write down is told', async () => {
 });
 
 test('without extras a tar of the archive holds plain files', async () => {
-  const { data } = await fromTar(stream(await tarOf([[{ name: 'run.sh', mode: 0o755 }, 'x']])));
+  const { archive } = await fromTar(stream(await tarOf([[{ name: 'run.sh', mode: 0o755 }, 'x']])));
   const target = join(folder, 'plain.tar');
-  await writeTar(parseArchive(data), { modes: {}, links: {} }, target);
+  await writeTar(archive, { modes: {}, links: {} }, target);
   assert.equal((await contents(await readFile(target)))['run.sh'][1], 0o644);
 });
 
@@ -110,8 +110,8 @@ test('folders that are left out are left out whole, and only they', async () => 
     [{ name: 'sessions.md' }, 'x'],
     [{ name: 'deep/sessions/b' }, 'x'],
   ]);
-  const { data } = await fromTar(stream(tar), ['sessions']);
-  assert.deepEqual(parseArchive(data).files.map((one) => one.path), ['sessions.md', 'deep/sessions/b']);
+  const { archive } = await fromTar(stream(tar), ['sessions']);
+  assert.deepEqual(archive.files.map((one) => one.path), ['sessions.md', 'deep/sessions/b']);
 });
 
 for (const name of ['../up', '/etc/passwd', 'a/../../b']) {
@@ -131,4 +131,14 @@ test('bytes that are no archive of the SDK are told from one', () => {
   assert.equal(parseArchive(encode('{"version":1')), undefined);
   assert.equal(parseArchive(encode('ustar')), undefined);
   assert.equal(parseArchive(new Uint8Array()), undefined);
+});
+
+test('the content of a workspace is what it holds: not the order, not what is left out', () => {
+  const of = (files, extras = {}, without = []) =>
+    contentOf({ version: 1, directories: [], files }, { modes: {}, links: {}, ...extras }, without);
+  const [a, b, memory] = [{ path: 'a', data: 'eA==' }, { path: 'b', data: '' }, { path: 'memories/m', data: 'eA==' }];
+  assert.equal(of([a, b]), of([b, a]));
+  assert.equal(of([a, memory], {}, ['memories']), of([a]));
+  const others = [of([b]), of([a, b]), of([a], { modes: { a: 0o755 } }), of([a], { links: { l: 'a' } })];
+  assert.equal(new Set([of([a]), ...others]).size, 5);
 });

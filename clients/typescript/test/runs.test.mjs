@@ -35,7 +35,7 @@ test("a second fresh run begins with the first one's workspace, links and modes 
   await service.remember(1, { 'memories/MEMORY.md': '# one', 'memories/memory_summary.md': 'v1\nuse --fast' });
   const made = 'mkdir -p bin empty && printf "#!/bin/sh\\necho ran" > bin/x && chmod 750 bin/x && ln -s x bin/l && echo hi > a.txt';
   await run(lore(), 'conv-1', [made]);
-  const second = await run(lore(), 'conv-1', ['cat a.txt; bin/l; stat -c %a bin/x; ls -d empty; cat memories/MEMORY.md; echo; ls sessions | wc -l']);
+  const second = await run(lore(), 'conv-1', ['cat a.txt; bin/l; stat -c %a bin/x; ls -d empty; cat memories/MEMORY.md; echo; ls sessions | wc -l; echo > b.txt']);
   assert.deepEqual(second.outputs[0].split('Output:\n')[1].trim().split('\n'), ['hi', 'ran', '750', 'empty', '# one', '0']);
   assert.match(second.instructions, /use --fast/);
   assert.equal(records().size, 2);

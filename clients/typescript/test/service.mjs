@@ -14,6 +14,8 @@ export class FakeService {
   lines = new Map();
   memory = { revision: null, files: {} };
   seeds = new Map();
+  /** Whether no workspace is placed yet. */
+  isBehind = false;
 
   async start(port = 0) {
     this.server = createServer((request, response) => {
@@ -50,6 +52,7 @@ export class FakeService {
     const seed = /^\/seeds\/([^/]+)\/(memory|workspace)\.tar$/.exec(path);
     if (request.method === 'POST' && path === '/archives') return send(201, this.take(body));
     if (request.method === 'POST' && path === '/events') return this.publish(JSON.parse(body), send);
+    if (path.startsWith('/runs/')) return this.explain(decodeURIComponent(path.slice(6)), send);
     if (path === '/memories/support/seed') return send(200, this.seed(url.searchParams));
     if (seed) return send(200, this.seeds.get(seed[1])[seed[2]], { 'content-type': 'application/x-tar' });
     return send(404, { kind: 'not_found', detail: path });
@@ -75,6 +78,13 @@ export class FakeService {
       this.lines.set(event.conversation_id, head);
     }
     return send(202, { event: 'e', rollout: event.conversation_id, run: event.run_id, attempt: event.attempt });
+  }
+
+  explain(run, send) {
+    const known = this.events.filter((one) => one.run_id === run);
+    const placed = (one) => (one.workspaces ? [{ stage: 'snapshot', what: 'there' }] : []);
+    const runs = known.map((one) => ({ attempt: one.attempt, steps: this.isBehind ? [] : placed(one) }));
+    return runs.length ? send(200, { runs }) : send(404, { kind: 'not_found', detail: run });
   }
 
   seed(query) {

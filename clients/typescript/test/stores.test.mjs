@@ -282,6 +282,31 @@ test('a run that does not come into the memory in time is gone on without', asyn
   assert.match(told.at(-1).message, /not in the memory/);
 });
 
+test('the next run waits for the workspace of the one before, but not for ever', async () => {
+  const mine = lore({ waitSeconds: 0.3 });
+  const store = new RunloreSnapshotStore(mine.rollout('conv-1'));
+  await store.save({ id: 'conv-1', data: workspace({ 'a.txt': '1' }, [line('one')]) });
+  service.isBehind = true;
+  await store.exists({ id: 'conv-1' });
+  assert.match(told.at(-1).message, /not in the memory/);
+  service.isBehind = false;
+  service.requests = [];
+  await store.exists({ id: 'conv-1' });
+  assert.match(service.requests.join(), /runs.*wait_for/);
+  assert.equal(told.length, 1);
+});
+
+test('a workspace that is left as it was is not sent again', async () => {
+  await snapshotted();
+  const store = new RunloreSnapshotStore(lore().rollout('conv-1'));
+  await store.load({ id: 'conv-1' });
+  const sent = service.archives.size;
+  await store.save({ id: 'conv-1', data: workspace({ 'a.txt': '1', 'memories/MEMORY.md': 'x' }, [line('two')]) });
+  assert.equal(service.archives.size, sent);
+  assert.equal(service.events.at(-1).record, line('two'));
+  assert.equal('workspaces' in service.events.at(-1), false);
+});
+
 test('a key goes with every request, and into no report', async () => {
   const keys = new Set();
   service.fault = (request) => {
