@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 
+import homes
 import pytest
 import servers
+import serving
 
 from runlore.events import ids, records
 from runlore.sources import agents_sdk
@@ -66,3 +68,88 @@ def test_the_lock_file_names_no_host_to_download_from():
     from infra.dev import node
 
     assert "resolved" not in (node.CLIENT / "package-lock.json").read_text("utf-8")
+
+
+# --- against the real service ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(home):
+    """`runlore up` and `runlore serve` on a home of their own."""
+    home.up()
+    return serving.Served(home).start()
+
+
+@pytest.fixture
+def runs(client, service, tmp_path):
+    """Runs of the real SDK in a process of their own, each with the outbox of this test."""
+
+    def made(*several, together=False, wait_seconds=60, **more):
+        given = {"project": "acme", "memory": "support", "url": service.url, "outbox": str(tmp_path / "outbox")}
+        given |= {"waitSeconds": wait_seconds, "deliverMsMax": 60_000, **more}
+        return drive(client, do="runs", runlore=given, runs=list(several), together=together)
+
+    return made
+
+
+def run_of(rollout, *commands, **more):
+    return {"id": rollout, "commands": list(commands), **more}
+
+
+def printed(run):
+    return [one.partition("Output:\n")[2].strip() for one in run["outputs"]]
+
+
+def recorded(home):
+    """Every record of the home: (rollout, run)."""
+    return {tuple(key.split("/")[-2:]) for key in home.objects("records")}
+
+
+def test_a_second_fresh_run_begins_with_the_first_ones_workspace_and_memory(runs, home):
+    broken = 'test "$REGION" = eu || { echo "ConfigError: REGION is not set" >&2; exit 3; }; echo passed'
+    script = f"printf '%s\\n' '{broken}' > check.sh; chmod +x check.sh; ln -s check.sh link; mkdir empty"
+    made = run_of("conv-1", script, "sh check.sh", "REGION=eu sh check.sh", input="Make the check pass.")
+    again = run_of("conv-1", "ls -F; stat -c %a check.sh; REGION=eu sh link; cat memories/MEMORY.md")
+    got = runs(made, again)
+    first, second = got["runs"]
+    assert "ConfigError" in printed(first)[1] and printed(first)[2] == "passed", first
+    seen = printed(second)[0]
+    assert {"check.sh*", "link@", "empty/", "memories/", "755", "passed"} <= set(seen.split()), seen
+    assert "Make the check pass." in seen, seen
+    assert "Make the check pass." not in first["instructions"]
+    assert "Make the check pass." in second["instructions"]
+    assert got["reports"] == []
+    assert branches(home) == []
+    home.verified()
+
+
+def test_runs_of_one_conversation_at_once_all_stay(runs, home, service):
+    several = [run_of("conv-1", f"echo {one} > {one}.txt", input=f"task {one}") for one in range(4)]
+    got = runs(*several, together=True)
+    homes.wait_until(lambda: len(recorded(home)) == 4, "four records")
+    assert got["reports"] == []
+    homes.wait_until(lambda: len(branches(home)) == 3, "one workspace to lead, and three branches")
+    home.verified()
+
+
+def branches(home):
+    heads = home.objects("workspaces")
+    return [name for body in heads.values() for name in json.loads(body).get("branches", {})]
+
+
+def test_a_service_that_is_away_fails_no_run_and_has_everything_later(client, runs, home, service, tmp_path):
+    runs(run_of("conv-1", "echo one > a.txt"))
+    service.end()
+    away = runs(run_of("conv-1", "cat a.txt; echo two > b.txt", answer="finished", input="second"), deliverMsMax=500)
+    (second,) = away["runs"]
+    assert second["finalOutput"] == "finished"
+    assert "No such file" in printed(second)[0]
+    assert any("branch" in one for one in away["reports"]), away
+    service.start()
+    given = {"project": "acme", "memory": "support", "url": service.url, "outbox": str(tmp_path / "outbox")}
+    assert drive(client, do="flush", runlore=given) == {"delivered": True, "reports": []}
+    homes.wait_until(lambda: len(recorded(home)) == 2 and len(branches(home)) == 1, "the run that was away")
+    third = runs(run_of("conv-1", "cat a.txt; ls b.txt", input="third"))
+    # What the blind run left has overwritten nothing: it waits as a branch.
+    assert printed(third["runs"][0])[0].startswith("one") and "No such file" in printed(third["runs"][0])[0]
+    home.verified()
