@@ -8,7 +8,7 @@
  */
 
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { RunloreError, textOf, type Report } from './errors.js';
@@ -25,6 +25,8 @@ const EVENT = 'event.json';
 const ARCHIVE = 'archive.tar';
 const REFUSED = 'refused';
 const DRAFT = '.draft-';
+/** A draft this old is of a process that died. */
+const DRAFT_MS_MAX = 24 * 3600_000;
 const RETRY_MS_MIN = 1_000;
 const RETRY_MS_MAX = 60_000;
 
@@ -49,6 +51,7 @@ export class Outbox {
       const complete = { ...event };
       await archive?.(join(draft, ARCHIVE), complete);
       await writeFile(join(draft, EVENT), JSON.stringify(complete), { mode: 0o600 });
+      for (const file of archive ? [ARCHIVE, EVENT] : [EVENT]) await toDisk(join(draft, file));
       const held = await sizeOf(this.options.folder);
       if (held > this.options.bytesMax) {
         throw new RunloreError('outbox_full', `the outbox would hold ${held} bytes, more than ${this.options.bytesMax}`);
@@ -79,6 +82,7 @@ export class Outbox {
   }
 
   private async drainAll(): Promise<void> {
+    await this.sweep();
     while (this.again) {
       this.again = false;
       for (const name of await this.items()) {
@@ -89,6 +93,15 @@ export class Outbox {
       }
     }
     this.failures = 0;
+  }
+
+  /** Delete what a process that died was writing. */
+  private async sweep(): Promise<void> {
+    const found = await readdir(this.options.folder).catch(() => []);
+    for (const name of found.filter((one) => one.startsWith(DRAFT))) {
+      if (Number(name.slice(DRAFT.length).split('-', 1)[0]) > Date.now() - DRAFT_MS_MAX) continue;
+      await rm(join(this.options.folder, name), { recursive: true, force: true }).catch(() => {});
+    }
   }
 
   /** Send one item; false where the service is away, so that the order stays as it is. */
@@ -138,6 +151,16 @@ export class Outbox {
       void this.drain();
     }, wait);
     this.timer.unref(); // A program that has nothing else to do may end: the next one delivers.
+  }
+}
+
+/** What is renamed before it is on the disk may be empty after a power cut. */
+async function toDisk(path: string): Promise<void> {
+  const file = await open(path, 'r+');
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
   }
 }
 

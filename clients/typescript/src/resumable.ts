@@ -127,7 +127,7 @@ class Resumable {
     ) => Promise<Record<string, unknown>>;
     const spec = state.snapshotSpec;
     if (!isRunlore(spec)) return serialize(state, ...rest);
-    const extras = state.workspaceRootPath ? await collectExtras(state.workspaceRootPath) : undefined;
+    const extras = await extrasOf(state, spec);
     state.snapshotSpec = { ...spec, store: new Knowing(spec.store, extras) };
     try {
       return await serialize(state, ...rest);
@@ -201,6 +201,17 @@ class Knowing {
 
 function remember(state: State, spec: RunloreSpec, metadata: Record<string, unknown>): void {
   state.snapshotSpec = { ...spec, metadata: { ...spec.metadata, ...metadata } };
+}
+
+/** A run has ended here: what can not be read is told, and its workspace goes without. */
+async function extrasOf(state: State, spec: RunloreSpec): Promise<Extras | undefined> {
+  if (!state.workspaceRootPath) return undefined;
+  try {
+    return await collectExtras(state.workspaceRootPath);
+  } catch (error) {
+    spec.store.rollout.lore.report({ message: 'modes and links of the workspace can not be read', error });
+    return undefined;
+  }
 }
 
 async function putBack(session: Session, extras: Extras, spec: RunloreSpec): Promise<void> {

@@ -237,8 +237,15 @@ export class Rollout {
     // What this process recorded before comes first, or the run begins where the one before the last ended.
     const delivered = await lore.settle();
     const seen = lore.seenOf(this.id);
-    const query = { rollout: this.id, ...this.options, ...(seen.seed ? { after: seen.seed } : {}) };
-    const seed = seen.run && delivered ? await this.awaited(query, seen.run) : await lore.service.seed(query);
+    const query: SeedQuery = { rollout: this.id, ...this.options, ...(seen.seed ? { after: seen.seed } : {}) };
+    const asked = (wanted: SeedQuery) =>
+      seen.run && delivered ? this.awaited(wanted, seen.run) : lore.service.seed(wanted);
+    const seed = await asked(query).catch((error: unknown) => {
+      // The seed of before may mean nothing to the service any more: its secret, or the whole service, is another.
+      if (seen.seed === undefined || !(error instanceof RunloreError) || !error.isRefusal) throw error;
+      const { after: _, ...rest } = query;
+      return asked(rest);
+    });
     if (seed.seed !== null) lore.remember(this.id, { seed: seed.seed });
     return seed;
   }

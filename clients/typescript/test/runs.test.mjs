@@ -49,6 +49,13 @@ test('an id that the SDK would lose the record of is kept, without a group too',
   assert.equal(records().size, 1);
 });
 
+test('a streamed run leaves the same as another, and its input too', async () => {
+  await run(lore(), 'conv-1', ['echo hi > a.txt'], { stream: true, input: 'streamed task' });
+  assert.equal(records().size, 1);
+  assert.match(service.events[0].record, /streamed task/);
+  assert.equal(service.lines.get('conv-1').counter, 1);
+});
+
 test('runs of one id at the same time keep all records; one workspace leads, the others are branches', async () => {
   const mine = lore();
   const runs = [1, 2, 3, 4].map((one) => run(mine, 'conv-1', [`echo ${one} > ${one}.txt`], { input: `task ${one}` }));

@@ -30,7 +30,12 @@ export async function run(lore, id, commands, options = {}) {
   const agent = new SandboxAgent({ name: 'worker', instructions: 'Work.', model, capabilities, ...options.agent });
   const client = resumable(new UnixLocalSandboxClient(), { snapshot, ...options.resumable });
   const runner = new Runner(options.noGroup ? {} : { groupId: id });
-  const result = await runner.run(agent, options.input ?? `task of ${id}`, { sandbox: { client, snapshot } });
+  const config = { sandbox: { client, snapshot }, stream: options.stream ?? false };
+  const result = await runner.run(agent, options.input ?? `task of ${id}`, config);
+  if (options.stream) {
+    for await (const _ of result) { /* to its end */ }
+    await result.completed;
+  }
   return { ...seen, result, finalOutput: result.finalOutput };
 }
 

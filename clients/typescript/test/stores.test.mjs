@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
@@ -193,6 +193,26 @@ test('what the service refuses is put aside with its reason, and holds up nothin
   const [name] = await readdir(join(folder, place, 'refused'));
   const problem = JSON.parse(await readFile(join(folder, place, 'refused', name, 'problem.json')));
   assert.equal(problem.kind, 'too_large');
+});
+
+test('what a process that died was writing is swept, and what one is writing now is not', async () => {
+  const mine = lore();
+  await new RunloreMemoryStore(mine.rollout('conv-1')).write('sessions/conv-1.jsonl', text(line('one')));
+  await mine.flush();
+  const [place] = await readdir(folder);
+  const names = [Date.now() - 25 * 3600_000, Date.now()].map((at) => `.draft-${String(at).padStart(15, '0')}-0-x`);
+  for (const name of names) await mkdir(join(folder, place, name));
+  await mine.flush();
+  assert.deepEqual((await readdir(join(folder, place))).filter((name) => name.startsWith('.draft')), [names[1]]);
+});
+
+test('a seed of before that the service does not know any more is let go', async () => {
+  await service.remember(1, { 'memories/MEMORY.md': 'one' });
+  const mine = lore();
+  const store = new RunloreSnapshotStore(mine.rollout('conv-1'));
+  await store.exists({ id: 'conv-1' });
+  service.fault = (_, url) => (url.searchParams.has('after') ? { status: 400, body: { kind: 'invalid_input' } } : undefined);
+  assert.equal(await store.exists({ id: 'conv-1' }), false);
 });
 
 test('what waits is readable by its owner alone', async () => {
