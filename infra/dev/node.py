@@ -66,7 +66,9 @@ def build(target: Path) -> Path:
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, target / name)
     # What the page shows is compiled with the rest.
-    shown = re.findall(r"^```ts\n(.*?)^```", (CLIENT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    shown = re.findall(
+        r"^```ts\n(.*?)^```", (CLIENT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
     for number, text in enumerate(shown):
         (target / "src" / f"shown{number}.ts").write_text(text, "utf-8")
     (target / "node_modules").symlink_to(modules)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 
@@ -17,21 +16,24 @@ CONVERSATION = 'user:42 "ü" & co'
 
 
 @pytest.fixture
-def agent(home, tmp_path):
-    """Run the script as a person would."""
+def environment(home, tmp_path):
+    """What a shell needs to reach a real service, and to find the example as a person does: beside it."""
     for tool in ("curl", "tar"):
         if shutil.which(tool) is None:
             pytest.skip(f"the example needs {tool}: install it")
+    shutil.copy(AGENT, tmp_path / "agent.sh")
     home.up()
-    service = serving.Served(home).start()
+    return {**home.environment, "RUNLORE_URL": serving.Served(home).start().url}
 
+
+@pytest.fixture
+def agent(environment, tmp_path):
     def ran(task, command, code=0, after=""):
-        environment = {
-            **home.environment,
-            **{"RUNLORE_URL": service.url, "AFTER_RUN": after, "RUN_FILE": str(tmp_path / "run")},
-        }
-        made = ["sh", AGENT, CONVERSATION, task, command]
-        done = subprocess.run(made, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        given = {**environment, "AFTER_RUN": after, "RUN_FILE": str(tmp_path / "run")}
+        made = ["sh", "agent.sh", CONVERSATION, task, command]
+        done = subprocess.run(
+            made, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout, (tmp_path / "run").read_text().strip()
 
@@ -40,7 +42,8 @@ def agent(home, tmp_path):
 
 def test_a_second_run_of_the_shell_agent_begins_where_the_first_ended(agent, home):
     task = 'Say "hi"\tin ü\nand \\ keep it'
-    out, first = agent(task, "pwd -P; mkdir empty bin; echo 'echo ran' > bin/x; chmod 755 bin/x; ln -s x bin/l; exit 3", code=3)
+    work = "pwd -P; mkdir empty bin; echo 'echo ran' > bin/x; chmod 755 bin/x; ln -s x bin/l; exit 3"
+    out, first = agent(task, work, code=3)
     assert out.count("\n") == 1
     seen, second = agent("Go on.", "ls -F . bin; sh bin/l; cat memories/MEMORY.md", after=first)
     assert {"empty/", "bin/", "memories/", "x*", "l@", "ran"} <= set(seen.split())
@@ -50,17 +53,27 @@ def test_a_second_run_of_the_shell_agent_begins_where_the_first_ended(agent, hom
     record = json.loads(body.splitlines()[1])
     assert record["input"][0]["content"] == task
     call, output = record["generated_items"]
-    assert json.loads(call["arguments"])["command"].startswith("pwd -P; mkdir")
+    assert json.loads(call["arguments"])["command"] == work
     assert output["output"].endswith("exit code 3")
     assert second != first
     home.verified()
 
 
-def test_the_examples_own_words_are_the_ones_that_it_takes():
-    """Every command of its README is one of this script, with as many words as it wants."""
+def test_what_its_page_shows_is_what_its_commands_print(environment, tmp_path):
     readme = (AGENT.parent / "README.md").read_text("utf-8")
-    shown = re.findall(r"^\$ (.*agent\.sh.*)$", readme, re.MULTILINE)
-    assert shown
-    for line in shown:
-        words = shlex.split(line)
-        assert len(words[words.index(next(one for one in words if one.endswith("agent.sh"))) + 1 :]) == 3, line
+    (session,) = re.findall(r"^```console\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    serve, *commands = re.findall(r"^\$ (.*)$", session, re.MULTILINE)
+    assert serve.startswith("runlore serve --up")
+    done = subprocess.run(
+        ["sh", "-eu"],
+        input="\n".join(commands),
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = [line for line in session.splitlines() if not line.startswith("$") and line != "…"]
+    assert done.stdout.splitlines()[: len(shown)] == shown

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
 import homes
 import pytest
-import servers
 import serving
 
+import servers
 from runlore.events import ids, records
 from runlore.sources import agents_sdk
 
@@ -23,42 +24,67 @@ def client(tmp_path_factory):
     return node.build(tmp_path_factory.mktemp("typescript") / "client")
 
 
-def drive(client, **job):
-    """What test/driver.mjs answers to a job."""
-    done = subprocess.run(
-        ["node", "test/driver.mjs"],
-        cwd=client,
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return json.loads(done.stdout)
+def environment():
+    """Nobody's own settings, for a process that outlives a test."""
+    own = ("RUNLORE_", "OPENAI_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 
+@pytest.fixture(scope="session")
+def drive(client):
+    """What test/driver.mjs answers to a job: one process for all tests, because the SDK takes seconds to load."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = ["node", "test/driver.mjs"]
+    with subprocess.Popen(command, cwd=client, env=environment(), text=True, **pipes) as process:
+
+        def driven(**job):
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            assert line, f"the driver ended with {process.wait()}"
+            got = json.loads(line)
+            assert "failed" not in got, got["failed"]
+            return got
+
+        yield driven
+        process.kill()
+
+
+@pytest.mark.timeout(600)
 def test_the_clients_own_tests_pass(client):
     found = sorted(path.name for path in (client / "test").glob("*.test.mjs"))
     command = ["node", "--test", "--test-force-exit", *(f"test/{name}" for name in found)]
-    done = subprocess.run(command, cwd=client, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=client, env=environment(), capture_output=True, text=True, timeout=580, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n# skipped 0\n" in done.stdout and "\n# pass 0\n" not in done.stdout
 
 
 IDS = [
-    *("conv-1", "Conv-1", "user:42@example.com", "rl-x", "con", "com1.txt", "a.", ".a", "-", "日本", "Straße"),
+    *(
+        "conv-1",
+        "Conv-1",
+        "user:42@example.com",
+        "rl-x",
+        "con",
+        "com1.txt",
+        "a.",
+        ".a",
+        "-",
+        "日本",
+        "Straße",
+    ),
     *("x" * 128, "x" * 129, "a/b c__d--e", "😀", "ſ", "İ", "nul", "nullify", "_"),
 ]
 
 
-def test_an_alias_and_a_runs_id_are_those_that_the_service_makes(client):
+def test_an_alias_and_a_runs_id_are_those_that_the_service_makes(drive):
     """So a session file that is imported later holds no run that is new."""
-    lines = [
-        json.dumps({"rollout_id": "user:42", "input": [{"content": content}], "generated_items": []}, ensure_ascii=False)
-        for content in ("plain", "é \u2028 \u0085 😀", 'q"\\u00e9', "\x7f")
-    ]
-    got = drive(client, do="names", ids=IDS, lines=lines, rollout="user:42")
+    contents = ("plain", "é \u2028 \u0085 😀", 'q"\\u00e9', "\x7f")
+    records_of = [{"rollout_id": "user:42", "input": [one], "generated_items": []} for one in contents]
+    lines = [json.dumps(one, ensure_ascii=False) for one in records_of]
+    got = drive(do="names", ids=IDS, lines=lines, rollout="user:42")
     assert got["aliases"] == [ids.alias(one) for one in IDS]
     assert [one["run"] for one in got["runs"]] == [agents_sdk.run(one, stem="-")["run_id"] for one in lines]
     assert [one["kept"] for one in got["runs"]] == [records.to_ascii(one) for one in lines]
@@ -74,6 +100,12 @@ def test_the_lock_file_names_no_host_to_download_from():
 
 
 @pytest.fixture
+def home(tmp_path):
+    """A home whose service asks for a key."""
+    return homes.Home(tmp_path / "home", http_keys="true")
+
+
+@pytest.fixture
 def service(home):
     """`runlore up` and `runlore serve` on a home of their own."""
     home.up()
@@ -81,13 +113,20 @@ def service(home):
 
 
 @pytest.fixture
-def runs(client, service, tmp_path):
-    """Runs of the real SDK in a process of their own, each with the outbox of this test."""
+def settings(home, service, tmp_path):
+    """A client's settings, with a key that may write."""
+    given = ("--scope", "write", "--name", "typescript", "--reason", "a test")
+    key = home.json("keys", "create", "acme", *given)["token"]
+    place = {"url": service.url, "key": key, "outbox": str(tmp_path / "outbox")}
+    return {"project": "acme", "memory": "support", "waitSeconds": 60, "deliverMsMax": 60_000, **place}
 
-    def made(*several, together=False, wait_seconds=60, **more):
-        given = {"project": "acme", "memory": "support", "url": service.url, "outbox": str(tmp_path / "outbox")}
-        given |= {"waitSeconds": wait_seconds, "deliverMsMax": 60_000, **more}
-        return drive(client, do="runs", runlore=given, runs=list(several), together=together)
+
+@pytest.fixture
+def runs(drive, settings):
+    """Runs of the real SDK."""
+
+    def made(*several, together=False, **more):
+        return drive(do="runs", runlore={**settings, **more}, runs=list(several), together=together)
 
     return made
 
@@ -137,17 +176,18 @@ def branches(home):
     return [name for body in heads.values() for name in json.loads(body).get("branches", {})]
 
 
-def test_a_service_that_is_away_fails_no_run_and_has_everything_later(client, runs, home, service, tmp_path):
+def test_a_service_that_is_away_fails_no_run_and_has_everything_later(drive, runs, home, service, settings):
     runs(run_of("conv-1", "echo one > a.txt"))
     service.end()
-    away = runs(run_of("conv-1", "cat a.txt; echo two > b.txt", answer="finished", input="second"), deliverMsMax=500)
+    away = runs(
+        run_of("conv-1", "cat a.txt; echo two > b.txt", answer="finished", input="second"), deliverMsMax=500
+    )
     (second,) = away["runs"]
     assert second["finalOutput"] == "finished"
     assert "No such file" in printed(second)[0]
     assert any("branch" in one for one in away["reports"]), away
     service.start()
-    given = {"project": "acme", "memory": "support", "url": service.url, "outbox": str(tmp_path / "outbox")}
-    assert drive(client, do="flush", runlore=given) == {"delivered": True, "reports": []}
+    assert drive(do="flush", runlore=settings) == {"delivered": True, "reports": []}
     homes.wait_until(lambda: len(recorded(home)) == 2 and len(branches(home)) == 1, "the run that was away")
     third = runs(run_of("conv-1", "cat a.txt; ls b.txt", input="third"))
     # What the blind run left has overwritten nothing: it waits as a branch.

@@ -1,22 +1,20 @@
-/** For tests/e2e/test_typescript.py: a job as JSON on stdin, done with the built client, its outcome as JSON on stdout. */
+/**
+ * For tests/e2e/test_typescript.py: each line of stdin is a job as JSON, done with the built client; its outcome is a line
+ * of JSON on stdout. Every job has a `Runlore` of its own, as a process that just started would.
+ */
 
-import { text } from 'node:stream/consumers';
+import { createInterface } from 'node:readline';
 import { Runlore } from 'runlore';
 
 import { alias, runsOf } from '../dist/records.js';
 import { run } from './sdk.mjs';
 
-const job = JSON.parse(await text(process.stdin));
-const reports = [];
-const report = ({ message, error }) => reports.push(error ? `${message}: ${error.message}` : message);
-const lore = job.runlore && new Runlore({ ...job.runlore, report });
-
 const does = {
-  names: () => ({
+  names: (job) => ({
     aliases: job.ids.map(alias),
-    runs: job.lines.map((line) => runsOf(line, job.rollout).map(({ run, line: kept }) => ({ run, kept }))[0]),
+    runs: job.lines.map((line) => runsOf(line, job.rollout).map((one) => ({ run: one.run, kept: one.line }))[0]),
   }),
-  runs: async () => {
+  runs: async (job, lore) => {
     const one = async ({ id, commands, ...options }) => {
       const { outputs, instructions, finalOutput } = await run(lore, id, commands, options);
       return { outputs, instructions, finalOutput };
@@ -26,8 +24,21 @@ const does = {
     for (const each of job.runs) runs.push(await one(each));
     return { runs };
   },
-  flush: async () => ({ delivered: await lore.flush() }),
+  flush: async (_, lore) => ({ delivered: await lore.flush() }),
 };
 
-const outcome = await does[job.do]();
-process.stdout.write(JSON.stringify({ ...outcome, reports }), () => process.exit(0));
+async function done(job) {
+  const reports = [];
+  const report = ({ message, error }) => reports.push(error ? `${message}: ${error.message}` : message);
+  try {
+    const lore = job.runlore && new Runlore({ ...job.runlore, report });
+    return { ...(await does[job.do](job, lore)), reports };
+  } catch (error) {
+    return { failed: error.stack, reports };
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  process.stdout.write(`${JSON.stringify(await done(JSON.parse(line)))}\n`);
+}
+process.exit(0); // The SDK's timers would keep it for seconds.
