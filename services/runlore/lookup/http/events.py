@@ -75,7 +75,7 @@ async def events(
     async with service.events.entered():
         raw = await answers.body_of(request, services.JSON_BYTES_MAX)
         # Off the loop: a record may have 64 MiB.
-        made = await answers.in_thread(_prepare, raw, project, idempotency_key)
+        made = await asyncio.to_thread(_prepare, raw, project, idempotency_key)
         del raw
         if idempotency_key is not None:
             await _first_of_its_key(service.store, project, idempotency_key, made)
@@ -207,7 +207,7 @@ async def _claim(request: Request, service: services.Service, project: str) -> t
 async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
     """`work` in a thread. Raises `errors.StoreUnavailable` where the disk does not do it: another replica's may."""
     try:
-        return await answers.in_thread(work, *arguments)
+        return await asyncio.to_thread(work, *arguments)
     except OSError as exc:
         raise errors.StoreUnavailable(f"the archive can not be kept here: {exc.strerror}") from exc
 
