@@ -193,3 +193,20 @@ def test_a_service_that_is_away_fails_no_run_and_has_everything_later(drive, run
     # What the blind run left has overwritten nothing: it waits as a branch.
     assert printed(third["runs"][0])[0].startswith("one") and "No such file" in printed(third["runs"][0])[0]
     home.verified()
+
+
+def test_a_run_that_was_interrupted_and_resumed_is_one_run_with_one_workspace(drive, runs, home, settings):
+    assert drive(do="resumed", runlore=settings, id="conv-1") == {"finalOutput": "paid", "reports": []}
+
+    def moved_by():
+        return [
+            json.loads(body).get("moved_by", {}).get("attempt")
+            for body in home.objects("workspaces").values()
+        ]
+
+    homes.wait_until(lambda: moved_by() == [2], "the workspace of the second attempt")
+    runs_of = {name.rpartition(".")[0] for _, name in recorded(home)}
+    assert len(runs_of) == 1 and len(recorded(home)) == 2 and branches(home) == []
+    later = runs(run_of("conv-1", "cat b.txt"))
+    assert printed(later["runs"][0]) == ["one"]
+    home.verified()

@@ -242,7 +242,8 @@ export class Rollout {
       seen.run && delivered ? this.awaited(wanted, seen.run) : lore.service.seed(wanted);
     const seed = await asked(query).catch((error: unknown) => {
       // The seed of before may mean nothing to the service any more: its secret, or the whole service, is another.
-      if (seen.seed === undefined || !(error instanceof RunloreError) || !error.isRefusal) throw error;
+      const isMine = error instanceof RunloreError && (error.isRefusal || error.status === 403);
+      if (seen.seed === undefined || !isMine) throw error;
       const { after: _, ...rest } = query;
       return asked(rest);
     });

@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline';
 import { Runlore } from 'runlore';
 
 import { alias, runsOf } from '../dist/records.js';
-import { run } from './sdk.mjs';
+import { pausedAndResumed, run } from './sdk.mjs';
 
 const does = {
   names: (job) => ({
@@ -24,6 +24,7 @@ const does = {
     for (const each of job.runs) runs.push(await one(each));
     return { runs };
   },
+  resumed: async (job, lore) => ({ finalOutput: await pausedAndResumed(lore, job.id) }),
   flush: async (_, lore) => ({ delivered: await lore.flush() }),
 };
 

@@ -3,14 +3,11 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
-import { RunState, Runner, tool } from '@openai/agents';
-import { Capabilities, dir, file, Manifest, memory, SandboxAgent } from '@openai/agents/sandbox';
+import { dir, file, Manifest } from '@openai/agents/sandbox';
 import { UnixLocalSandboxClient } from '@openai/agents/sandbox/local';
-import { assistantMessage, functionCall, ScriptedModel } from '@openai/agents/testing';
-import { recordOnly, resumable, Runlore, RunloreMemoryStore, RunloreSnapshotStore } from 'runlore';
-import { z } from 'zod';
+import { resumable, Runlore, RunloreMemoryStore, RunloreSnapshotStore } from 'runlore';
 
-import { run } from './sdk.mjs';
+import { pausedAndResumed, run } from './sdk.mjs';
 import { FakeService } from './service.mjs';
 
 const AWAY = { status: 503, headers: { 'retry-after': '0' } };
@@ -123,25 +120,7 @@ test("what a manifest names is made where the snapshot has none of it, and the a
 
 test('a run that was interrupted, saved and resumed is one run, in a second attempt, and moves its own workspace on', async () => {
   const mine = lore();
-  const approve = tool({ name: 'pay', description: 'pay', parameters: z.object({}), needsApproval: true, execute: async () => 'paid' });
-  const build = (model) => {
-    const rollout = mine.rollout('conv-1');
-    const snapshot = { type: 'remote', id: 'conv-1', store: new RunloreSnapshotStore(rollout) };
-    const capabilities = [...Capabilities.default(), memory({ store: new RunloreMemoryStore(rollout), generate: recordOnly })];
-    const agent = new SandboxAgent({ name: 'worker', model, tools: [approve], capabilities });
-    return { agent, sandbox: { client: resumable(new UnixLocalSandboxClient(), { snapshot }), snapshot } };
-  };
-  const runner = new Runner({ groupId: 'conv-1' });
-  const call = (name, args, callId) => [functionCall(name, args, { callId })];
-  const first = build(new ScriptedModel([call('exec_command', { cmd: 'echo one > a.txt' }, 'c1'), call('pay', {}, 'c2')]));
-  const paused = await runner.run(first.agent, 'pay it', { sandbox: first.sandbox });
-  assert.equal(paused.interruptions.length, 1);
-  const saved = paused.state.toString();
-  const again = build(new ScriptedModel([call('exec_command', { cmd: 'cat a.txt >> b.txt' }, 'c3'), [assistantMessage('paid')]]));
-  const state = await RunState.fromString(again.agent, saved);
-  state.approve(state.getInterruptions()[0]);
-  const done = await runner.run(again.agent, state, { sandbox: again.sandbox });
-  assert.equal(done.finalOutput, 'paid');
+  assert.equal(await pausedAndResumed(mine, 'conv-1'), 'paid');
   assert.equal(new Set(service.events.map((one) => one.run_id)).size, 1);
   assert.deepEqual(new Set(service.events.map((one) => one.attempt)), new Set([1, 2]));
   assert.deepEqual(service.lines.get('conv-1').branches, []);

@@ -1,10 +1,11 @@
 /** The real Agents SDK with a scripted model: one fresh run of an agent in a sandbox of its own. */
 
-import { Runner, setTracingDisabled } from '@openai/agents';
+import { Runner, RunState, setTracingDisabled, tool } from '@openai/agents';
 import { Capabilities, memory, SandboxAgent } from '@openai/agents/sandbox';
 import { UnixLocalSandboxClient } from '@openai/agents/sandbox/local';
 import { assistantMessage, functionCall, modelResponder, ScriptedModel } from '@openai/agents/testing';
 import { recordOnly, resumable, RunloreMemoryStore, RunloreSnapshotStore } from 'runlore';
+import { z } from 'zod';
 
 setTracingDisabled(true);
 
@@ -37,6 +38,27 @@ export async function run(lore, id, commands, options = {}) {
     await result.completed;
   }
   return { ...seen, result, finalOutput: result.finalOutput };
+}
+
+/** A run that stops for an approval, is saved as text, and goes on from there with objects of its own. */
+export async function pausedAndResumed(lore, id) {
+  const pay = tool({ name: 'pay', description: 'pay', parameters: z.object({}), needsApproval: true, execute: async () => 'paid' });
+  const build = (...steps) => {
+    const rollout = lore.rollout(id);
+    const snapshot = { type: 'remote', id, store: new RunloreSnapshotStore(rollout) };
+    const capabilities = [...Capabilities.default(), memory({ store: new RunloreMemoryStore(rollout), generate: recordOnly })];
+    const agent = new SandboxAgent({ name: 'worker', model: new ScriptedModel(steps), tools: [pay], capabilities });
+    return { agent, sandbox: { client: resumable(new UnixLocalSandboxClient(), { snapshot }), snapshot } };
+  };
+  const call = (name, args, callId) => [functionCall(name, args, { callId })];
+  const runner = new Runner({ groupId: id });
+  const first = build(call('exec_command', { cmd: 'echo one > a.txt' }, 'c1'), call('pay', {}, 'c2'));
+  const paused = await runner.run(first.agent, 'pay it', { sandbox: first.sandbox });
+  const saved = paused.state.toString();
+  const again = build(call('exec_command', { cmd: 'cat a.txt >> b.txt' }, 'c3'), [assistantMessage('paid')]);
+  const state = await RunState.fromString(again.agent, saved);
+  state.approve(state.getInterruptions()[0]);
+  return (await runner.run(again.agent, state, { sandbox: again.sandbox })).finalOutput;
 }
 
 function note(seen, request) {

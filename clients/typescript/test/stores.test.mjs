@@ -211,8 +211,10 @@ test('a seed of before that the service does not know any more is let go', async
   const mine = lore();
   const store = new RunloreSnapshotStore(mine.rollout('conv-1'));
   await store.exists({ id: 'conv-1' });
-  service.fault = (_, url) => (url.searchParams.has('after') ? { status: 400, body: { kind: 'invalid_input' } } : undefined);
-  assert.equal(await store.exists({ id: 'conv-1' }), false);
+  for (const fault of [{ status: 403, body: { kind: 'forbidden' } }, { status: 400, body: { kind: 'invalid_input' } }]) {
+    service.fault = (_, url) => (url.searchParams.has('after') ? fault : undefined);
+    assert.equal(await store.exists({ id: 'conv-1' }), false);
+  }
 });
 
 test('what waits is readable by its owner alone', async () => {
