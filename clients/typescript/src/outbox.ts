@@ -21,6 +21,15 @@ export interface OutboxOptions {
   report: Report;
 }
 
+export interface AddOptions {
+  /** Writes the tar to the path that it is given, and completes the event. */
+  archive?: (path: string, event: RunEvent) => Promise<void>;
+  /** For how long it is not sent, in milliseconds, because a fuller event of the same run may come. */
+  holdMs?: number;
+  /** The item that this one replaces. */
+  instead?: string | undefined;
+}
+
 const EVENT = 'event.json';
 const ARCHIVE = 'archive.tar';
 const REFUSED = 'refused';
@@ -31,6 +40,7 @@ const RETRY_MS_MIN = 1_000;
 const RETRY_MS_MAX = 60_000;
 
 export class Outbox {
+  private readonly held = new Map<string, NodeJS.Timeout>();
   private draining: Promise<void> | undefined;
   private again = false;
   private timer: NodeJS.Timeout | undefined;
@@ -42,8 +52,8 @@ export class Outbox {
     private readonly options: OutboxOptions,
   ) {}
 
-  /** Keep an item. `archive` writes the tar to the path that it is given, and completes the event. */
-  async add(event: RunEvent, archive?: (path: string, event: RunEvent) => Promise<void>): Promise<void> {
+  /** Keep an item. Answers its name; undefined where it could only be sent at once. */
+  async add(event: RunEvent, { archive, holdMs, instead }: AddOptions = {}): Promise<string | undefined> {
     const name = `${String(Date.now()).padStart(15, '0')}-${String(this.made++).padStart(6, '0')}-${randomUUID()}`;
     const draft = join(this.options.folder, DRAFT + name);
     try {
@@ -56,15 +66,40 @@ export class Outbox {
       if (held > this.options.bytesMax) {
         throw new RunloreError('outbox_full', `the outbox would hold ${held} bytes, more than ${this.options.bytesMax}`);
       }
+      if (holdMs !== undefined) this.hold(name, holdMs);
       await rename(draft, join(this.options.folder, name));
+      // An archive may turn out to be another run's: then what waits is not replaced by it.
+      if (instead !== undefined && complete.run_id === event.run_id) await this.forget(instead);
+      return name;
     } catch (error) {
       // Once is better than never: the service may well be there.
       await (archive ? this.deliver(draft) : this.service.publish(event)).catch((other: unknown) => {
         throw new RunloreError('not_kept', `${textOf(error)}; nor was it delivered: ${textOf(other)}`, { cause: error });
       });
+      return undefined;
     } finally {
       await rm(draft, { recursive: true, force: true }).catch(() => {});
     }
+  }
+
+  /** Let go of everything that is held back. */
+  release(): void {
+    for (const timer of this.held.values()) clearTimeout(timer);
+    this.held.clear();
+  }
+
+  private hold(name: string, holdMs: number): void {
+    const timer = setTimeout(() => {
+      this.held.delete(name);
+      void this.drain();
+    }, holdMs);
+    this.held.set(name, timer);
+  }
+
+  private async forget(name: string): Promise<void> {
+    clearTimeout(this.held.get(name));
+    this.held.delete(name);
+    await rm(join(this.options.folder, name), { recursive: true, force: true });
   }
 
   /** Send what there is, oldest first. Answers whether nothing is left; throws nothing. */
@@ -75,10 +110,10 @@ export class Outbox {
     return (await this.items()).length === 0;
   }
 
-  /** The items that wait. */
+  /** The items that wait, without those that are held back. */
   async items(): Promise<string[]> {
     const found = await readdir(this.options.folder).catch(() => []);
-    return found.filter((name) => /^\d/.test(name)).sort();
+    return found.filter((name) => /^\d/.test(name) && !this.held.has(name)).sort();
   }
 
   private async drainAll(): Promise<void> {

@@ -59,6 +59,8 @@ const OUTBOX_BYTES_MAX = 8 * 1024 ** 3;
 const DELIVER_MS_MAX = 20_000;
 const WAIT_SECONDS = 10;
 const PLACED_POLL_MS = 100;
+/** How long a record waits for its workspace, in milliseconds. */
+const HOLD_MS = 3_000;
 /** Rollouts whose last run and seed are remembered in this process. */
 const SEEN_MAX = 10_000;
 
@@ -76,6 +78,8 @@ export class Runlore {
   readonly waitSeconds: number;
   private readonly outbox: Outbox;
   private readonly deliverMsMax: number;
+  /** Records that wait for their workspace: run and attempt → the outbox's item. */
+  private readonly held = new Map<string, string>();
   private readonly seen = new Map<string, Seen>();
   /** Workspaces that were handed over: run and attempt → the archive's hash. */
   private readonly left = new Map<string, string>();
@@ -108,27 +112,46 @@ export class Runlore {
 
   /** Deliver what waits, also what an earlier process left. Answers whether nothing waits any more; throws nothing. */
   async flush(): Promise<boolean> {
+    this.outbox.release();
     return this.outbox.drain();
   }
 
-  /** `flush`, for as long as a run may be kept waiting. */
+  release(): void {
+    this.outbox.release();
+  }
+
+  /** Deliver, for as long as a run may be kept waiting. */
   async settle(): Promise<boolean> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<boolean>((resolve) => {
       timer = setTimeout(resolve, this.deliverMsMax, false);
     });
     try {
-      return await Promise.race([this.flush(), late]);
+      return await Promise.race([this.outbox.drain(), late]);
     } finally {
       clearTimeout(timer);
     }
   }
 
-  /** Keep a run's event until it is delivered. */
-  async send(event: RunEvent, archive?: (path: string, event: RunEvent) => Promise<void>): Promise<void> {
-    await this.outbox.add(event, archive);
-    const run = { run: event.run_id, attempt: event.attempt, workspace: archive !== undefined };
-    this.remember(event.conversation_id, { run });
+  /**
+   * Keep a run's record until it is delivered. Its workspace mostly follows in moments: it is held back for that long,
+   * so that a run is one event. What is held back is on the disk all the same.
+   */
+  async sendRecord(event: RunEvent): Promise<void> {
+    if (this.held.has(nameOf(event))) return;
+    const name = await this.outbox.add(event, { holdMs: HOLD_MS });
+    if (name !== undefined) bounded(this.held).set(nameOf(event), name);
+    this.sent(event, false);
+  }
+
+  /** Keep a run's event with its workspace until it is delivered; instead of its record alone, if that still waits. */
+  async sendWorkspace(event: RunEvent, archive: (path: string, event: RunEvent) => Promise<void>): Promise<void> {
+    await this.outbox.add(event, { archive, instead: this.held.get(nameOf(event)) });
+    this.sent(event, true);
+  }
+
+  private sent(event: RunEvent, workspace: boolean): void {
+    this.remember(event.conversation_id, { run: { run: event.run_id, attempt: event.attempt, workspace } });
   }
 
   seenOf(rollout: string): Seen {
@@ -147,6 +170,10 @@ export class Runlore {
     bounded(this.left).set(name, sha256);
     return 'first';
   }
+}
+
+function nameOf({ run_id, attempt }: RunEvent): string {
+  return `${run_id}.${attempt}`;
 }
 
 function bounded<V>(map: Map<string, V>): Map<string, V> {
@@ -235,6 +262,7 @@ export class Rollout {
   private async ask(): Promise<Seed> {
     const { lore } = this;
     // What this process recorded before comes first, or the run begins where the one before the last ended.
+    lore.release();
     const delivered = await lore.settle();
     const seen = lore.seenOf(this.id);
     const query: SeedQuery = { rollout: this.id, ...this.options, ...(seen.seed ? { after: seen.seed } : {}) };

@@ -53,10 +53,9 @@ export class RunloreMemoryStore implements MemoryStore {
       for (const run of runsOf(new TextDecoder().decode(data), rollout.id, skip)) {
         const name = `${run.run}.${run.attempt}`;
         if (this.sent.has(name)) continue;
-        await lore.send(rollout.event(run, run.line, seed));
+        await lore.sendRecord(rollout.event(run, run.line, seed));
         this.sent.add(name);
       }
-      void lore.flush();
     } catch (error) {
       lore.report({ message: `a run of ${rollout.id} could not be kept`, error });
     }
@@ -140,14 +139,15 @@ export class RunloreSnapshotStore implements RemoteSnapshotStore {
     const { origin, extras = NO_EXTRAS } = context;
     if (archive && origin?.content && origin.content === this.rollout.contentOf(archive, extras)) {
       // Left as it was: no version. The run's record counts, unless the memory store has sent it already.
-      if (run) await this.rollout.lore.send(this.rollout.event(run, run.line, origin.seed));
+      if (run) await this.rollout.lore.sendRecord(this.rollout.event(run, run.line, origin.seed));
+      this.rollout.lore.release();
       return;
     }
     const event = run
       ? this.rollout.event(run, run.line, origin?.seed)
       : this.rollout.event(...this.workspaceAlone(), origin?.seed);
     const { agent } = this.rollout.options;
-    await this.rollout.lore.send(event, async (path, complete) => {
+    await this.rollout.lore.sendWorkspace(event, async (path, complete) => {
       const claim = await written(data, archive, extras, path);
       if (run) this.asBranch(complete, run, claim);
       const workspace = { archive: claim, ...(origin ? { base: origin.base } : {}) };

@@ -153,21 +153,51 @@ test('another format than the SDK archive is handed over as it is', async () => 
 });
 
 for (const [name, fault] of [['answers 503', AWAY], ['cuts the line', 'cut'], ['knows no such key', { status: 401, body: { kind: 'unauthorized' } }]]) {
-  test(`a service that ${name} fails no run, and gets everything later, in order`, async () => {
+  test(`a service that ${name} fails no run, and gets everything later`, async () => {
     service.fault = fault;
     const mine = lore();
     const rollout = mine.rollout('conv-1');
     await new RunloreMemoryStore(rollout).write('sessions/conv-1.jsonl', text(`${line('one')}\n`));
     await new RunloreSnapshotStore(rollout).save({ id: 'conv-1', data: workspace({ 'a.txt': '1' }, [line('one')]) });
     assert.deepEqual(service.events, []);
-    assert.equal((await waiting()).length, 2);
+    assert.equal((await waiting()).length, 1);
     assert.ok(told.length > 0);
     service.fault = undefined;
     assert.equal(await lore().flush(), true); // Another object, as in a process that starts later.
-    assert.deepEqual(service.events.map((one) => Boolean(one.workspaces)), [false, true]);
+    assert.deepEqual(service.events.map((one) => Boolean(one.workspaces)), [true]);
     assert.deepEqual(await waiting(), []);
   });
 }
+
+test('a run with its workspace is one event; a record without one is sent by itself, in moments', async () => {
+  const mine = lore();
+  const rollout = mine.rollout('conv-1');
+  const memory = new RunloreMemoryStore(rollout);
+  await memory.write('sessions/conv-1.jsonl', text(`${line('one')}\n`));
+  await new RunloreSnapshotStore(rollout).save({ id: 'conv-1', data: workspace({ 'a.txt': '1' }, [line('one')]) });
+  await mine.flush();
+  assert.deepEqual(service.events.map((one) => [one.record, one.workspaces.length]), [[line('one'), 1]]);
+  const arrived = new Promise((resolve) => service.server.once('request', resolve));
+  await memory.write('sessions/conv-1.jsonl', text(`${line('two')}\n`));
+  assert.equal(service.events.length, 1);
+  await arrived;
+  await mine.flush();
+  assert.equal(service.events[1].record, line('two'));
+});
+
+test('a record is not lost to a workspace that turns out to be a branch of its run', async () => {
+  const mine = lore();
+  const rollout = mine.rollout('conv-1');
+  const store = new RunloreSnapshotStore(rollout);
+  for (const body of ['1', '2']) {
+    await new RunloreMemoryStore(rollout).write('sessions/conv-1.jsonl', text(`${line('one')}\n`));
+    await store.save({ id: 'conv-1', data: workspace({ 'a.txt': body }, [line('one')]) });
+  }
+  await mine.flush();
+  const [first, branch] = service.events;
+  assert.equal(first.record, line('one'));
+  assert.equal(branch.parent_run_id, first.run_id);
+});
 
 test('a reply that is lost sends an event twice, as the same run', async () => {
   service.fault = 'lost';
