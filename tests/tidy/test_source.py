@@ -150,6 +150,11 @@ OWN = [
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".md") and "__pycache__" not in path.parts
     ),
+    *sorted(
+        path
+        for path in (ROOT / "clients").rglob("*")
+        if path.suffix in (".ts", ".mjs", ".md") and not {"node_modules", "dist"} & set(path.parts)
+    ),
     ROOT / "README.md",
     ROOT / "pyproject.toml",
     ROOT / "Makefile",
