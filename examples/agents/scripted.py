@@ -1,0 +1,91 @@
+"""What the examples have in common: their models, and the folder they work on.
+
+The models are scripted, so an example runs offline, costs nothing and says the same each time. Only what a model
+says is scripted: its commands run in a real sandbox. With OPENAI_API_KEY set, a real model is asked instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import uuid
+from pathlib import Path
+from typing import Any
+
+from agents import set_tracing_disabled
+from agents.sandbox import Manifest, MemoryGenerateConfig, MemoryLayoutConfig
+from agents.sandbox.capabilities import Memory
+from agents.sandbox.entries import LocalDir
+from agents.testing import ModelCall, ScriptedModel, assistant_message, function_call
+
+LIVE = "OPENAI_API_KEY" in os.environ
+EXPORT = "cd shop && python3 export.py orders.csv"
+LEARNT = f"- `{EXPORT}` needs --delimiter ';'"
+NOTHING = "Nothing is remembered."
+
+if not LIVE:
+    set_tracing_disabled(True)  # the SDK would send traces
+
+
+def shop() -> Manifest:
+    """A workspace with a small project in it, whose export needs an option that nobody tells the agents."""
+    return Manifest(entries={"shop": LocalDir(src=Path(__file__).parent / "shop")})
+
+
+def model(*steps: Any) -> ScriptedModel | None:
+    """A model that takes these steps, whatever it is asked; None, the SDK's default model, with a key."""
+    return None if LIVE else ScriptedModel(steps)
+
+
+def says(text: str) -> list[Any]:
+    return [assistant_message(text)]
+
+
+def calls(tool: str, **arguments: Any) -> list[Any]:
+    return [function_call(tool, arguments, call_id=f"call_{uuid.uuid4().hex}")]
+
+
+def runs(command: str) -> list[Any]:
+    """Run a command in the sandbox."""
+    return calls("exec_command", cmd=command)
+
+
+def finds_the_delimiter() -> list[Any]:
+    """What a run learns: the export fails, and works with an option."""
+    return [runs(EXPORT), runs(f"{EXPORT} --delimiter ';' | tee orders.json"), says("Exported 2 orders.")]
+
+
+def tells_the_output() -> Any:
+    """Say what the last tool answered; of a command, what it printed."""
+
+    def answer(call: ModelCall) -> list[Any]:
+        printed = [item["output"] for item in call.input if item.get("type") == "function_call_output"][-1]
+        return says(printed.rpartition("Output:\n")[2].strip())
+
+    return {"responder": answer}
+
+
+def recalls(word: str) -> Any:
+    """Say what the memory in the instructions holds about `word`."""
+
+    def answer(call: ModelCall) -> list[Any]:
+        told = [line.strip(" -") for line in (call.system_instructions or "").splitlines() if word in line]
+        return says(f"I remember: {told[0]}" if told else NOTHING)
+
+    return {"responder": answer}
+
+
+def memory(layout: MemoryLayoutConfig | None = None, *, learnt: str = LEARNT) -> Memory:
+    """The SDK's own `Memory`; offline, the two models that it asks when a sandbox closes are scripted too."""
+    layout = layout or MemoryLayoutConfig()
+    if LIVE:
+        return Memory(layout=layout)
+    extracted = {"rollout_slug": "export", "rollout_summary": learnt, "raw_memory": learnt}
+    write = f"echo {shlex.quote(learnt)} > {layout.memories_dir}/memory_summary.md"
+    rounds = 8  # as many sandboxes as an example may close
+    generate = MemoryGenerateConfig(
+        phase_one_model=ScriptedModel([says(json.dumps(extracted))] * rounds),
+        phase_two_model=ScriptedModel([runs(write), says("Consolidated.")] * rounds),
+    )
+    return Memory(layout=layout, generate=generate)
