@@ -1,7 +1,8 @@
-"""A folder in place of an S3 bucket, so that the examples need no server; empty at the start. Only plain programs use it."""
+"""A folder in place of an S3 bucket, so that the examples need no server; empty at the start. For plain programs."""
 
 from __future__ import annotations
 
+import atexit
 import io
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from agents.sandbox.sandboxes import UnixLocalSandboxClient
 from agents.sandbox.session import SandboxSession
 
 _made = tempfile.TemporaryDirectory(prefix="bucket-")
+atexit.register(_made.cleanup)
 FOLDER = Path(_made.name)
 
 
@@ -18,8 +20,12 @@ async def mounted(client: UnixLocalSandboxClient, manifest: Manifest, *, at: str
     """A sandbox that shows the bucket as its folder `at`. It stands for an `S3Mount`, which needs a container."""
     grants = (SandboxPathGrant(path=str(FOLDER)),)
     sandbox = await client.create(manifest=manifest.model_copy(update={"extra_path_grants": grants}))
-    Path(sandbox.state.manifest.root, at).symlink_to(FOLDER, target_is_directory=True)
+    _show(Path(sandbox.state.manifest.root, at))
     return sandbox
+
+
+def _show(path: Path) -> None:
+    path.symlink_to(FOLDER, target_is_directory=True)
 
 
 class Snapshots:

@@ -6,7 +6,6 @@ from agents import Agent, RunConfig, Runner
 from agents.sandbox import SandboxAgent, SandboxRunConfig
 from agents.sandbox.capabilities import Filesystem, Shell
 from agents.sandbox.sandboxes import UnixLocalSandboxClient
-
 from examples.agents import scripted
 
 exporter = SandboxAgent(

@@ -1,4 +1,4 @@
-"""A sandbox agent does the work and hands over to a plain agent, which answers. Does the next run know what was learnt?"""
+"""A sandbox agent does the work and hands over to a plain agent. Does the next run know what was learnt?"""
 
 import asyncio
 import tempfile
@@ -9,7 +9,6 @@ from agents.sandbox import LocalSnapshotSpec, SandboxAgent, SandboxRunConfig
 from agents.sandbox.capabilities import Filesystem, Shell
 from agents.sandbox.sandboxes import UnixLocalSandboxClient
 from agents.sandbox.session import SandboxSession
-
 from examples.agents import scripted
 
 writer = Agent(

@@ -9,7 +9,6 @@ from agents.sandbox import LocalSnapshotSpec, MemoryLayoutConfig, SandboxAgent, 
 from agents.sandbox.capabilities import Filesystem, Shell
 from agents.sandbox.sandboxes import UnixLocalSandboxClient
 from agents.sandbox.session import SandboxSession
-
 from examples.agents import scripted
 
 exporting = MemoryLayoutConfig(memories_dir="memories/exporter", sessions_dir="sessions/exporter")

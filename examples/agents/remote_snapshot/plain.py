@@ -1,4 +1,4 @@
-"""A snapshot kept elsewhere: the program wires its own client to `RemoteSnapshot`, and the second run goes on from it."""
+"""A snapshot kept elsewhere: the program wires a client of its own to `RemoteSnapshot`; the second run goes on from it."""
 
 import asyncio
 
@@ -7,7 +7,6 @@ from agents.sandbox import RemoteSnapshot, SandboxAgent, SandboxRunConfig
 from agents.sandbox.capabilities import Filesystem, Shell
 from agents.sandbox.sandboxes import UnixLocalSandboxClient
 from agents.sandbox.session import Dependencies
-
 from examples.agents import bucket, scripted
 
 agent = SandboxAgent(

@@ -8,7 +8,6 @@ from agents import RunConfig, Runner, RunState, function_tool
 from agents.sandbox import LocalSnapshotSpec, SandboxAgent, SandboxRunConfig
 from agents.sandbox.capabilities import Filesystem, Shell
 from agents.sandbox.sandboxes import UnixLocalSandboxClient
-
 from examples.agents import scripted
 
 

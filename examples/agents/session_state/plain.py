@@ -9,7 +9,6 @@ from agents import RunConfig, Runner
 from agents.sandbox import LocalSnapshotSpec, SandboxAgent, SandboxRunConfig
 from agents.sandbox.capabilities import Filesystem, Shell
 from agents.sandbox.sandboxes import UnixLocalSandboxClient
-
 from examples.agents import scripted
 
 agent = SandboxAgent(
