@@ -66,14 +66,10 @@ def tells_the_output() -> Any:
     return {"responder": answer}
 
 
-def recalls(word: str) -> Any:
-    """Say what the memory in the instructions holds about `word`."""
-
-    def answer(call: ModelCall) -> list[Any]:
-        told = [line.strip(" -") for line in (call.system_instructions or "").splitlines() if word in line]
-        return says(f"I remember: {told[0]}" if told else NOTHING)
-
-    return {"responder": answer}
+def recalls(word: str, *, memories_dir: str = "memories") -> list[Any]:
+    """Look `word` up in memory, as the SDK's instructions say, and tell what was found."""
+    found = f"grep -hs -e {shlex.quote(word)} {memories_dir}/MEMORY.md | tail -1"
+    return [runs(f'told="$({found})"; echo "${{told:-{NOTHING}}}"'), tells_the_output()]
 
 
 def memory(layout: MemoryLayoutConfig | None = None, *, learnt: str = LEARNT) -> Memory:
@@ -82,7 +78,7 @@ def memory(layout: MemoryLayoutConfig | None = None, *, learnt: str = LEARNT) ->
     if LIVE:
         return Memory(layout=layout)
     extracted = {"rollout_slug": "export", "rollout_summary": learnt, "raw_memory": learnt}
-    write = f"echo {shlex.quote(learnt)} > {layout.memories_dir}/memory_summary.md"
+    write = f"echo {shlex.quote(learnt)} | tee {layout.memories_dir}/memory_summary.md {layout.memories_dir}/MEMORY.md"
     rounds = 8  # as many sandboxes as an example may close
     generate = MemoryGenerateConfig(
         phase_one_model=ScriptedModel([says(json.dumps(extracted))] * rounds),

@@ -12,7 +12,7 @@ exporter = SandboxAgent(
     name="Exporter",
     instructions="Export order files of the shop.",
     default_manifest=scripted.shop(),
-    model=scripted.model(*scripted.finds_the_delimiter(), scripted.recalls("--delimiter")),
+    model=scripted.model(*scripted.finds_the_delimiter(), *scripted.recalls("--delimiter")),
     capabilities=[Shell(), Filesystem(), scripted.memory()],
 )
 config = RunConfig(sandbox=SandboxRunConfig(client=UnixLocalSandboxClient()), group_id="orders")

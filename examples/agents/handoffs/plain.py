@@ -23,7 +23,7 @@ exporter = SandboxAgent(
     model=scripted.model(
         *scripted.finds_the_delimiter()[:-1],
         scripted.calls("transfer_to_writer"),
-        scripted.recalls("--delimiter"),
+        *scripted.recalls("--delimiter"),
     ),
     capabilities=[Shell(), Filesystem(), scripted.memory()],
 )

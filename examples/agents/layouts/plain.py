@@ -16,13 +16,18 @@ reviewing = MemoryLayoutConfig(memories_dir="memories/reviewer", sessions_dir="s
 exporter = SandboxAgent(
     name="Exporter",
     instructions="Export order files of the shop.",
-    model=scripted.model(*scripted.finds_the_delimiter(), scripted.recalls("--delimiter")),
+    model=scripted.model(
+        *scripted.finds_the_delimiter(), *scripted.recalls("--delimiter", memories_dir="memories/exporter")
+    ),
     capabilities=[Shell(), Filesystem(), scripted.memory(exporting)],
 )
 reviewer = SandboxAgent(
     name="Reviewer",
     instructions="Review what was exported.",
-    model=scripted.model(scripted.says("Both orders are there."), scripted.recalls("all orders")),
+    model=scripted.model(
+        scripted.says("Both orders are there."),
+        *scripted.recalls("all orders", memories_dir="memories/reviewer"),
+    ),
     capabilities=[
         Shell(),
         Filesystem(),

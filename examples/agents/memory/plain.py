@@ -14,7 +14,7 @@ from examples.agents import scripted
 agent = SandboxAgent(
     name="Exporter",
     instructions="Export order files of the shop.",
-    model=scripted.model(*scripted.finds_the_delimiter(), scripted.recalls("--delimiter")),
+    model=scripted.model(*scripted.finds_the_delimiter(), *scripted.recalls("--delimiter")),
     capabilities=[Shell(), Filesystem(), scripted.memory()],
 )
 

@@ -11,7 +11,7 @@ from examples.agents import bucket, scripted
 agent = SandboxAgent(
     name="Exporter",
     instructions="Export order files of the shop.",
-    model=scripted.model(*scripted.finds_the_delimiter(), scripted.recalls("--delimiter")),
+    model=scripted.model(*scripted.finds_the_delimiter(), *scripted.recalls("--delimiter")),
     capabilities=[Shell(), Filesystem(), scripted.memory()],
 )
 

@@ -1,4 +1,4 @@
-"""A snapshot kept elsewhere: the program wires a client of its own to `RemoteSnapshot`; the next run goes on from it."""
+"""A snapshot kept elsewhere: the program wires its own client to `RemoteSnapshot`; the next run goes on from it."""
 
 import asyncio
 

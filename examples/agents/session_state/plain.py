@@ -16,7 +16,7 @@ agent = SandboxAgent(
     instructions="Export order files of the shop.",
     model=scripted.model(
         *scripted.finds_the_delimiter(),
-        scripted.recalls("--delimiter"),
+        *scripted.recalls("--delimiter"),
         scripted.runs("cat shop/orders.json"),
         scripted.tells_the_output(),
     ),
