@@ -11,6 +11,9 @@ import asyncio
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -39,10 +42,54 @@ from agents.sandbox.sandboxes import UnixLocalSandboxClient  # noqa: E402
 from agents.sandbox.session import Dependencies  # noqa: E402
 from agents.testing import ScriptedModel, assistant_message, function_call  # noqa: E402
 
+from runlore.agents import Runlore  # noqa: E402
+
 set_tracing_disabled(True)
 
 FAILED = "python3 export.py"
 WORKED = "python3 -c 'print(2)'"
+
+
+WRITERS = 6
+
+
+@pytest.fixture
+def faults():
+    """What Runlore could not do, as it told it."""
+    return []
+
+
+@pytest.fixture
+def lore(tmp_path, monkeypatch, faults):
+    """Runlore with nothing else running: a home on this disk."""
+    monkeypatch.setenv("RUNLORE_FSYNC", "0")
+    return Runlore("acme", memory="support", home=tmp_path / "home", on_error=faults.append)
+
+
+def kept(tmp_path, kind):
+    """What lies in Runlore's store."""
+    return [path for path in (tmp_path / "home" / "store" / "acme" / kind).rglob("*") if path.is_file()]
+
+
+@contextlib.contextmanager
+def away(tmp_path, kind=""):
+    """A part of Runlore's store that can be neither read nor written for a while."""
+    folder = tmp_path / "home" / "store" / "acme" / kind
+    aside = folder.with_name(f"{folder.name}.aside")
+    folder.rename(aside)
+    folder.symlink_to(folder.name)  # To itself: whoever follows it gets an error of the disk, not "there is none".
+    try:
+        yield
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+
+
+async def recalled(lore, group="g-1", session=None):
+    """What a next run of the rollout finds in its memory."""
+    look = working("cat memories/*.md memories/*/*.md")
+    result = await lore.run(look, "Recall.", session=session, run_config=owned(None if session else group))
+    return printed(result)[0]
 
 
 def command(text, number):
@@ -62,9 +109,7 @@ def working(*commands, memory=None, name="Worker", then=(), **more):
 
 def remembering(*, fails=False):
     """The SDK's memory, with models that extract one sentence and write it down; or the first of them fails."""
-    learnt = json.dumps(
-        {"rollout_slug": "export", "rollout_summary": "It works.", "raw_memory": "It works."}
-    )
+    learnt = json.dumps({"rollout_slug": "export", "rollout_summary": "It works.", "raw_memory": "It works."})
     write = command("echo 'It works.' > memories/MEMORY.md", "write")
     first = [OSError("the model is away")] * 3 if fails else [[assistant_message(learnt)]] * 3
     second = [write, [assistant_message("Written.")]] * 3
@@ -137,6 +182,11 @@ def on(session, group="g-1"):
     return RunConfig(sandbox=SandboxRunConfig(session=session), group_id=group)
 
 
+def there(folder, pattern=""):
+    """Whether a folder of this machine is there, and something in it."""
+    return any(Path(folder).glob(pattern)) if pattern else Path(folder).exists()
+
+
 async def text_of(session, path):
     """A file of the workspace; None where there is none."""
     try:
@@ -145,11 +195,11 @@ async def text_of(session, path):
         return None
 
 
-# --- 1 ------------------------------------------------------------------------------------------------------
+# --- the numbers are those of docs/AGENTS.md -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["exists", "download"])
-async def test_1_a_read_that_fails_once_does_not_overwrite_the_good_snapshot(tmp_path, fault):
+async def test_1_a_read_that_fails_once_does_not_overwrite_the_good_snapshot(tmp_path, lore, faults, fault):
     bucket = Bucket()
     await Runner.run(working("echo kept > report.md"), "Write.", run_config=in_bucket(bucket))
     assert bucket.names("project") == ["./report.md"]
@@ -158,49 +208,115 @@ async def test_1_a_read_that_fails_once_does_not_overwrite_the_good_snapshot(tmp
         await Runner.run(working("cat report.md"), "Read.", run_config=in_bucket(bucket))
     assert bucket.names("project") == []
 
+    await lore.run(working("echo kept > report.md"), "Write.", run_config=owned())
+    assert printed(await lore.run(working("cat report.md"), "Read.", run_config=owned())) == ["kept"]
+    with away(tmp_path, {"exists": "workspaces", "download": "snapshots"}[fault]):
+        await lore.run(working("echo other > other.md"), "Read.", run_config=owned())
+    assert faults
+    assert printed(await lore.run(working("cat report.md"), "Read.", run_config=owned())) == ["kept"]
+    # What the run left that saw nothing of it is not thrown away either.
+    (head,) = kept(tmp_path, "workspaces")
+    assert len(json.loads(head.read_bytes())["branches"]) == 1
 
-async def test_2_an_upload_that_fails_does_not_lose_the_workspace(tmp_path):
+
+async def test_2_an_upload_that_fails_does_not_lose_the_workspace(tmp_path, lore, faults):
     bucket = Bucket()
     bucket.failing = "upload"
     result = await Runner.run(working("pwd", "echo kept > a"), "Write.", run_config=in_bucket(bucket))
     assert result.final_output == "Done." and bucket.kept == {}
-    assert not Path(printed(result)[0]).exists() and result.to_state().to_json().get("sandbox") is None
+    assert not there(printed(result)[0]) and result.to_state().to_json().get("sandbox") is None
+
+    await recalled(lore)
+    await lore.seed(group_id="g-1")
+    with away(tmp_path):
+        result = await lore.run(working("echo kept > report.md"), "Write.", run_config=owned())
+        assert result.final_output == "Done." and faults
+    assert printed(await lore.run(working("cat report.md"), "Read.", run_config=owned())) == ["kept"]
 
 
 UNRESTORABLE = {"virtualenv": "python3 -m venv --without-pip v", "link": "ln -s /etc/hostname host"}
 
 
 @pytest.mark.parametrize("made", UNRESTORABLE)
-async def test_3_what_a_run_leaves_can_be_restored(tmp_path, made):
+async def test_3_what_a_run_leaves_can_be_restored(lore, made):
+    write = f"echo kept > report.md; {UNRESTORABLE[made]}"
     bucket = Bucket()
-    first = working(f"echo kept > report.md; {UNRESTORABLE[made]}")
-    await Runner.run(first, "Write.", run_config=in_bucket(bucket))
+    await Runner.run(working(write), "Write.", run_config=in_bucket(bucket))
     with pytest.raises(SandboxError):
         await Runner.run(working("cat report.md"), "Read.", run_config=in_bucket(bucket))
 
+    await lore.run(working(write), "Write.", run_config=owned())
+    assert printed(await lore.run(working("cat report.md"), "Read.", run_config=owned())) == ["kept"]
 
-async def test_4_a_fresh_run_goes_on_from_the_last_snapshot(tmp_path):
+
+async def test_4_a_fresh_run_goes_on_from_the_last_snapshot(tmp_path, lore):
     snapshots = LocalSnapshotSpec(base_path=tmp_path / "snapshots")
     await Runner.run(working("echo kept > report.md"), "Write.", run_config=owned(snapshot=snapshots))
     read = await Runner.run(working("ls"), "Read.", run_config=owned(snapshot=snapshots))
     assert printed(read) == [""] and len(list((tmp_path / "snapshots").iterdir())) == 2
 
+    await lore.run(working("echo kept > report.md"), "Write.", run_config=owned())
+    assert printed(await lore.run(working("cat report.md"), "Read.", run_config=owned())) == ["kept"]
 
-async def test_5_a_session_that_is_stopped_but_not_closed_is_remembered(tmp_path):
-    client = UnixLocalSandboxClient()
-    session = await client.create(
-        manifest=Manifest(), snapshot=LocalSnapshotSpec(base_path=tmp_path / "snapshots")
-    )
-    await session.start()
-    await Runner.run(working(FAILED, memory=remembering()), "Export.", run_config=on(session))
-    await session.stop()
-    await session.shutdown()
+
+async def test_5_a_session_that_is_stopped_but_not_closed_is_remembered(tmp_path, lore):
+    async def stopped(run):
+        client = UnixLocalSandboxClient()
+        snapshot = LocalSnapshotSpec(base_path=tmp_path / "snapshots")
+        session = await client.create(manifest=Manifest(), snapshot=snapshot)
+        await session.start()
+        await run(working(FAILED, memory=remembering()), "Export the orders.", run_config=on(session))
+        await session.stop()
+        await session.shutdown()
+        return client, session
+
+    client, session = await stopped(Runner.run)
     async with await client.resume(session.state) as resumed:
         assert await text_of(resumed, "memories/MEMORY.md") == ""
     await client.delete(session)
 
+    client, session = await stopped(lore.run)
+    await client.delete(session)
+    assert "Export the orders." in await recalled(lore)
 
-async def test_6_a_model_that_fails_while_it_remembers_does_not_lose_the_run(tmp_path):
+
+def test_5_a_run_whose_process_dies_before_it_closes_the_sandbox_is_remembered(tmp_path, lore):
+    environment = {
+        **os.environ,
+        "RUNLORE_HOME": str(tmp_path / "home"),
+        "SNAPSHOTS": str(tmp_path / "snapshots"),
+    }
+    died = subprocess.run([sys.executable, "-c", DIES], env=environment, timeout=60, check=False)
+    assert died.returncode == 9
+    assert not (tmp_path / "snapshots").exists()
+    assert "Export the orders." in asyncio.run(recalled(lore))
+
+
+DIES = """
+import asyncio, os
+from agents import RunConfig, Runner
+from agents.sandbox import LocalSnapshotSpec, Manifest, SandboxAgent, SandboxRunConfig
+from agents.sandbox.capabilities import Filesystem, Memory, Shell
+from agents.sandbox.sandboxes import UnixLocalSandboxClient
+from agents.testing import ScriptedModel, assistant_message
+from runlore.agents import Runlore
+
+async def main():
+    for runner in (Runner, Runlore("acme", memory="support")):
+        snapshot = LocalSnapshotSpec(base_path=os.environ["SNAPSHOTS"])
+        session = await UnixLocalSandboxClient().create(manifest=Manifest(), snapshot=snapshot)
+        await session.start()
+        model = ScriptedModel([[assistant_message("Done.")]])
+        agent = SandboxAgent(name="Worker", model=model, capabilities=[Shell(), Filesystem(), Memory()])
+        config = RunConfig(sandbox=SandboxRunConfig(session=session), group_id="g-1")
+        await runner.run(agent, "Export the orders.", run_config=config)
+    os._exit(9)
+
+asyncio.run(main())
+"""
+
+
+async def test_6_a_model_that_fails_while_it_remembers_does_not_lose_the_run(tmp_path, lore, faults):
     snapshots = LocalSnapshotSpec(base_path=tmp_path / "snapshots")
     client = UnixLocalSandboxClient()
     async with live(client, snapshot=snapshots) as first:
@@ -213,8 +329,20 @@ async def test_6_a_model_that_fails_while_it_remembers_does_not_lose_the_run(tmp
         assert await text_of(third, "memories/raw_memories/g-1.md") is None
     await client.delete(third)
 
+    # Ours asks no model, and a stage of its own that fails is tried again.
+    memory = remembering(fails=True)
+    await lore.run(working(FAILED, memory=memory), "Export the orders.", run_config=owned())
+    assert memory.generate.phase_one_model.calls == ()
+    await recalled(lore)
+    await lore.run(working(FAILED, memory=memory), "Export the refunds.", run_config=owned())
+    with away(tmp_path, "memories"):
+        await lore.run(working("pwd"), "Look.", run_config=owned())
+    assert faults
+    found = await recalled(lore)
+    assert "Export the orders." in found and "Export the refunds." in found
 
-async def test_7_runs_that_end_at_the_same_time_are_all_kept(tmp_path):
+
+async def test_7_runs_that_end_at_the_same_time_are_all_kept(tmp_path, lore):
     shared = tmp_path / "prefix"
     shared.mkdir()
     everyone_has_read = asyncio.Barrier(WRITERS)
@@ -226,6 +354,7 @@ async def test_7_runs_that_end_at_the_same_time_are_all_kept(tmp_path):
         read = session.read
 
         async def slowly(path, **more):
+            # A bucket takes as long to answer the first writer as the last.
             try:
                 return await read(path, **more)
             finally:
@@ -237,40 +366,54 @@ async def test_7_runs_that_end_at_the_same_time_are_all_kept(tmp_path):
         await Runner.run(agent, f"Export {number}.", run_config=on(session))
 
     await asyncio.gather(*(write(number) for number in range(WRITERS)))
-    kept = (shared / "sessions" / "g-1.jsonl").read_text("ascii").splitlines()
-    assert len(kept) == 1
+    assert len((shared / "sessions" / "g-1.jsonl").read_text("ascii").splitlines()) == 1
+
+    agents = [working(memory=remembering(), name=f"Worker {number}") for number in range(WRITERS)]
+    runs = (lore.run(one, f"Export {number}.", run_config=owned()) for number, one in enumerate(agents))
+    await asyncio.gather(*runs)
+    await recalled(lore)
+    records = [path.read_text("ascii") for path in kept(tmp_path, "records")]
+    assert all(any(f"Export {number}." in one for one in records) for number in range(WRITERS))
 
 
-WRITERS = 6
+async def test_8_a_session_id_that_is_no_file_name_is_remembered(lore):
+    with contextlib.closing(SQLiteSession("user:42")) as asked:
+        async with live() as session:
+            config = RunConfig(sandbox=SandboxRunConfig(session=session))
+            agent = working(FAILED, memory=remembering())
+            await Runner.run(agent, "Export the orders.", session=asked, run_config=config)
+            assert not there(session.state.manifest.root, "**/*.jsonl")
 
-
-async def test_8_a_session_id_that_is_no_file_name_is_remembered(tmp_path):
-    async with live() as session:
-        asked = SQLiteSession("user:42")
         agent = working(FAILED, memory=remembering())
-        await Runner.run(
-            agent, "Export.", session=asked, run_config=RunConfig(sandbox=SandboxRunConfig(session=session))
-        )
-        asked.close()
-        assert await text_of(session, "sessions/user:42.jsonl") is None
-        assert not list(Path(session.state.manifest.root).rglob("*.jsonl"))
+        await lore.run(agent, "Export the orders.", session=asked, run_config=owned(None))
+        assert "Export the orders." in await recalled(lore, session=asked)
 
 
-async def test_8_a_run_that_hands_over_to_a_plain_agent_is_remembered(tmp_path):
-    writer = Agent(name="Writer", model=ScriptedModel([[assistant_message("Told.")]]))
-    hand_over = [[function_call("transfer_to_writer", {}, call_id="call-h")]]
-    agent = working(FAILED, memory=remembering(), handoffs=[writer], then=hand_over)
+async def test_8_a_run_that_hands_over_to_a_plain_agent_is_remembered(lore):
+    def handing_over():
+        writer = Agent(name="Writer", model=ScriptedModel([[assistant_message("Told.")]]))
+        call = [[function_call("transfer_to_writer", {}, call_id="call-h")]]
+        return working(FAILED, memory=remembering(), handoffs=[writer], then=call)
+
     async with live() as session:
-        result = await Runner.run(agent, "Export.", run_config=on(session))
+        result = await Runner.run(handing_over(), "Export the orders.", run_config=on(session))
         assert result.final_output == "Told."
-        assert not list(Path(session.state.manifest.root).rglob("*.jsonl"))
+        assert not there(session.state.manifest.root, "**/*.jsonl")
+
+    await lore.run(handing_over(), "Export the orders.", run_config=owned())
+    assert "Export the orders." in await recalled(lore)
 
 
-async def test_8_what_the_user_said_in_a_stream_is_remembered(tmp_path):
-    agent = working(FAILED, memory=remembering())
+async def test_8_what_the_user_said_in_a_stream_is_remembered(lore):
     async with live() as session:
+        agent = working(FAILED, memory=remembering())
         result = Runner.run_streamed(agent, "Export the orders.", run_config=on(session))
         async for _ in result.stream_events():
             pass
         line = json.loads(await text_of(session, "sessions/g-1.jsonl"))
     assert line["final_output"] == "Done." and line["input"] == []
+
+    result = lore.run_streamed(working(FAILED), "Export the orders.", run_config=owned())
+    async for _ in result.stream_events():
+        pass
+    assert "Export the orders." in await recalled(lore)
