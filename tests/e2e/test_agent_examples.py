@@ -7,20 +7,21 @@ in real sandboxes. What Runlore kept is then read from its home.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import homes
 import pytest
 
+from runlore.commit import keys
+
 pytest.importorskip("agents", reason="openai-agents is not installed")
 
 EXAMPLES = homes.ROOT / "examples" / "agents"
-PATTERNS = sorted(path.parent.name for path in EXAMPLES.glob("*/plain.py"))
+PATTERNS = sorted(path.parent.name for path in EXAMPLES.glob("*/with_runlore.py"))
 LINES_MAX = 3
 BOTH = """
 import runpy, sys
@@ -28,8 +29,6 @@ for program in ("plain", "with_runlore"):
     print(f"--- {program}", flush=True)
     runpy.run_module(f"examples.agents.{sys.argv[1]}.{program}", run_name="__main__")
 """
-FIXED = "instead of `cd shop && python3 export.py orders.csv`"
-"""How the end of Runlore's line on the export reads; the beginning is a count and a date."""
 
 
 def lines_of(program):
@@ -67,6 +66,84 @@ def run_both(pattern, tmp_path):
         check=False,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert home.verified()
     _, plain, with_runlore = re.split(r"^--- .*\n", done.stdout, flags=re.MULTILINE)
     return plain.splitlines(), with_runlore.splitlines(), home
+
+
+def shortened(line):
+    """Runlore's own line on the export, without its count and date."""
+    return re.sub(r"- `exec_command: .* What worked: (`.*`) instead of .*", r"\1", line)
+
+
+NEEDS = "- `cd shop && python3 export.py orders.csv` needs --delimiter ';'"
+"""What the scripted models of the SDK's own memory write down."""
+WORKED = "`cd shop && python3 export.py orders.csv --delimiter ';' | tee orders.json`"
+"""What Runlore finds out by itself."""
+ORDERS = (
+    '[{"order": "1001", "customer": "Ines", "cents": "1000"}, '
+    '{"order": "1002", "customer": "Tom", "cents": "2550"}]'
+)
+NOTHING = "Nothing is remembered."
+EXPORTED = "Exported 2 orders."
+PRINTED = {
+    # pattern: what the plain program prints, what the one with Runlore prints
+    "agents_as_tools": ([EXPORTED, NOTHING], [EXPORTED, WORKED]),
+    "handoffs": (
+        ["Writer: Your two orders are exported.", f"Exporter: {NOTHING}"],
+        ["Writer: Your two orders are exported.", f"Exporter: {WORKED}"],
+    ),
+    "layouts": (
+        [
+            f"Exporter: {EXPORTED}",
+            "Reviewer: Both orders are there.",
+            f"Exporter: {NEEDS}",
+            "Reviewer: - Are all orders there? Both are.",
+        ],
+        [
+            f"Exporter: {EXPORTED}",
+            "Reviewer: Both orders are there.",
+            f"Exporter: {WORKED}",
+            "Reviewer: ## Task 1: Are all orders there? (uncertain)",
+        ],
+    ),
+    "memory": ([EXPORTED, NEEDS], [EXPORTED, WORKED]),
+    "memory_on_s3": ([EXPORTED, NEEDS], [EXPORTED, WORKED]),
+    "remote_snapshot": (["Written.", "2 orders exported"],) * 2,
+    "run_state": (['waits for: refund {"order":1002}', "refunds.txt: 1002"],) * 2,
+    "session_state": ([EXPORTED, NEEDS, ORDERS], [EXPORTED, WORKED, ORDERS]),
+}
+RECORDED = {
+    # pattern: memory → rollout → how many runs of it were recorded; `run` stands for those without an id
+    "agents_as_tools": {"shop": {"orders": 2, "run": 2}},
+    "handoffs": {"shop": {"orders": 2}},
+    "layouts": {"exporter": {"exports": 2}, "reviewer": {"reviews": 2}},
+    "memory": {"shop": {"orders": 2}},
+    "memory_on_s3": {"shop": {"orders": 2}},
+    "remote_snapshot": {},
+    "run_state": {"shop": {"refund-1002": 2}},
+    "session_state": {"shop": {"orders": 3}},
+}
+
+
+def recorded(home):
+    """Which runs are in the store, once what the last run left in the outbox is delivered."""
+    from runlore.agents import Runlore
+
+    for memory in ("shop", "exporter", "reviewer"):
+        asyncio.run(Runlore("examples", memory=memory, home=home.root).aclose())
+    found = {}
+    for key in home.objects(keys.RECORDS):
+        _, _, _, memory, rollout, _ = key.split("/")
+        rollouts = found.setdefault(memory, {})
+        name = "run" if rollout.startswith("run-") else rollout
+        rollouts[name] = rollouts.get(name, 0) + 1
+    return found
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_examples_run_offline_and_print_what_their_agents_saw(pattern, tmp_path):
+    plain, with_runlore, home = run_both(pattern, tmp_path)
+    assert (plain, [shortened(line) for line in with_runlore]) == tuple(map(list, PRINTED[pattern]))
+    assert recorded(home) == RECORDED[pattern]
+    assert home.verified()

@@ -33,9 +33,7 @@ def lore(tmp_path):
 
 
 def config(**more):
-    return RunConfig(
-        tracing_disabled=True, sandbox=SandboxRunConfig(client=UnixLocalSandboxClient(), **more)
-    )
+    return RunConfig(tracing_disabled=True, sandbox=SandboxRunConfig(client=UnixLocalSandboxClient(), **more))
 
 
 def shell(command, call_id="c1"):

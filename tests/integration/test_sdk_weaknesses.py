@@ -27,7 +27,7 @@ pytestmark = [
 
 pytest.importorskip("agents", reason="openai-agents is not installed")
 
-from agents import Agent, RunConfig, Runner, SQLiteSession, set_tracing_disabled  # noqa: E402
+from agents import Agent, RunConfig, Runner, SQLiteSession, function_tool, set_tracing_disabled  # noqa: E402
 from agents.sandbox import (  # noqa: E402
     LocalSnapshotSpec,
     Manifest,
@@ -77,7 +77,9 @@ def away(tmp_path, kind=""):
     folder = tmp_path / "home" / "store" / "acme" / kind
     aside = folder.with_name(f"{folder.name}.aside")
     folder.rename(aside)
-    folder.symlink_to(folder.name)  # To itself: whoever follows it gets an error of the disk, not "there is none".
+    folder.symlink_to(
+        folder.name
+    )  # To itself: whoever follows it gets an error of the disk, not "there is none".
     try:
         yield
     finally:
@@ -226,10 +228,21 @@ async def test_2_an_upload_that_fails_does_not_lose_the_workspace(tmp_path, lore
     assert result.final_output == "Done." and bucket.kept == {}
     assert not there(printed(result)[0]) and result.to_state().to_json().get("sandbox") is None
 
-    await recalled(lore)
-    await lore.seed(group_id="g-1")
-    with away(tmp_path):
-        result = await lore.run(working("echo kept > report.md"), "Write.", run_config=owned())
+    with contextlib.ExitStack() as outage:
+
+        @function_tool
+        def begin_the_outage() -> str:
+            outage.enter_context(away(tmp_path))
+            return "The store is away."
+
+        await recalled(lore)
+        await lore.aclose()
+        call = [function_call("begin_the_outage", {}, call_id="call-o")]
+        agent = working(
+            "echo kept > report.md", tools=[begin_the_outage], then=[call, [assistant_message("Done.")]]
+        )
+        result = await lore.run(agent, "Write.", run_config=owned())
+        await lore.aclose()
         assert result.final_output == "Done." and faults
     assert printed(await lore.run(working("cat report.md"), "Read.", run_config=owned())) == ["kept"]
 
