@@ -89,9 +89,9 @@ class Embedded:
                 base={"counter": base.version, "snapshot": base.snapshot},
             )
 
-    async def fetch(self, workspace: port.Workspace, to: Path) -> int:
+    async def fetch(self, workspace: port.Workspace, to: Path) -> None:
         if workspace.snapshot is None:
-            return 0
+            return
         async with self._open() as opened:
             made = library.Snapshots(opened.store, self._project)
             found = await made.open(workspace.snapshot)
@@ -100,7 +100,6 @@ class Embedded:
                 await asyncio.to_thread(_copy, archive, to)
             finally:
                 archive.close()
-            return found.record.files
 
     async def began_by(self, ask: port.Ask, agent: str | None, run: str) -> Mapping[str, Any] | None:
         async with self._open() as opened:
@@ -124,7 +123,9 @@ class Embedded:
                 except errors.InvalidInput as exc:
                     # The run is worth more than its workspace; whoever sent it keeps the tar.
                     refused.append(f"{exc.kind}: {exc.message}")
-            event = envelope.of_run({**data, "workspaces": workspaces}, source=producer.source_of(self._project))
+            event = envelope.of_run(
+                {**data, "workspaces": workspaces}, source=producer.source_of(self._project)
+            )
             message = await producer.Producer(opened.store, opened.bus).message(event)
             await opened.bus.produce([message])
         return refused

@@ -115,9 +115,7 @@ class Outbox:
             path = self._waiting / name
             try:
                 body = json.loads((path / EVENT).read_bytes())
-                left = tuple(
-                    port.Left(path / row["file"], row["agent"], row["base"]) for row in body["left"]
-                )
+                left = tuple(port.Left(path / row["file"], row["agent"], row["base"]) for row in body["left"])
                 found.append(Entry(path, body["data"], left))
             except FileNotFoundError:
                 continue  # Delivered meanwhile, by another process.

@@ -84,8 +84,8 @@ class Backend(Protocol):
         """The agent's own line."""
         ...
 
-    async def fetch(self, workspace: Workspace, to: Path) -> int:
-        """Write the snapshot as a plain tar; how many files it holds."""
+    async def fetch(self, workspace: Workspace, to: Path) -> None:
+        """Write the snapshot as a plain tar."""
         ...
 
     async def send(self, data: dict[str, Any], left: Sequence[Left]) -> list[str]:

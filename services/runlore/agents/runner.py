@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import agents
+from agents import lifecycle
 from agents.sandbox.snapshot import NoopSnapshotSpec
 
 from runlore import clock, errors
@@ -203,7 +204,7 @@ class Runlore:
 
     def _hook(self, run: runs.Run, named: dict[str, Any], before: Callable[[], Any] | None) -> None:
         hooks = named.get("hooks")
-        if hooks is None or isinstance(hooks, agents.RunHooks):
+        if hooks is None or isinstance(hooks, lifecycle.RunHooksBase):
             named["hooks"] = runs.Hooks(run, hooks, before)
 
     async def _before(self, run: runs.Run, named: dict[str, Any]) -> None:

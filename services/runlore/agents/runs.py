@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import tarfile
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -100,7 +101,14 @@ class Run:
     """One run of the SDK."""
 
     def __init__(
-        self, link: Link, agent: Any, input: Any, ask: port.Ask, *, parent: Run | None, resumed: Mapping[str, Any]
+        self,
+        link: Link,
+        agent: Any,
+        input: Any,
+        ask: port.Ask,
+        *,
+        parent: Run | None,
+        resumed: Mapping[str, Any],
     ) -> None:
         self.link, self.ask, self.parent = link, ask, parent
         self.input: Any = input
@@ -208,8 +216,8 @@ class Run:
         try:
             async with asyncio.timeout(self.remaining()):
                 await asyncio.to_thread(self.link.outbox.make)
-                files = await self.link.backend.fetch(found, new)
-                await asyncio.to_thread(check_tar, new)
+                await self.link.backend.fetch(found, new)
+                files = await asyncio.to_thread(check_tar, new)
                 await asyncio.to_thread(_into_place, new, space.path)
         except Exception as exc:
             self.link.failed(f"the workspace {found.snapshot[:12]}", exc)
@@ -308,16 +316,14 @@ def memory_of(agent: Any) -> Any:
     return next((one for one in agent.capabilities if isinstance(one, Memory)), None)
 
 
-def check_tar(path: Path) -> None:
-    """Read a whole tar's headers. Raises `errors.BadArchive`: what breaks off is not offered to the SDK."""
-    import tarfile
-
+def check_tar(path: Path) -> int:
+    """Read a whole tar's headers; its files. Raises `errors.BadArchive`: what breaks off is not offered to the SDK."""
     try:
         with tarfile.open(path, "r:") as archive:
-            for _ in archive:
-                pass
+            files = sum(member.isreg() for member in archive)
     except (tarfile.TarError, OSError, EOFError) as exc:
         raise errors.BadArchive(f"the workspace's archive can not be read: {exc}") from exc
+    return files
 
 
 def _into_place(new: Path, path: Path) -> None:
@@ -328,7 +334,9 @@ def _into_place(new: Path, path: Path) -> None:
 class Hooks(agents.RunHooks[Any]):
     """The program's own hooks, and ours beside them. What the program's raise is the run's; ours raise nothing."""
 
-    def __init__(self, run: Run, inner: agents.RunHooks[Any] | None, before: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, run: Run, inner: agents.RunHooks[Any] | None, before: Callable[[], Any] | None
+    ) -> None:
         self._run, self._inner, self._before = run, inner, before
 
     async def on_agent_start(self, context: Any, agent: Any) -> None:

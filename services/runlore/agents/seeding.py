@@ -90,8 +90,9 @@ async def _write(session: Any, files: dict[str, bytes]) -> None:
 def gate(run: runs.Run, session: Any) -> None:
     """See to it that the SDK does not generate memory for what Runlore records.
 
-    Only its generation is held back, and only where all runs of the session were ours: the hook of a live session with a
-    plain run in between goes ahead. Should the SDK's class get another name, memory is paid for twice and nothing is lost.
+    Only its generation is held back, and only where all runs of the session were ours: the hook of a live session
+    with a plain run in between goes ahead. Should the SDK's class get another name, memory is paid for twice and
+    nothing is lost.
     """
     if getattr(session, "_runlore_gated", False):
         return

@@ -1,8 +1,9 @@
 """The workspace: a sandbox client that begins a session from our snapshot, and takes what it left.
 
-The program's own client does the work. A new session gets the SDK's stock `LocalSnapshot` below our outbox, with the
-line's tar in place: the SDK restores it at the start and replaces it at the stop, and a saved RunState can be resumed by
-a program without Runlore. A program that gives a `snapshot`, a `session_state` or a live session of its own keeps it.
+The program's own client does the work. A new session gets the SDK's stock `LocalSnapshot` below our outbox, with
+the line's tar in place: the SDK restores it at the start and replaces it at the stop, and a saved RunState can be
+resumed by a program without Runlore. A program that gives a `snapshot`, a `session_state` or a live session of its
+own keeps it.
 """
 
 from __future__ import annotations
