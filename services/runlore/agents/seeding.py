@@ -19,8 +19,8 @@ from runlore.events import models
 WRITE_SECONDS_MIN = 2.0
 """Writing what is here already may take this long, also where the deadline is used up."""
 
-_written: weakref.WeakKeyDictionary[Any, dict[str, bytes]] = weakref.WeakKeyDictionary()
-"""Session → the files of its last seed."""
+_written: weakref.WeakKeyDictionary[Any, dict[str, dict[str, bytes]]] = weakref.WeakKeyDictionary()
+"""Session → folder of memory → the files of the last seed there: agents that share a session may have one each."""
 
 
 async def write(run: runs.Run, session: Any) -> None:
@@ -37,7 +37,7 @@ async def write(run: runs.Run, session: Any) -> None:
         return
     try:
         async with asyncio.timeout(max(run.remaining(), WRITE_SECONDS_MIN)):
-            await _write(session, placed(seeded, layout))
+            await _write(session, layout.memories_dir, placed(seeded, layout))
     except Exception as exc:
         run.link.failed("writing memory into the workspace", exc)
 
@@ -55,11 +55,13 @@ def at_start(run: runs.Run, session: Any) -> None:
 
 
 def layout_for(run: runs.Run) -> models.Layout:
-    """Where the run's agents read memory: the first `Memory()` among them says it."""
+    """Where the present agent reads memory. The run's own layout is that of the first `Memory()` among its agents."""
     memory = runs.memory_of(run.current)
-    if run.layout is None and memory is not None:
-        run.layout = port.layout_of(memory)
-    return run.layout or models.Layout()
+    if memory is None:
+        return run.layout or models.Layout()
+    layout = port.layout_of(memory)
+    run.layout = run.layout or layout
+    return layout
 
 
 def placed(seeded: port.Seeded, layout: models.Layout) -> dict[str, bytes]:
@@ -71,8 +73,9 @@ def placed(seeded: port.Seeded, layout: models.Layout) -> dict[str, bytes]:
     }
 
 
-async def _write(session: Any, files: dict[str, bytes]) -> None:
-    before = _written.get(session, {})
+async def _write(session: Any, memories_dir: str, files: dict[str, bytes]) -> None:
+    folders = _written.setdefault(session, {})
+    before = folders.get(memories_dir, {})
     made: set[Path] = set()
     for path, content in files.items():
         if before.get(path) == content:
@@ -84,7 +87,7 @@ async def _write(session: Any, files: dict[str, bytes]) -> None:
         await session.write(Path(path), io.BytesIO(content))
     for path in sorted(before.keys() - files.keys()):
         await session.rm(Path(path), recursive=True)
-    _written[session] = files
+    folders[memories_dir] = files
 
 
 def gate(run: runs.Run, session: Any) -> None:
