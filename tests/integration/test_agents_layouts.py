@@ -29,7 +29,10 @@ def reading(folder, *steps, **more):
 
 
 async def test_a_second_memory_in_a_live_session_leaves_the_first_where_it_is(tmp_path):
-    lores = {name: Runlore("acme", memory=name, home=tmp_path / "home") for name in ("a", "b")}
+    lores = {
+        name: Runlore("acme", memory=name, home=tmp_path / "home", deadline_seconds=120)
+        for name in ("a", "b")
+    }
     for name, lore in lores.items():
         await lore.run(reading(name, shell("false"), done()), "Learn", run_config=config(group_id=name))
     client = UnixLocalSandboxClient()
@@ -45,7 +48,7 @@ async def test_a_second_memory_in_a_live_session_leaves_the_first_where_it_is(tm
 
 
 async def test_an_agent_that_a_run_is_handed_to_finds_memory_in_its_own_layout(tmp_path):
-    lore = Runlore("acme", memory="support", home=tmp_path / "home")
+    lore = Runlore("acme", memory="support", home=tmp_path / "home", deadline_seconds=120)
     await lore.run(reading("a", shell("false"), done()), "Learn", run_config=config(group_id="g"))
     second = reading("b", shell("ls memories/b", "look-b"), done())
     first = reading("a", LOOK, function_call("transfer_to_b", {}, call_id="over"), handoffs=[second])

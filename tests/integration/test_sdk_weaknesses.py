@@ -2,7 +2,17 @@
 
 Goal: each promise that Runlore makes over the SDK's memory and snapshots is shown, not told. Method: the same agents,
 the same sandbox and the same fault, once through `Runner.run`, once through `lore.run`. The first half of each test
-asserts the loss: where an SDK release mends it, the test fails and says so.
+asserts the loss: where an SDK release mends it, the test fails and says so. Seen with openai-agents 0.24:
+
+1. A read of the good snapshot fails once, and an empty one takes its place.
+2. The upload of a snapshot fails, the workspace is deleted, and the run succeeds.
+3. A snapshot with a virtualenv, or any link out of the workspace, can never be restored.
+4. A fresh run with a `SnapshotSpec` never finds an earlier snapshot.
+5. A session that is stopped but not closed, or whose process dies, remembers nothing.
+6. A model that fails while it remembers loses the run; nothing tries again.
+7. Writers of one rollout overwrite each other: one of six is kept.
+8. Runs under an id that is no file name and runs that end with a plain agent leave no record, and a streamed run's
+   record lacks what the user said.
 """
 
 from __future__ import annotations
@@ -47,7 +57,6 @@ from runlore.agents import Runlore  # noqa: E402
 set_tracing_disabled(True)
 
 FAILED = "python3 export.py"
-WORKED = "python3 -c 'print(2)'"
 
 
 WRITERS = 6
@@ -63,7 +72,9 @@ def faults():
 def lore(tmp_path, monkeypatch, faults):
     """Runlore with nothing else running: a home on this disk."""
     monkeypatch.setenv("RUNLORE_FSYNC", "0")
-    return Runlore("acme", memory="support", home=tmp_path / "home", on_error=faults.append)
+    return Runlore(
+        "acme", memory="support", home=tmp_path / "home", deadline_seconds=120, on_error=faults.append
+    )
 
 
 def kept(tmp_path, kind):
@@ -195,9 +206,6 @@ async def text_of(session, path):
         return (await session.read(Path(path))).read().decode()
     except SandboxError:
         return None
-
-
-# --- the numbers are those of docs/AGENTS.md -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["exists", "download"])
