@@ -25,6 +25,8 @@ PATTERNS = sorted(path.parent.name for path in EXAMPLES.glob("*/with_runlore.py"
 LINES_MAX = 3
 BOTH = """
 import runpy, sys
+from runlore.agents import runner
+runner.DEADLINE_SECONDS_EMBEDDED = 120  # A machine that runs tests is busy.
 for program in ("plain", "with_runlore"):
     print(f"--- {program}", flush=True)
     runpy.run_module(f"examples.agents.{sys.argv[1]}.{program}", run_name="__main__")
