@@ -51,10 +51,14 @@ class Delivery:
             await clock.sleep(wait * (0.5 + clock.jitter()))
             wait = min(wait * 2, WAIT_SECONDS_MAX)
 
-    async def flush(self) -> None:
-        """Return once everything that waits is delivered, whoever does it; the caller has a deadline."""
-        while not await self.once() and await asyncio.to_thread(self._box.waiting):
-            await clock.sleep(POLL_SECONDS)
+    async def flush(self, *, rollout: str | None = None) -> None:
+        """Return once everything that waits (of one rollout) is delivered, whoever does it; the caller has a deadline.
+
+        Raises what stops it.
+        """
+        while any(rollout in (None, _rollout_of(one)) for one in await asyncio.to_thread(self._box.waiting)):
+            if not await self.once():
+                await clock.sleep(POLL_SECONDS)
 
     async def once(self) -> bool:
         """Deliver everything that waits; False where another process is at it. Raises what stops it."""
@@ -95,3 +99,9 @@ class Delivery:
         if what != self._last:
             self._last = what
             self._failed("delivering what the outbox holds (it is tried again)", exc)
+
+
+def _rollout_of(entry: outbox.Entry) -> str:
+    named = ("conversation_id", "session_id", "group_id", "run_id")
+    ask = port.Ask(**{name: entry.data.get(name) for name in named})  # type: ignore[arg-type]
+    return ask.rollout.original

@@ -34,6 +34,8 @@ COPY_BYTES = 1024 * 1024
 class Embedded:
     """`port.Backend` on the home that `settings` name, for one project and memory."""
 
+    is_here = True
+
     def __init__(self, settings: Settings, *, project: str, memory: str) -> None:
         # Past one machine the stages run elsewhere, and an agent asks the lookup service.
         self._settings = settings.model_copy(update={"bus": "sqlite", "store": "directory"})

@@ -76,6 +76,9 @@ class Left:
 class Backend(Protocol):
     """Runlore, wherever it is. Any method may raise; whoever calls sees to it that the run does not."""
 
+    is_here: bool
+    """Whether this process works off what is handed over."""
+
     async def seed(self, ask: Ask, agent: str | None) -> Seeded:
         """The seed for the next run; its workspace is the agent's own line, or the rollout's main line."""
         ...

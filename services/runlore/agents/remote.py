@@ -35,6 +35,8 @@ ROLLOUTS_MAX = 1000
 class Remote:
     """`port.Backend` on the lookup service at `url`, for one project and memory."""
 
+    is_here = False
+
     def __init__(
         self,
         url: str,
