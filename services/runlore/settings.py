@@ -113,6 +113,17 @@ class Settings(BaseSettings):
     queue_bytes_max: int = Field(
         64 * 1024 * 1024, ge=1024 * 1024, description="Bytes of messages of a stage in hand."
     )
+    # --- the lookup service ---
+    http_host: str = Field(
+        "127.0.0.1", description="Address of `runlore serve`; any but this machine's own needs `http_keys`."
+    )
+    http_port: int = Field(7077, ge=0, le=65535, description="Port of `runlore serve`; 0: any free one.")
+    http_keys: bool = Field(
+        False, description="Whether each request needs a key of its project (`runlore keys create`)."
+    )
+    http_requests_max: int = Field(
+        256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
+    )
     # --- being watched ---
     health_port: int = Field(
         0, ge=0, le=65535, description="Port of /livez, /readyz, /status and /metrics of a worker; 0: none."

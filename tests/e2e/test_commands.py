@@ -108,6 +108,14 @@ COMMANDS = {
     ("up", "--once"): (0, 0, 0),
     ("worker",): (4, 4, 4),  # On one machine it is `up`.
     ("index",): (4, 4, 4),
+    ("serve", "--host", "0.0.0.0"): (4, 4, 4),  # Open to everybody, without keys.
+    ("serve", "--host", "no.such.host.invalid"): (4, 4, 4),
+    ("keys", "create"): (2, 2, 2),
+    ("keys", "create", "acme", "--name", "ci"): (2, 2, 2),  # No reason.
+    ("keys", "list"): (2, 2, 2),
+    ("keys", "list", "acme"): (0, 0, 3),
+    ("keys", "revoke"): (2, 2, 2),
+    ("keys", "revoke", "nothing", "--reason", "x"): (3, 3, 3),
 }
 
 

@@ -177,7 +177,9 @@ async def written(store, reader, parent, text, *, kept=b""):
     raw = text.encode()
     maps["files"].set("base/MEMORY.md", {"sha256": packs.name(raw)})
     live = frozenset({packs.name(raw), packs.name(kept)} if kept else {packs.name(raw)})
-    contents = {packs.name(raw): raw} if parent or not kept else {packs.name(raw): raw, packs.name(kept): kept}
+    contents = (
+        {packs.name(raw): raw} if parent or not kept else {packs.name(raw): raw, packs.name(kept): kept}
+    )
     draft = revisions.Draft(maps, contents, live, {"reason": "runs"})
     return await revisions.write(store, reader, "acme", "support", parent=parent, draft=draft)
 

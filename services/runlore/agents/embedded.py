@@ -20,7 +20,7 @@ from runlore import clock, errors, producer, wiring
 from runlore.agents import port
 from runlore.commit import lines, marks
 from runlore.events import envelope, ids, models
-from runlore.lookup import index, merging, seeds
+from runlore.lookup import asking, index, merging, seeds
 from runlore.pipeline import RUNS
 from runlore.settings import Settings
 from runlore.snapshots import library
@@ -59,9 +59,9 @@ class Embedded:
         async with self._open() as opened:
             rollout = ask.rollout.original
             wanted = await self._line(opened, rollout, agent)
-            found = await seeds.resolve(
-                opened.reader, self._project, self._memory, rollout, subject=ask.subject, agent=wanted
-            )
+            asked = asking.Wanted(self._project, self._memory, rollout, subject=ask.subject, agent=wanted)
+            asker = asking.Asker(opened.store, opened.bus, opened.reader)
+            found = await asker.seed(asked, lambda: asyncio.to_thread(_tagged, opened, self._project))
             if found is None:
                 return port.Seeded(workspace=port.Workspace(agent=wanted))
             whole = await seeds.open_seed(opened.reader, found)
@@ -200,3 +200,12 @@ async def _ingest(
 def _copy(archive: Any, to: Path) -> None:
     with open(to, "wb") as file:
         shutil.copyfileobj(archive, file, COPY_BYTES)
+
+
+def _tagged(opened: wiring.Home, project: str) -> Sequence[dict[str, Any]]:
+    """Where the project's template is, by the index; it is as new as the last time the stages ran."""
+    found = index.Index(opened.index_path)
+    try:
+        return found.tagged(project)
+    finally:
+        found.close()

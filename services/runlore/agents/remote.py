@@ -95,8 +95,10 @@ class Remote:
                     await self._after(client, ask, before)
             self._sent.pop(ask.rollout.original, None)
         if agent is not None:
-            own, main = await asyncio.gather(self._seed(client, ask, agent), self._seed(client, ask, None))
-            return own if own.get("snapshot") or (own.get("base") or {}).get("counter") else main
+            # The template is for the main line: an agent's own counts only if it has one.
+            asked = self._seed(client, ask, agent, template="no"), self._seed(client, ask, None)
+            own, main = await asyncio.gather(*asked)
+            return own if _counter(own) else main
         return await self._seed(client, ask, None)
 
     async def _after(self, client: httpx2.AsyncClient, ask: port.Ask, before: _Sent) -> None:
@@ -108,8 +110,7 @@ class Remote:
         await self._seed(client, ask, None, **wait)
         for agent, counter in before.counters.items():
             while True:
-                body = await self._seed(client, ask, agent)
-                if (body.get("base") or {}).get("counter") != counter:
+                if _counter(await self._seed(client, ask, agent, template="no")) != counter:
                     break
                 await clock.sleep(POLL_SECONDS)
 
@@ -233,6 +234,10 @@ def _checked(answer: httpx2.Response) -> httpx2.Response:
     raise errors.InvalidEvent(told)
 
 
+def _counter(body: Mapping[str, Any]) -> int:
+    return int((body.get("base") or port.NO_BASE)["counter"])
+
+
 def _workspace_of(body: Mapping[str, Any]) -> port.Workspace:
     base = body.get("base") or port.NO_BASE
     return port.Workspace(
@@ -242,19 +247,14 @@ def _workspace_of(body: Mapping[str, Any]) -> port.Workspace:
     )
 
 
-def _left(story: Any, snapshot: str | None) -> bool:
-    """Whether what is told of a run names this snapshot as the line's version that it left."""
-    stories = story if isinstance(story, list) else [story]
-    steps = [
-        step
-        for one in stories
-        if isinstance(one, dict)
-        for step in one.get("steps", [])
-        if step.get("stage") == "snapshot"
-    ]
+def _left(found: Any, snapshot: str | None) -> bool:
+    """Whether what is told of a run names this snapshot as the version of a line that it left."""
+    stories = found.get("runs") if isinstance(found, dict) else None
+    steps = [step for story in stories or () for step in story.get("steps", ())]
     return snapshot is not None and any(
-        str(step.get("snapshot", "")).startswith(snapshot[:12])
+        step.get("stage") == "snapshot"
         and step.get("what", "").startswith("the workspace's version")
+        and step.get("snapshot") == snapshot[:12]
         for step in steps
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 from agents.sandbox import LocalSnapshot
 from agents.sandbox.session import BaseSandboxClient
 
-from runlore.agents import runs, seeding
+from runlore.agents import manifests, runs, seeding
 
 
 class Client(BaseSandboxClient[Any]):
@@ -44,7 +44,7 @@ class Client(BaseSandboxClient[Any]):
         space = await run.space()
         ours = LocalSnapshot(id=space.id, base_path=run.link.outbox.sessions)
         session = await self.inner.create(snapshot=ours, manifest=manifest, options=options)
-        return self._attached(session, run, space)
+        return self._attached(session, run, space, is_new=True)
 
     async def resume(self, state: Any) -> Any:
         run, space = runs.CURRENT.get(), None
@@ -69,7 +69,9 @@ class Client(BaseSandboxClient[Any]):
     def deserialize_session_state(self, payload: dict[str, object]) -> Any:
         return self.inner.deserialize_session_state(payload)
 
-    def _attached(self, session: Any, run: runs.Run | None, space: runs.Space | None) -> Any:
+    def _attached(
+        self, session: Any, run: runs.Run | None, space: runs.Space | None, *, is_new: bool = False
+    ) -> Any:
         """The session, which from now on gets memory when it starts."""
         if run is None:
             return session
@@ -90,6 +92,8 @@ class Client(BaseSandboxClient[Any]):
                 await start()
             if space is not None:
                 space.start()
+                if is_new:
+                    await manifests.apply(run, space, session)
             await seeding.write(run, session)
 
         session.start = started

@@ -89,30 +89,12 @@ def _bar(out: ui.Out, what: str) -> Any:
 
 async def _lines(opened: Home, project: str) -> list[dict[str, Any]]:
     from runlore.commit import lines, sweep
+    from runlore.lookup import workspaces
 
     rows = []
     for name in [project] if project else await sweep.projects(opened.store):
-        rows += [_row(head) for head in await lines.all_heads(opened.store, name)]
+        rows += [workspaces.row_of(head) for head in await lines.all_heads(opened.store, name)]
     return sorted(rows, key=lambda row: (row["moved_at"], row["rollout"]), reverse=True)
-
-
-def _row(head: Any) -> dict[str, Any]:
-    from runlore.commit import lines
-
-    body = head.body
-    return {
-        "project": body["project"],
-        "rollout": body["rollout"],
-        "agent": body["agent"],
-        "snapshot": lines.id_of(body["ref"]) if body.get("ref") else None,
-        "ref": body.get("ref"),
-        "version": int(body.get("version", 0)),
-        "moved_at": body["moved_at"],
-        "moved_by": body.get("moved_by"),
-        "versions": list(reversed(body.get("versions", ()))),
-        "branches": body.get("branches", {}),
-        "tags": body.get("tags", {}),
-    }
 
 
 def _table(out: ui.Out, rows: list[dict[str, Any]]) -> None:

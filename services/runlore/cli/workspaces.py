@@ -172,21 +172,9 @@ def merge(
                 ) as act:
                     done = await merging.merge_branches(made, line, branches or None)
                     act.result |= {"state": done.state, "snapshot": done.saved.id if done.saved else None}
-        conflicts = [one.as_dict() for one in done.merged.conflicts]
-        snapshot = done.saved.id if done.saved else done.merged.record.id
-        out.answer(
-            {
-                "snapshot": snapshot,
-                "project": line.project,
-                "rollout": line.rollout,
-                "agent": line.agent,
-                "state": done.state,
-                "branches": done.branches,
-                "files": done.merged.record.files,
-                "conflicts": conflicts,
-                "dry_run": dry_run,
-            }
-        )
+        told = merging.told(done, line, dry_run=dry_run)
+        out.answer(told)
+        conflicts, snapshot = told["conflicts"], told["snapshot"]
         count = len(conflicts)
         out.say(
             f"merged {len(done.branches)} branches · {done.merged.record.files:,} files · "

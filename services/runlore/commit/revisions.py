@@ -157,8 +157,17 @@ class Reader:
 
     async def line(self, project: str, memory: str) -> AsyncIterator[dict[str, Any]]:
         """The manifests of a memory from the newest back, each with its own `sha256` added."""
-        head = await self.head(project, memory)
-        at, sha256 = int(head.body.get("revision", 0)), head.body.get("manifest")
+        async for body in self.line_from(project, memory, None):
+            yield body
+
+    async def line_from(
+        self, project: str, memory: str, start: tuple[int, str] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The same from a revision back: `start` is its number and its manifest's name; None: the newest."""
+        at, sha256 = start or (0, None)
+        if start is None:
+            head = await self.head(project, memory)
+            at, sha256 = int(head.body.get("revision", 0)), head.body.get("manifest")
         while sha256:
             body = await self.manifest(project, memory, at, sha256)
             yield {**body, "sha256": sha256}

@@ -178,6 +178,14 @@ def project_of(letter: Letter) -> str | None:
     return None
 
 
+def run_of(letter: Letter) -> str | None:
+    """The run that a dead event says it is of, as its producer wrote it; None where it says none."""
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        named = json.loads(letter.value or b"").get("run_id")
+        return named if isinstance(named, str) else None
+    return None
+
+
 def fits(letter: Letter) -> bool:
     """Whether the event can be published again as it came: the bus takes its size, and it is of a topic of ours."""
     return letter.source is None and letter.size <= envelope.EVENT_BYTES_MAX

@@ -245,20 +245,45 @@ class Index:
         """Rollouts that all memories hold for review."""
         return int(self._all("SELECT COALESCE(SUM(held), 0) AS held FROM memories", {})[0]["held"])
 
-    def rollouts(self, project: str, memory: str, *, limit: int = RESULTS_MAX) -> list[dict[str, Any]]:
-        """The rollouts of a memory, newest first."""
+    def rollouts(
+        self, project: str, memory: str, *, limit: int = RESULTS_MAX, after: tuple[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rollouts of a memory, newest first; those behind `after` (when it was updated, its alias)."""
+        # A rollout of an unknown time sorts behind every other: no time is below ''.
+        rows = self._all(
+            """SELECT *, CASE updated_at WHEN 'unknown' THEN '' ELSE updated_at END AS place FROM rollouts
+               WHERE project = :project AND memory = :memory
+                 AND (:rollout IS NULL OR place < :place OR (place = :place AND rollout > :rollout))
+               ORDER BY place DESC, rollout LIMIT :limit""",
+            {
+                **{"project": project, "memory": memory, "limit": limit},
+                **_place(("place", "rollout"), after),
+            },
+        )
+        return [_without(row, "place") for row in rows]
+
+    def snapshots(
+        self,
+        project: str | None = None,
+        *,
+        limit: int = RESULTS_MAX,
+        after: tuple[str, str, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The lines of workspaces, the one that moved last first; those behind `after` (when, rollout, agent)."""
         return self._all(
-            """SELECT * FROM rollouts WHERE project = ? AND memory = ?
-               ORDER BY updated_at = 'unknown', updated_at DESC, rollout LIMIT ?""",
-            [project, memory, limit],
+            """SELECT * FROM snapshots WHERE (:project IS NULL OR project = :project)
+                 AND (:at IS NULL OR moved_at < :at
+                      OR (moved_at = :at AND (rollout, agent) > (:rollout, :agent)))
+               ORDER BY moved_at DESC, project, rollout, agent LIMIT :limit""",
+            {"project": project, "limit": limit, **_place(("at", "rollout", "agent"), after)},
         )
 
-    def snapshots(self, project: str | None = None, *, limit: int = RESULTS_MAX) -> list[dict[str, Any]]:
-        """The lines of workspaces, the one that moved last first."""
+    def tagged(self, project: str, tag: str = "template") -> list[dict[str, Any]]:
+        """The lines of workspaces with a snapshot of this tag, the one that moved last first."""
         return self._all(
-            """SELECT * FROM snapshots WHERE :project IS NULL OR project = :project
-               ORDER BY moved_at DESC, project, rollout, agent LIMIT :limit""",
-            {"project": project, "limit": limit},
+            """SELECT * FROM snapshots WHERE project = ? AND instr(' ' || tags || ' ', ?) > 0
+               ORDER BY moved_at DESC, rollout, agent LIMIT 100""",
+            [project, f" {tag} "],
         )
 
     def runs(self, name: str, project: str | None = None) -> list[dict[str, Any]]:
@@ -270,12 +295,23 @@ class Index:
             {"name": name, "project": project},
         )
 
-    def recent_runs(self, project: str | None = None, *, limit: int = 20) -> list[dict[str, Any]]:
-        return self._all(
-            """SELECT * FROM runs WHERE :project IS NULL OR project = :project
-               ORDER BY ended_at = 'unknown', ended_at DESC, rowid DESC LIMIT :limit""",
-            {"project": project, "limit": limit},
+    def recent_runs(
+        self,
+        project: str | None = None,
+        *,
+        limit: int = 20,
+        after: tuple[str, int] | None = None,
+        numbered: bool = False,
+    ) -> list[dict[str, Any]]:
+        """The newest runs first; those behind `after` (when one ended, its `number`: with `numbered`)."""
+        rows = self._all(
+            """SELECT *, rowid AS number, CASE ended_at WHEN 'unknown' THEN '' ELSE ended_at END AS place FROM runs
+               WHERE (:project IS NULL OR project = :project)
+                 AND (:number IS NULL OR place < :place OR (place = :place AND rowid < :number))
+               ORDER BY place DESC, rowid DESC LIMIT :limit""",
+            {"project": project, "limit": limit, **_place(("place", "number"), after)},
         )
+        return [_without(row, "place", *(() if numbered else ("number",))) for row in rows]
 
     def search(
         self, query: str, project: str, memory: str, *, subject: str | None = None, limit: int = 20
@@ -301,6 +337,20 @@ class Index:
     def _one(self, sql: str, parameters: Sequence[Any]) -> dict[str, Any] | None:
         rows = self._all(sql, parameters)
         return rows[0] if rows else None
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def place(time: str) -> str:
+    """A time as lists sort by it: an unknown one behind every other."""
+    return "" if time == "unknown" else time
+
+
+def _place(names: Sequence[str], after: Sequence[Any] | None) -> dict[str, Any]:
+    """Where a list goes on, as parameters of its query."""
+    return dict(zip(names, after or [None] * len(names), strict=True))
 
 
 def text_of(summary: Any) -> str:

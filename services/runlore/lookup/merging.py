@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from runlore import errors
 from runlore.commit import lines
@@ -21,6 +22,21 @@ class Done:
     saved: library.Saved | None
     state: str
     branches: list[str]
+
+
+def told(done: Done, line: lines.Line, *, dry_run: bool = False) -> dict[str, Any]:
+    """What a merge did, as people and programs are told."""
+    return {
+        "snapshot": done.saved.id if done.saved else done.merged.record.id,
+        "project": line.project,
+        "rollout": line.rollout,
+        "agent": line.agent,
+        "state": done.state,
+        "branches": done.branches,
+        "files": done.merged.record.files,
+        "conflicts": [one.as_dict() for one in done.merged.conflicts],
+        "dry_run": dry_run,
+    }
 
 
 async def merge_branches(

@@ -248,12 +248,14 @@ class S3Store:
         upload = {"Key": name, "UploadId": begun["UploadId"]}
         try:
             parts = await self._send_parts(upload, memoryview(body))
+            # Off the loop: it reads every byte, which may still lie on a disk.
+            checksum = await asyncio.to_thread(s3client.checksum, body)
             answer = await self._run(
                 "CompleteMultipartUpload",
                 write=True,
                 guard=guard,
                 MultipartUpload={"Parts": parts},
-                ChecksumCRC32=s3client.checksum(body),
+                ChecksumCRC32=checksum,
                 ChecksumType="FULL_OBJECT",
                 **upload,
                 **condition,

@@ -1,0 +1,293 @@
+"""Routes of memory: revisions, their files and differences, why a line is there, search; and where a run is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from runlore import errors
+from runlore.commit import revisions
+from runlore.events import ids
+from runlore.lookup import explain, index, memories
+from runlore.lookup import why as lookup_why
+from runlore.lookup.http import answers, callers
+
+router = APIRouter(prefix="/v1/projects/{project}", tags=["memory"])
+QUERY_CHARS_MAX = 1000
+NUMBER_CHARS_MAX = 9
+
+Rollout = Annotated[
+    str | None, Query(max_length=ids.ID_CHARS_MAX, description="As a seed that continues this rollout.")
+]
+Number = Annotated[callers.Segment, "A revision's number, or `head`."]
+
+
+def _number(text: str) -> int | None:
+    """The revision that a path names; None for the newest. Raises `errors.InvalidInput`."""
+    if text == "head":
+        return None
+    if text.isascii() and text.isdigit() and len(text) <= NUMBER_CHARS_MAX:
+        return int(text)
+    raise errors.InvalidInput("a revision is a number, or `head`")
+
+
+async def _files(
+    request: Request, project: str, memory: str, n: str, subject: str | None, rollout: str | None
+) -> tuple[revisions.Revision, dict[str, Any]]:
+    revision = await callers.service_of(request).reader.at(project, memory, _number(n))
+    alias = ids.alias(rollout.strip()) if rollout and rollout.strip() else None
+    # Off the loop: it reads and verifies every part.
+    return revision, await answers.in_thread(memories.compose, revision, memories.whom_of(subject), alias)
+
+
+def _etag(revision: revisions.Revision, n: str, *more: object) -> str:
+    return answers.quoted(revision.sha256, *more, weak=n == "head")
+
+
+@router.get("/memories", summary="The memories of the project")
+async def listed(
+    request: Request,
+    project: callers.Project,
+    _: Annotated[Any, callers.needs(callers.READ)],
+    limit: callers.Limit = callers.PAGE,
+    cursor: callers.Cursor = None,
+) -> Response:
+    after = answers.place_of(cursor, str)
+    rows = await callers.service_of(request).lists.ask(lambda found: found.memories(project))
+    behind = [row for row in rows if after is None or row["memory"] > after[0]][: limit + 1]
+    shown = ("memory", "revision", "rollouts", "runs", "held", "moved_at")
+    body = answers.page(
+        behind,
+        limit,
+        lambda row: answers.cursor_of(row["memory"]),
+        lambda row: {name: row[name] for name in shown},
+    )
+    return await answers.found(request, body)
+
+
+@router.get("/memories/{memory}/revisions", summary="The revisions of a memory, newest first")
+async def log(
+    request: Request,
+    project: callers.Project,
+    memory: callers.Memory,
+    _: Annotated[Any, callers.needs(callers.READ)],
+    limit: callers.Limit = callers.PAGE,
+    cursor: callers.Cursor = None,
+) -> Response:
+    after = answers.place_of(cursor, int, str)
+    reader = callers.service_of(request).reader
+    ids.check_name(memory, "memory")
+    rows: list[dict[str, Any]] = []
+    try:
+        async for body in reader.line_from(project, memory, after):
+            rows.append(body)
+            if len(rows) > limit:
+                break
+    except (errors.Corrupt, errors.InvalidId):
+        if rows or after is None:
+            raise
+        raise errors.InvalidInput("the cursor is none that this list gave") from None
+    if not rows and after is None:
+        await reader.at(project, memory)  # It says that there is none.
+    page = answers.page(
+        rows,
+        limit,
+        lambda row: answers.cursor_of(int(row["parent"]["revision"]), str(row["parent"]["manifest"])),
+        memories.log_row,
+    )
+    etag = answers.quoted(rows[0]["sha256"] if rows else "end", limit, weak=True)
+    return await answers.found(request, page, etag=etag)
+
+
+@router.get("/memories/{memory}/revisions/{n}", summary="The files of a revision")
+async def files(
+    request: Request,
+    project: callers.Project,
+    memory: callers.Memory,
+    n: Number,
+    _: Annotated[Any, callers.needs(callers.READ)],
+    subject: callers.Subject = None,
+    rollout: Rollout = None,
+) -> Response:
+    revision, found = await _files(request, project, memory, n, subject, rollout)
+    body = {
+        "project": project,
+        "memory": memory,
+        "revision": revision.number,
+        "created_at": revision.body["created_at"],
+        "layout": dict(revision.body["layout"]),
+        "files": answers.sizes((path, one.text) for path, one in sorted(found.items())),
+    }
+    return await answers.found(request, body, etag=_etag(revision, n, "files"), immutable=n != "head")
+
+
+@router.get("/memories/{memory}/revisions/{n}/files/{path:path}", summary="One file of a revision")
+async def file(
+    request: Request,
+    project: callers.Project,
+    memory: callers.Memory,
+    n: Number,
+    path: callers.Segment,
+    _: Annotated[Any, callers.needs(callers.READ)],
+    subject: callers.Subject = None,
+    rollout: Rollout = None,
+) -> Response:
+    revision, found = await _files(request, project, memory, n, subject, rollout)
+    _name, one = memories.file_of(found, path)
+    etag = _etag(revision, n, answers.sizes([(path, one.text)])[0]["sha256"])
+    return await answers.text(request, one.text, etag=etag, immutable=n != "head")
+
+
+@router.get("/memories/{memory}/revisions/{n}/why/{path:path}", summary="What supports a line")
+async def why(
+    request: Request,
+    project: callers.Project,
+    memory: callers.Memory,
+    n: Number,
+    path: callers.Segment,
+    line: Annotated[int, Query(ge=1, description="From 1.")],
+    _: Annotated[Any, callers.needs(callers.READ)],
+    subject: callers.Subject = None,
+    rollout: Rollout = None,
+) -> Response:
+    revision, found = await _files(request, project, memory, n, subject, rollout)
+    name, one = memories.file_of(found, path)
+    texts = one.text.splitlines()
+    if line > len(texts):
+        raise errors.NotFound(f"{path} has {len(texts)} lines, not {line}")
+    store, whom = callers.service_of(request).store, memories.whom_of(subject)
+    notes = await lookup_why.of_line(store, revision, one, line, subject=whom)
+    body = {"revision": revision.number, "path": name, "line": line, "text": texts[line - 1], "notes": notes}
+    return await answers.found(request, body)
+
+
+@router.get("/memories/{memory}/diff", summary="What changed between two revisions")
+async def diff(
+    request: Request,
+    project: callers.Project,
+    memory: callers.Memory,
+    _: Annotated[Any, callers.needs(callers.READ)],
+    older: Annotated[
+        int | None, Query(alias="from", ge=0, description="Older revision (else `to`'s parent).")
+    ] = None,
+    newer: Annotated[
+        int | None, Query(alias="to", ge=1, description="Newer revision (else the newest).")
+    ] = None,
+    subject: callers.Subject = None,
+) -> Response:
+    after_n = "head" if newer is None else str(newer)
+    revision, after = await _files(request, project, memory, after_n, subject, None)
+    begin = revision.number - 1 if older is None else older
+    before = (await _files(request, project, memory, str(begin), subject, None))[1] if begin else {}
+    changes = await answers.in_thread(memories.changes, before, after)
+    body = {"project": project, "memory": memory, "from": begin, "to": revision.number, "files": changes}
+    etag = answers.quoted("diff", begin, revision.sha256, weak=newer is None)
+    return await answers.found(request, body, etag=etag, immutable=newer is not None)
+
+
+@router.get("/memories/{memory}/rollouts", summary="The rollouts of a memory, newest first")
+async def rollouts(
+    request: Request,
+    project: callers.Project,
+    memory: callers.Memory,
+    _: Annotated[Any, callers.needs(callers.READ)],
+    limit: callers.Limit = callers.PAGE,
+    cursor: callers.Cursor = None,
+) -> Response:
+    after = answers.place_of(cursor, str, str)
+    lists = callers.service_of(request).lists
+    rows = await lists.ask(lambda found: found.rollouts(project, memory, limit=limit + 1, after=after))
+    shown = ("rollout", "kind", "original", "subject", "runs", "updated_at", "moved_at")
+    body = answers.page(
+        rows,
+        limit,
+        lambda row: answers.cursor_of(index.place(row["updated_at"]), row["rollout"]),
+        lambda row: {name: row[name] for name in shown},
+    )
+    return await answers.found(request, body)
+
+
+@router.get("/memories/{memory}/search", summary="Search the summaries of a memory's rollouts")
+async def search(
+    request: Request,
+    project: callers.Project,
+    memory: callers.Memory,
+    q: Annotated[
+        str, Query(min_length=1, max_length=QUERY_CHARS_MAX, description="Words that must all occur.")
+    ],
+    _: Annotated[Any, callers.needs(callers.READ)],
+    subject: callers.Subject = None,
+    limit: Annotated[int, Query(ge=1, le=index.RESULTS_MAX)] = 20,
+) -> Response:
+    service, whom = callers.service_of(request), memories.whom_of(subject)
+    rows = await service.lists.ask(lambda found: found.search(q, project, memory, subject=whom, limit=limit))
+    head = await service.reader.head(project, memory)
+    revision = await service.reader.current(head, project, memory) if rows else None
+    results = [{**row, "path": None, "line": None} for row in rows]
+    if revision is not None:
+        results = await answers.in_thread(_placed, revision, whom, rows, q)
+    body = {"project": project, "memory": memory, "revision": revision.number if revision else 0}
+    return await answers.found(request, {**body, "results": results})
+
+
+def _placed(
+    revision: revisions.Revision, whom: str | None, rows: list[dict[str, Any]], query: str
+) -> list[dict[str, Any]]:
+    """Each result with the file of the newest revision that tells of it, and its line. Blocking.
+
+    A rollout that the revision holds no notes of (it is searchable still) has none.
+    """
+    found = memories.compose(revision, whom)
+    selection = found.get("phase_two_selection.json")
+    listed = json.loads(selection.text)["selected"] if selection else []
+    files = {row["rollout_id"]: row["rollout_summary_file"] for row in listed}
+    words = memories.words_of(query)
+    placed = []
+    for row in rows:
+        path = files.get(row["rollout"])
+        line = memories.line_with(found[path].text, words) if path in found else None
+        placed.append({**row, "path": path, "line": line})
+    return placed
+
+
+# --- runs -----------------------------------------------------------------------------------------------------
+
+
+@router.get("/runs", summary="The newest runs", tags=["runs"])
+async def runs(
+    request: Request,
+    project: callers.Project,
+    _: Annotated[Any, callers.needs(callers.READ)],
+    limit: callers.Limit = callers.PAGE,
+    cursor: callers.Cursor = None,
+) -> Response:
+    after = answers.place_of(cursor, str, int)
+    rows = await callers.service_of(request).lists.ask(
+        lambda found: found.recent_runs(project, limit=limit + 1, after=after, numbered=True)
+    )
+    shown = ("memory", "rollout", "run", "attempt", "event", "ended_at", "superseded")
+    body = answers.page(
+        rows,
+        limit,
+        lambda row: answers.cursor_of(index.place(row["ended_at"]), row["number"]),
+        lambda row: {name: bool(row[name]) if name == "superseded" else row[name] for name in shown},
+    )
+    return await answers.found(request, body)
+
+
+@router.get("/runs/{run}", summary="Where a run, an event or a rollout is", tags=["runs"])
+async def run(
+    request: Request,
+    project: callers.Project,
+    run: callers.Segment,
+    _: Annotated[Any, callers.needs(callers.READ)],
+) -> Response:
+    service = callers.service_of(request)
+    ids.check_id(run, "run")
+    rows = await service.lists.ask(lambda found: explain.rows_of(found, run, project))
+    stories = await explain.tell(service.store, service.bus, service.reader, run, rows, project=project)
+    return await answers.found(request, {"runs": [dataclasses.asdict(one) for one in stories]})

@@ -1,0 +1,109 @@
+"""What every route works with: the deployment's store and bus, the lists, the limits. Made by the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runlore import errors
+from runlore.bus import port as bus_port
+from runlore.commit import revisions
+from runlore.lookup import seeds
+from runlore.lookup.http.lists import Lists
+from runlore.snapshots import library
+from runlore.store import port as store_port
+from runlore.upkeep import access
+
+JSON_BYTES_MAX = 66 * 1024 * 1024
+"""Largest body of JSON: an event with its record."""
+SMALL_JSON_BYTES_MAX = 1024 * 1024
+"""Largest body of any other JSON."""
+ARCHIVE_BYTES_MAX = 8 * 1024**3
+EVENTS_AT_ONCE_MAX = 8
+"""Bodies of events that are held in memory at the same time."""
+UPLOADS_AT_ONCE_MAX = 8
+DOWNLOADS_AT_ONCE_MAX = 32
+"""Archives and files under way: each holds a thread."""
+WAIT_SECONDS_MAX = 60
+PAGE_ITEMS_MAX, PAGE_ITEMS_DEFAULT = 1000, 100
+OPENED_BYTES_MAX = 64 * 1024 * 1024
+"""Text of seeds' files that are kept, so that a seed is composed once for all of its requests."""
+
+
+class Gate:
+    """So many at once; whoever comes beyond that is told so at once rather than kept waiting."""
+
+    def __init__(self, what: str, most: int) -> None:
+        self._what, self._most, self._inside = what, most, 0
+
+    @contextlib.asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """Raises `errors.Overloaded`."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        if self._inside >= self._most:
+            raise errors.Overloaded(f"{self._most} {self._what} are under way, as many as may be")
+        self._inside += 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+
+
+@dataclass
+class Service:
+    """One lookup service. `work_dir` holds what is on its way in; what a dead process left there is swept."""
+
+    store: store_port.ObjectStore
+    bus: bus_port.Bus
+    lists: Lists
+    work_dir: Path
+    with_keys: bool = False
+    requests_max: int = 256
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.reader = revisions.Reader(self.store)
+        self.events = Gate("events", EVENTS_AT_ONCE_MAX)
+        self.uploads = Gate("uploads", UPLOADS_AT_ONCE_MAX)
+        self.downloads = Gate("downloads", DOWNLOADS_AT_ONCE_MAX)
+        self._secret: bytes | None = None
+        self._opened: OrderedDict[tuple[object, ...], tuple[seeds.Opened, int]] = OrderedDict()
+        self._opened_bytes = 0
+
+    async def secret(self) -> bytes:
+        """What seed ids are signed with."""
+        if self._secret is None:
+            self._secret = await access.secret(self.store, access.SEED_SIGNING)
+        return self._secret
+
+    def snapshots(self, project: str) -> library.Snapshots:
+        return library.Snapshots(self.store, project)
+
+    async def opened(self, seed: seeds.Seed) -> seeds.Opened:
+        """The seed with its files, composed once and kept for a while."""
+        name = (seed.project, seed.memory, seed.manifest, seed.subject, seed.rollout)
+        kept = self._opened.get(name)
+        if kept is not None:
+            self._opened.move_to_end(name)
+            return seeds.Opened(seed, kept[0].files, kept[0].notes, kept[0].layout)
+        if not seed.revision:
+            return await seeds.open_seed(self.reader, seed)
+        revision = await self.reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
+        # Off the loop: composing reads and verifies every part.
+        made = await asyncio.to_thread(seeds.open_revision, revision, seed)
+        size = sum(len(one.text) for one in made.files.values())
+        if name not in self._opened:
+            self._opened[name] = (made, size)
+            self._opened_bytes += size
+        while self._opened_bytes > OPENED_BYTES_MAX and len(self._opened) > 1:
+            self._opened_bytes -= self._opened.popitem(last=False)[1][1]
+        return made
