@@ -116,3 +116,20 @@ async def test_a_wrong_key_stops_no_run_and_is_told(served, tmp_path, told):
     result = await lore.run(worker(done()), "go", conversation_id="c", run_config=config())
     assert result.final_output == "done" and any("401" in str(one) for one in told)
     await lore.aclose()
+
+
+async def test_a_fan_out_is_merged_by_the_service(lore, told):
+    first = worker(shell("echo base > both"), done())
+    await lore.run(first, "Begin", conversation_id="audit", run_config=config())
+    async with lore.fan_out("audit", n=2) as (one, two):
+        for branch in (one, two):
+            agent = worker(shell(f"cat both; echo {branch.name} > {branch.name}"), done())
+            result = await branch.run(agent, "Part", run_config=config())
+            assert "base" in seen(result).splitlines()
+    merged = await lore.merge("audit")
+    assert (merged.state, len(merged.merged), merged.conflicts) == ("moved", 2, ())
+    look = worker(shell("cat both b0 b1"), done())
+    result = await lore.run(look, "go", conversation_id="audit", run_config=config())
+    assert {"base", "b0", "b1"} <= set(seen(result).splitlines())
+    await lore.aclose()
+    assert told == []

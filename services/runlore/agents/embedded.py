@@ -178,16 +178,14 @@ class Embedded:
                 return
             await clock.sleep(POLL_SECONDS)
 
-    async def merge(self, rollout: str) -> Mapping[str, Any]:
+    async def caught_up(self, ask: port.Ask) -> None:
+        await self.settle()
+
+    async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
         async with self._open() as opened:
             made = library.Snapshots(opened.store, self._project)
-            done = await merging.merge_branches(made, lines.line_of(self._project, rollout, None))
-            return {
-                "snapshot": done.saved.id if done.saved else None,
-                "state": done.state,
-                "merged": done.branches,
-                "conflicts": [one.as_dict() for one in done.merged.conflicts],
-            }
+            line = lines.line_of(self._project, rollout, None)
+            return merging.told(await merging.merge_rollouts(made, line, branches, base=base), line)
 
 
 async def _ingest(

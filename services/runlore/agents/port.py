@@ -103,8 +103,15 @@ class Backend(Protocol):
         """The base of a line whose present version `run` left; none where another run moved it since."""
         ...
 
-    async def merge(self, rollout: str) -> Mapping[str, Any]:
-        """Merge the branches of a rollout's line into it: `snapshot`, `state`, `conflicts`."""
+    async def caught_up(self, ask: Ask) -> None:
+        """Return once what was handed over for the rollout is worked off, or it takes too long."""
+        ...
+
+    async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
+        """Merge the lines of `branches` (label → rollout), which began from `base`, into the rollout's line.
+
+        `snapshot`, `state`, `branches`, `conflicts`. Raises `errors.NotFound` where none of them has a version.
+        """
         ...
 
 

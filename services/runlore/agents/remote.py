@@ -29,6 +29,8 @@ READ_BYTES = 1024 * 1024
 POLL_SECONDS = 0.2
 WAIT_SECONDS_MAX = 2.0
 """How long a run waits for the one before it in the same rollout, which this process handed over, in seconds."""
+MERGE_WAIT_SECONDS_MAX = 30.0
+"""How long a merge waits for each branch to be worked off, in seconds."""
 ROLLOUTS_MAX = 1000
 
 
@@ -199,11 +201,19 @@ class Remote:
     async def settle(self) -> None:
         """Nothing: the service's workers are at it."""
 
-    async def merge(self, rollout: str) -> Mapping[str, Any]:
+    async def caught_up(self, ask: port.Ask) -> None:
+        before = self._sent.get(ask.rollout.original)
+        if before is not None:
+            with contextlib.suppress(TimeoutError):
+                async with self._client() as client, asyncio.timeout(MERGE_WAIT_SECONDS_MAX):
+                    await self._after(client, ask, before)
+
+    async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
+        body = {"rollout": rollout, "rollouts": dict(branches), "base": base}
         async with self._client() as client:
-            answer = await client.post(self._url("snapshots", "merge"), json={"rollout": rollout})
-            body: dict[str, Any] = _checked(answer).json()
-            return body
+            answer = await client.post(self._url("snapshots", "merge"), json=body)
+            told: dict[str, Any] = _checked(answer).json()
+            return told
 
 
 class _Sent:

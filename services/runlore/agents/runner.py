@@ -16,7 +16,7 @@ from agents import lifecycle
 from agents.sandbox.snapshot import NoopSnapshotSpec
 
 from runlore import clock, errors
-from runlore.agents import delivery, nested, outbox, port, recording, runs, seeding, workspace
+from runlore.agents import delivery, fanout, nested, outbox, port, recording, runs, seeding, workspace
 from runlore.events import ids
 from runlore.settings import Settings
 from runlore.sources import payloads
@@ -65,7 +65,7 @@ class Runlore:
         default = DEADLINE_SECONDS_REMOTE if where else DEADLINE_SECONDS_EMBEDDED
         box = outbox.Outbox(settings.root / FOLDER / f"{project}.{memory}")
         self._on_error = on_error
-        self._link = runs.Link(
+        self.link = runs.Link(
             project=project,
             memory=memory,
             subject=subject,
@@ -75,14 +75,20 @@ class Runlore:
             delivery=delivery.Delivery(backend, box, self._failed),
             failed=self._failed,
         )
-        self._link.lore = self
+        self.link.lore = self
+        self._fans: dict[str, fanout.FanOut] = {}
         self._tidied = False
 
     # --- what a program calls ------------------------------------------------------------------------------
 
     async def run(self, agent: Any, input: Any, **named: Any) -> agents.RunResult:
         """`Runner.run`, with a seed before it, and its event after it. Its result and its errors are the SDK's."""
-        run = self._begin(agent, input, named)
+        return await self._run(agent, input, named)
+
+    async def _run(
+        self, agent: Any, input: Any, named: dict[str, Any], *, branch: fanout.Branch | None = None
+    ) -> agents.RunResult:
+        run = self._begin(agent, input, named, branch=branch)
         await self._before(run, named)
         token = runs.CURRENT.set(run)
         try:
@@ -120,15 +126,52 @@ class Runlore:
         agent: str | None = None,
     ) -> port.Seeded:
         """What a run with these ids would begin with. Raises what Runlore answers, within the deadline."""
-        ask = self._ask(conversation_id, session, group_id)
-        async with asyncio.timeout(self._link.deadline_seconds):
-            await self._link.delivery.flush()
-            await self._link.backend.settle()
-            return await self._link.backend.seed(ask, agent)
+        ask = self.ask(conversation_id, session, group_id)
+        async with asyncio.timeout(self.link.deadline_seconds):
+            await self.link.delivery.flush()
+            await self.link.backend.settle()
+            return await self.link.backend.seed(ask, agent)
+
+    def fan_out(self, rollout: str, *, n: int) -> fanout.FanOut:
+        """`n` branches of a rollout, all from its one seed, each with a rollout of its own until they are merged."""
+        if not 1 <= n <= fanout.BRANCHES_MAX:
+            raise errors.InvalidInput(f"a fan-out has 1 to {fanout.BRANCHES_MAX} branches")
+        made = fanout.FanOut(self, ids.check_id(rollout, "rollout"), n)
+        self._fans[rollout] = made
+        return made
+
+    async def merge(self, rollout: str) -> fanout.Merged:
+        """Merge what the branches of the rollout's last fan-out left into its line; the seed after it.
+
+        Raises what Runlore answers, and `errors.NotFound` where nothing was fanned out.
+        """
+        fan = self._fans.get(rollout)
+        if fan is None:
+            raise errors.NotFound(f"{rollout!r} was not fanned out by this object")
+        noted = fan.noted()
+        await self.link.delivery.flush()
+        for one in noted["branches"].values():
+            await self.link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
+        done: Mapping[str, Any] = {}
+        with contextlib.suppress(errors.NotFound):
+            done = await self.link.backend.merge(rollout, noted["branches"], noted["base"])
+        seeded = await self.link.backend.seed(port.Ask(run_id="merge", group_id=rollout), None)
+        fields = {one.name: getattr(seeded, one.name) for one in dataclasses.fields(seeded)}
+        return fanout.Merged(
+            **fields,
+            state=str(done.get("state", "nothing")),
+            merged=tuple(done.get("branches", ())),
+            conflicts=tuple(done.get("conflicts", ())),
+        )
+
+    async def _seed_for(self, rollout: str) -> port.Seeded | None:
+        """The seed of a rollout, or none in time; told, not raised."""
+        ask = self.ask(None, None, rollout)
+        return await runs.Run(self.link, None, [], ask, parent=None, resumed={}).seeded()
 
     async def aclose(self) -> None:
         """Hand over what waits, and work it off where this process does that; for at most the deadline."""
-        link = self._link
+        link = self.link
         await link.delivery.end()
         try:
             async with asyncio.timeout(link.deadline_seconds):
@@ -147,7 +190,9 @@ class Runlore:
 
     # --- before --------------------------------------------------------------------------------------------
 
-    def _begin(self, agent: Any, input: Any, named: dict[str, Any]) -> runs.Run:
+    def _begin(
+        self, agent: Any, input: Any, named: dict[str, Any], *, branch: fanout.Branch | None = None
+    ) -> runs.Run:
         """The run, and `named` with our client in it. Nothing is asked of Runlore yet."""
         config = named.get("run_config")
         if isinstance(config, dict) and "sandbox" in config:
@@ -158,21 +203,25 @@ class Runlore:
         if recording.is_state(input):
             with contextlib.suppress(Exception):
                 waits = input.get_interruptions()
-                resumed = self._link.outbox.recall(recording.digest_of(waits, _input_of(input)))
+                resumed = self.link.outbox.recall(recording.digest_of(waits, _input_of(input)))
             conversation = conversation or getattr(input, "_conversation_id", None)
-        ask = self._ask(conversation, named.get("session"), group)
+        ask = self.ask(conversation, named.get("session"), group)
+        if branch is not None:
+            ask = dataclasses.replace(ask, conversation_id=None, session_id=None, group_id=branch.rollout)
         if resumed.get("rollout") and ask.rollout.kind == "run":
             # Without an id of its own the resumed run would be a conversation by itself.
             ask = dataclasses.replace(ask, group_id=resumed["rollout"])
-        run = runs.Run(self._link, agent, input, ask, parent=runs.CURRENT.get(), resumed=resumed)
+        run = runs.Run(self.link, agent, input, ask, parent=runs.CURRENT.get(), resumed=resumed)
         if recording.is_state(input):
             run.current = getattr(input, "_current_agent", None) or agent
             run.input = [] if named.get("session") is not None else _input_of(input)
+        run.seed_from = branch.first_seed() if branch is not None else None
         self._put_client_in(named)
         nested.install(self._nested)
         return run
 
-    def _ask(self, conversation_id: Any, session: Any, group_id: Any) -> port.Ask:
+    def ask(self, conversation_id: Any, session: Any, group_id: Any) -> port.Ask:
+        """A new run with these ids."""
         session_id = None
         with contextlib.suppress(Exception):
             session_id = session.session_id if session is not None else None
@@ -182,7 +231,7 @@ class Runlore:
             for name, value in given.items()
         }
         # Random digits first: ids that begin with the time look all alike.
-        return port.Ask(run_id=clock.new_id()[12:], subject=self._link.subject, **kept)
+        return port.Ask(run_id=clock.new_id()[12:], subject=self.link.subject, **kept)
 
     def _put_client_in(self, named: dict[str, Any]) -> None:
         config = named.get("run_config")
@@ -193,7 +242,7 @@ class Runlore:
             return
         own = sandbox.snapshot is not None or sandbox.session_state is not None
         if own:
-            self._link.once(
+            self.link.once(
                 "the run has a snapshot or a session_state of its own: Runlore leaves the workspace to it"
             )
         client = workspace.Client(sandbox.client, own_snapshot=own, ended=self._took)
@@ -213,7 +262,7 @@ class Runlore:
         if not self._tidied:
             self._tidied = True
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._link.outbox.tidy)
+                await asyncio.to_thread(self.link.outbox.tidy)
         session = _live_session(named)
         if session is not None:
             await self._refresh(run, session)
@@ -273,7 +322,7 @@ class Runlore:
             data = run.event(*run.record)
             try:
                 self._put(data, run.left())
-                self._link.delivery.begin()
+                self.link.delivery.begin()
             except Exception as exc:
                 self._failed("the outbox", exc)
 
@@ -307,7 +356,7 @@ class Runlore:
 
     def _remember(self, run: runs.Run, result: Any) -> None:
         with contextlib.suppress(OSError):
-            self._link.outbox.remember(
+            self.link.outbox.remember(
                 recording.digest_of(result.interruptions, result.input),
                 {
                     "run_id": run.id,
@@ -317,7 +366,7 @@ class Runlore:
             )
 
     def _put(self, data: dict[str, Any], left: list[port.Left]) -> None:
-        for one in self._link.outbox.put(data, left):
+        for one in self.link.outbox.put(data, left):
             self._failed(
                 f"the workspace of run {data['run_id']}",
                 errors.OutboxFull(f"the outbox has no room for {one.path.stat().st_size} bytes"),
@@ -327,14 +376,14 @@ class Runlore:
         """Without an outbox (a full disk) the run is handed over at once, or it is lost, and told."""
         self._failed("the outbox", why)
         try:
-            async with asyncio.timeout(self._link.deadline_seconds):
-                await self._link.backend.send(data, left)
+            async with asyncio.timeout(self.link.deadline_seconds):
+                await self.link.backend.send(data, left)
         except Exception as exc:
             self._failed(f"run {data['run_id']} is lost", exc)
 
     def _say(self, run: runs.Run) -> None:
         with contextlib.suppress(RuntimeError):
-            self._link.delivery.begin()
+            self.link.delivery.begin()
         text = f"{run.shown()} · recorded run {run.id}"
         if log.isEnabledFor(logging.INFO):
             log.info("%s", text)

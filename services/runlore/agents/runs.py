@@ -182,7 +182,7 @@ class Run:
 
     async def space(self) -> Space:
         """A workspace for the present agent's new session, with its line's tar in place where there is one."""
-        space = self._new_space()
+        space = self.new_space()
         seeded = await self.seeded()
         if self.parent is not None or seeded is None:
             space.kept = self.parent is None
@@ -195,7 +195,8 @@ class Run:
         await self._fill(space, found)
         return space
 
-    def _new_space(self) -> Space:
+    def new_space(self) -> Space:
+        """One more workspace, of which nothing is known yet."""
         name = f"{self.id}-{len(self.spaces)}"
         space = Space(name, self.link.outbox.sessions / f"{name}.tar", None, None)
         self.spaces.append(space)
@@ -278,6 +279,12 @@ class Run:
             "usage": dict(usage) if usage else None,
         }
         return {name: value for name, value in body.items() if value is not None}
+
+    def started(self) -> None:
+        """A session that the program wired itself has started: so have the workspaces that it asked for."""
+        for space in self.spaces:
+            if not space.started:
+                space.start()
 
     def left(self) -> list[port.Left]:
         return [one for space in self.spaces if (one := space.left) is not None]

@@ -60,7 +60,8 @@ class Client(BaseSandboxClient[Any]):
         try:
             return await self.inner.delete(session)
         finally:
-            if run is not None and space is not None and space.left is not None:
+            # Also where a client of our own in the program's hands took something (`snapshots.py`).
+            if run is not None and (space.left if space is not None else run.left()):
                 self._ended(run)
 
     def serialize_session_state(self, state: Any) -> dict[str, object]:
@@ -94,6 +95,8 @@ class Client(BaseSandboxClient[Any]):
                 space.start()
                 if is_new:
                     await manifests.apply(run, space, session)
+            else:
+                run.started()
             await seeding.write(run, session)
 
         session.start = started
