@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import uuid
 from pathlib import Path
@@ -62,6 +63,18 @@ def tells_the_output() -> Any:
     def answer(call: ModelCall) -> list[Any]:
         printed = [item["output"] for item in call.input if item.get("type") == "function_call_output"][-1]
         return says(printed.rpartition("Output:\n")[2].strip())
+
+    return {"responder": answer}
+
+
+def notes_the_order() -> Any:
+    """Write the order of the request into a file of its own, then say so. For models that several runs share."""
+
+    def answer(call: ModelCall) -> list[Any]:
+        (order,) = re.findall(r"order (\d+)", call.input[0]["content"])
+        if len(call.input) == 1:
+            return runs(f"echo {order} is paid > audit-{order}.txt")
+        return says(f"Order {order} is noted.")
 
     return {"responder": answer}
 

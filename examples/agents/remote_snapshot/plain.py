@@ -23,10 +23,10 @@ agent = SandboxAgent(
 
 
 async def main() -> None:
-    snapshots = bucket.Snapshots()
-    client = UnixLocalSandboxClient(dependencies=Dependencies().bind_value("snapshots", snapshots))
+    kept = Dependencies().bind_factory("snapshots", lambda _: bucket.Snapshots())
+    client = UnixLocalSandboxClient(dependencies=kept)
     snapshot = RemoteSnapshot(id="reports", client_dependency_key="snapshots")
-    config = RunConfig(sandbox=SandboxRunConfig(client=client, snapshot=snapshot))
+    config = RunConfig(sandbox=SandboxRunConfig(client=client, snapshot=snapshot), group_id="reports")
     for text in ("Write the report.", "What does the report say?"):
         result = await Runner.run(agent, text, run_config=config)
         print(result.final_output)

@@ -108,7 +108,8 @@ class _Blobs:
         return found
 
     async def tree(self, entry: trees.Entry | None) -> trees.Tree:
-        if not isinstance(entry, trees.Dir):
+        # Where there is no base, an empty folder stands for it, which need not be in anybody's packs.
+        if not isinstance(entry, trees.Dir) or entry.tree == _EMPTY_TREE.tree:
             return trees.EMPTY
         return trees.decode((await self.many({entry.tree}))[entry.tree])
 
