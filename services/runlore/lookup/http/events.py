@@ -11,8 +11,9 @@ import dataclasses
 import hashlib
 import json
 import mmap
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
@@ -23,6 +24,8 @@ from runlore.events import envelope, models, records
 from runlore.lookup.http import answers, callers
 from runlore.lookup.http import service as services
 from runlore.store import port
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/v1/projects/{project}")
 TEMPORARY = ".upload"
@@ -184,18 +187,29 @@ async def archives(
     service = callers.service_of(request)
     answers.check_length(request, services.ARCHIVE_BYTES_MAX)
     async with service.uploads.entered():
-        path, file = await asyncio.to_thread(_temporary, service.work_dir)
-        try:
-            size, sha256 = await _received(request, file)
-            if not size:
-                raise errors.BadArchive("the archive is empty")
-            body = await asyncio.to_thread(_mapped, file, size)
-            await service.store.put(keys.claim(project, sha256), body)
-        except OSError as exc:
-            raise errors.StoreUnavailable(f"the archive can not be kept here: {exc.strerror}") from exc
-        finally:
-            await asyncio.to_thread(_let_go, path, file)
+        sha256, size = await _claim(request, service, project)
     return await answers.found(request, {"sha256": sha256, "size": size}, status=201)
+
+
+async def _claim(request: Request, service: services.Service, project: str) -> tuple[str, int]:
+    """The body in the store, by way of a file here: (its SHA-256, its size)."""
+    path, file = await _on_disk(_temporary, service.work_dir)
+    try:
+        size, sha256 = await _received(request, file)
+        if not size:
+            raise errors.BadArchive("the archive is empty")
+        await service.store.put(keys.claim(project, sha256), await _on_disk(_mapped, file, size))
+        return sha256, size
+    finally:
+        await asyncio.to_thread(_let_go, path, file)
+
+
+async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
+    """`work` in a thread. Raises `errors.StoreUnavailable` where the disk does not do it: another replica's may."""
+    try:
+        return await answers.in_thread(work, *arguments)
+    except OSError as exc:
+        raise errors.StoreUnavailable(f"the archive can not be kept here: {exc.strerror}") from exc
 
 
 def _temporary(folder: Path) -> tuple[Path, BinaryIO]:
@@ -235,10 +249,10 @@ async def _received(request: Request, file: BinaryIO) -> tuple[int, str]:
         held.append(piece)
         waiting += len(piece)
         if waiting >= answers.PIECE_BYTES:
-            await answers.in_thread(write, held)
+            await _on_disk(write, held)
             held, waiting = [], 0
-    await answers.in_thread(write, held)
-    await answers.in_thread(file.flush)
+    await _on_disk(write, held)
+    await _on_disk(file.flush)
     return size, digest.hexdigest()
 
 

@@ -44,6 +44,13 @@ async def _files(
     return revision, await answers.in_thread(memories.compose, revision, memories.whom_of(subject), alias)
 
 
+def _file(files: dict[str, Any], path: str) -> Any:
+    """The file at exactly this path, which is one that the revision lists. Raises `errors.NotFound`."""
+    if path not in files:
+        raise errors.NotFound(f"the revision has no file {path!r}")
+    return files[path]
+
+
 def _etag(revision: revisions.Revision, n: str, *more: object) -> str:
     return answers.quoted(revision.sha256, *more, weak=n == "head")
 
@@ -137,7 +144,7 @@ async def file(
     rollout: Rollout = None,
 ) -> Response:
     revision, found = await _files(request, project, memory, n, subject, rollout)
-    _name, one = memories.file_of(found, path)
+    one = _file(found, path)
     etag = _etag(revision, n, answers.sizes([(path, one.text)])[0]["sha256"])
     return await answers.text(request, one.text, etag=etag, immutable=n != "head")
 
@@ -155,13 +162,13 @@ async def why(
     rollout: Rollout = None,
 ) -> Response:
     revision, found = await _files(request, project, memory, n, subject, rollout)
-    name, one = memories.file_of(found, path)
+    one = _file(found, path)
     texts = one.text.splitlines()
     if line > len(texts):
         raise errors.NotFound(f"{path} has {len(texts)} lines, not {line}")
     store, whom = callers.service_of(request).store, memories.whom_of(subject)
     notes = await lookup_why.of_line(store, revision, one, line, subject=whom)
-    body = {"revision": revision.number, "path": name, "line": line, "text": texts[line - 1], "notes": notes}
+    body = {"revision": revision.number, "path": path, "line": line, "text": texts[line - 1], "notes": notes}
     return await answers.found(request, body)
 
 
