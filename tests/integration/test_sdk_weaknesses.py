@@ -305,6 +305,7 @@ def test_5_a_run_whose_process_dies_before_it_closes_the_sandbox_is_remembered(t
     environment = {
         **os.environ,
         "RUNLORE_HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path),  # Nobody removes the sandboxes of who dies.
         "SNAPSHOTS": str(tmp_path / "snapshots"),
     }
     died = subprocess.run([sys.executable, "-c", DIES], env=environment, timeout=60, check=False)
