@@ -163,7 +163,7 @@ async def test_a_run_succeeds_while_the_service_fails_and_is_delivered_later(tmp
 
 
 async def test_a_service_that_refuses_connections_stops_no_run(tmp_path, lore_at, told):
-    lore = lore_at("http://127.0.0.1:1")
+    lore = lore_at("http://127.0.0.1:1", deadline_seconds=20)
     stream = lore.run_streamed(worker(shell("echo 1"), done()), "go", run_config=config())
     async for _ in stream.stream_events():
         pass
@@ -277,3 +277,18 @@ async def test_a_plain_agent_asks_for_no_seed(lore_at):
 def test_a_url_that_is_none_is_refused_at_once(lore_at):
     with pytest.raises(errors.InvalidInput, match="is not a URL"):
         lore_at("ftp://x")
+
+
+async def test_a_run_that_the_service_chokes_on_holds_up_no_other(tmp_path, lore_at, told):
+    from agents import Agent
+
+    async with Server().run() as server:
+        server.works()
+        server.answers["POST /archives"] = (500, {})
+        lore = lore_at(server.url, deadline_seconds=20)
+        await lore.run(worker(done()), "go", conversation_id="c", run_config=config())
+        await lore.run(Agent(name="p", model=scripted(done())), "go", run_config=plain())
+        await until(lambda: server.posted("/events"))
+        assert json.loads(server.posted("/events")[0])["agents"] == ["p"]
+        await lore.aclose()
+        assert len(waiting(tmp_path)) == 1

@@ -214,6 +214,21 @@ async def test_a_changed_manifest_arrives_in_a_restored_workspace(lore, home):
     assert "own" in said
 
 
+async def test_an_agent_without_memory_keeps_folders_that_are_called_like_memory_s(lore):
+    first = worker(
+        shell("mkdir sessions memories; echo s > sessions/s; echo m > memories/m; false"),
+        done(),
+        capabilities=plain_parts(),
+    )
+    await lore.run(first, "go", conversation_id="c", run_config=config())
+    second = worker(
+        shell("cat sessions/s memories/m; ls .runlore/memories"), done(), capabilities=plain_parts()
+    )
+    result = await lore.run(second, "go", conversation_id="c", run_config=config())
+    said = seen(result).splitlines()
+    assert {"s", "m", "MEMORY.md"} <= set(said)
+
+
 async def test_a_nested_sandbox_run_is_recorded_and_moves_no_line(lore, home):
     inner = worker(shell("echo i > inner"), done("inner"), name="inner")
     outer = worker(

@@ -76,16 +76,25 @@ class Delivery:
         with self._box.delivering() as mine:
             if not mine:
                 return False
+            stopped: errors.ServiceUnavailable | None = None
             for entry in await asyncio.to_thread(self._box.waiting):
                 try:
                     refused = await self._backend.send(entry.data, entry.left)
                 except (errors.Poison, errors.InvalidInput) as exc:
                     await self._set_aside(entry, exc)
                     continue
+                except errors.ServiceUnavailable as exc:
+                    if "status" not in exc.context:
+                        raise
+                    # It answers, if only that something is wrong: what is wrong with one run stops no other.
+                    stopped = stopped or exc
+                    continue
                 if refused:
                     await self._set_aside(entry, errors.ArchiveRefused("; ".join(refused)))
                 else:
                     await asyncio.to_thread(self._box.done, entry)
+            if stopped is not None:
+                raise stopped
             self._last = ""
             return True
 

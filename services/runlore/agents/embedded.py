@@ -137,15 +137,14 @@ class Embedded:
         line = lines.line_of(self._project, run.rollout.original, one.agent)
         head = await lines.read(opened.store, line)
         made = library.Snapshots(opened.store, self._project)
-        without = [run.layout.memories_dir, run.layout.sessions_dir, ".runlore"]
+        layout = one.layout or run.layout.model_dump()
+        without = [layout["memories_dir"], layout["sessions_dir"], ".runlore"]
         try:
             saved = await _ingest(made, one.path, head.body.get("ref"), without)
         except (errors.NotFound, errors.Corrupt):
             # What it might have shared packs with can not be read: that costs bytes, and no workspace.
             saved = await _ingest(made, one.path, None, without)
-        body: dict[str, Any] = {"snapshot": str(saved.ref)}
-        body |= {"agent": one.agent} if one.agent else {}
-        return body | ({"base": dict(one.base)} if one.base else {})
+        return one.told({"snapshot": str(saved.ref)})
 
     async def settle(self) -> None:
         async with self._open() as opened:

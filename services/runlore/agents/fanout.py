@@ -19,6 +19,8 @@ from runlore import clock
 from runlore.agents import port
 
 BRANCHES_MAX = 256
+MERGE_SECONDS_MAX = 120.0
+"""How long a merge waits for what its branches left to be worked off, in seconds."""
 
 
 @dataclass(frozen=True)

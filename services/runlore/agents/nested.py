@@ -53,6 +53,7 @@ class _Runner(AgentRunner):
         if parent is None:
             return await self._inner.run(starting_agent, input, **named)
         child = self._begin(parent, starting_agent, input, named)
+        child.run.entered_by = self
         token = runs.CURRENT.set(child.run)
         try:
             result = await self._inner.run(starting_agent, input, **named)
@@ -72,6 +73,7 @@ class _Runner(AgentRunner):
         if parent is None:
             return self._inner.run_streamed(starting_agent, input, **named)
         child = self._begin(parent, starting_agent, input, named)
+        child.run.entered_by = self
         token = runs.CURRENT.set(child.run)
         try:
             result = self._inner.run_streamed(starting_agent, input, **named)
@@ -86,7 +88,10 @@ class _Runner(AgentRunner):
     def _parent(self) -> runs.Run | None:
         """The run that this one is inside of; the first call of a run of ours is that run itself."""
         run = runs.CURRENT.get()
-        if run is None or run.begun:
-            return run
-        run.begun = True
-        return None
+        if run is None:
+            return None
+        if run.entered_by is None:
+            run.entered_by = self
+            return None
+        # Another wrapper of ours may lie below somebody else's runner: there it is the same call on its way in.
+        return run if run.entered_by is self else None

@@ -97,7 +97,8 @@ class Outbox:
             rows = []
             for number, one in enumerate(kept):
                 _link(one.path, made / f"{number}.tar")
-                rows.append({"file": f"{number}.tar", "agent": one.agent, "base": one.base})
+                row = {"agent": one.agent, "base": one.base, "layout": one.layout}
+                rows.append({"file": f"{number}.tar", **row})
             body = {"data": dict(data), "left": rows}
             _write(made / EVENT, json.dumps(body).encode("ascii"))
             _sync(made)
@@ -115,7 +116,10 @@ class Outbox:
             path = self._waiting / name
             try:
                 body = json.loads((path / EVENT).read_bytes())
-                left = tuple(port.Left(path / row["file"], row["agent"], row["base"]) for row in body["left"])
+                left = tuple(
+                    port.Left(path / row["file"], row["agent"], row["base"], row.get("layout"))
+                    for row in body["left"]
+                )
                 found.append(Entry(path, body["data"], left))
             except FileNotFoundError:
                 continue  # Delivered meanwhile, by another process.

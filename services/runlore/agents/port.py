@@ -71,6 +71,13 @@ class Left:
     path: Path
     agent: str | None
     base: Mapping[str, Any] | None
+    layout: Mapping[str, str] | None = None
+    """Where memory lies in it."""
+
+    def told(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Itself in an event; `source` is its snapshot or archive."""
+        more = {"agent": self.agent, "base": self.base, "layout": self.layout}
+        return {**source, **{name: value for name, value in more.items() if value}}
 
 
 class Backend(Protocol):
@@ -115,11 +122,15 @@ class Backend(Protocol):
         ...
 
 
+OWN_LAYOUT = models.Layout(memories_dir=".runlore/memories", sessions_dir=".runlore/sessions")
+"""Where memory lies for an agent that does not say: a program may have folders of the usual names for itself."""
+
+
 def layout_of(memory: Any) -> models.Layout:
-    """The layout of the SDK's `Memory`, or the default one."""
+    """The layout of the SDK's `Memory`, or our own where an agent has none."""
     layout = getattr(memory, "layout", None)
     if layout is None:
-        return models.Layout()
+        return OWN_LAYOUT
     return models.Layout(
         memories_dir=str(layout.memories_dir).rstrip("/"), sessions_dir=str(layout.sessions_dir).rstrip("/")
     )

@@ -78,14 +78,14 @@ def usage_of(result: Any) -> dict[str, int] | None:
     return {name: n for name, n in counted.items() if isinstance(n, int)} or None
 
 
-def digest_of(interruptions: Iterable[Any], input: Any) -> str:
-    """What an interrupted run is recognised by when it is resumed: what it began with, and what it waits for."""
+def digest_of(interruptions: Iterable[Any], agent: str | None) -> str:
+    """What an interrupted run is recognised by when it is resumed: whose it is, and what it waits for."""
     waits = []
     for one in interruptions:
         raw = _raw(one.raw_item)
         raw = raw if isinstance(raw, dict) else {}
         waits.append([raw.get("call_id") or raw.get("id"), raw.get("name"), raw.get("arguments")])
-    body = json.dumps([sorted(waits, key=repr), _plain(input)], default=_shown, sort_keys=True)
+    body = json.dumps([agent, sorted(waits, key=repr)], default=_shown)
     return hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
 
 

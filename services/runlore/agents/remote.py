@@ -168,9 +168,7 @@ class Remote:
                     # The run is worth more than its workspace; whoever sent it keeps the tar.
                     refused.append(f"{exc.kind}: {exc.message}")
                     continue
-                body: dict[str, Any] = {"archive": claim}
-                body |= {"agent": one.agent} if one.agent else {}
-                workspaces.append(body | ({"base": dict(one.base)} if one.base else {}))
+                workspaces.append(one.told({"archive": claim}))
             _checked(await client.post(self._url("events"), json={**data, "workspaces": workspaces}))
         self._note(data, left)
         return refused
@@ -236,7 +234,7 @@ def _checked(answer: httpx2.Response) -> httpx2.Response:
     text = str(problem.get("detail") or problem.get("title") or "no reason given")[:500]
     told = f"the lookup service answers {status}{f' ({kind})' if kind else ''}: {text}"
     if status >= 500 or status in (408, 425, 429):
-        raise errors.ServiceUnavailable(told)
+        raise errors.ServiceUnavailable(told, status=status)
     if status in (401, 403):
         raise errors.Refused(told, hint="RUNLORE_KEY must be a key of this project, with the scope `write`")
     if status == 404:

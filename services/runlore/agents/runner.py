@@ -50,6 +50,8 @@ class Runlore:
     ) -> None:
         ids.check_name(project, "project")
         ids.check_name(memory, "memory")
+        if subject is not None and subject.strip():
+            ids.check_id(subject, "subject")
         settings = Settings() if home is None else Settings(home=Path(home))
         where = settings.url if url is None else url
         secret = settings.key.get_secret_value() if key is None else key
@@ -150,8 +152,9 @@ class Runlore:
             raise errors.NotFound(f"{rollout!r} was not fanned out by this object")
         noted = fan.noted()
         await self.link.delivery.flush()
-        for one in noted["branches"].values():
-            await self.link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
+        async with asyncio.timeout(fanout.MERGE_SECONDS_MAX):
+            for one in noted["branches"].values():
+                await self.link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
         done: Mapping[str, Any] = {}
         with contextlib.suppress(errors.NotFound):
             done = await self.link.backend.merge(rollout, noted["branches"], noted["base"])
@@ -196,14 +199,16 @@ class Runlore:
         """The run, and `named` with our client in it. Nothing is asked of Runlore yet."""
         config = named.get("run_config")
         if isinstance(config, dict) and "sandbox" in config:
-            named["run_config"] = config = agents.RunConfig(**config)
+            with contextlib.suppress(Exception):  # What is wrong with it, the SDK says.
+                named["run_config"] = config = agents.RunConfig(**config)
         group = config.get("group_id") if isinstance(config, dict) else getattr(config, "group_id", None)
         resumed: Mapping[str, Any] = {}
         conversation = named.get("conversation_id")
         if recording.is_state(input):
             with contextlib.suppress(Exception):
-                waits = input.get_interruptions()
-                resumed = self.link.outbox.recall(recording.digest_of(waits, _input_of(input)))
+                current = getattr(input, "_current_agent", None)
+                digest = recording.digest_of(input.get_interruptions(), runs.name_of(current))
+                resumed = self.link.outbox.recall(digest)
             conversation = conversation or getattr(input, "_conversation_id", None)
         ask = self.ask(conversation, named.get("session"), group)
         if branch is not None:
@@ -357,7 +362,7 @@ class Runlore:
     def _remember(self, run: runs.Run, result: Any) -> None:
         with contextlib.suppress(OSError):
             self.link.outbox.remember(
-                recording.digest_of(result.interruptions, result.input),
+                recording.digest_of(result.interruptions, runs.name_of(result.last_agent)),
                 {
                     "run_id": run.id,
                     "rollout": run.ask.rollout.original,
@@ -397,7 +402,6 @@ class Runlore:
         """A run that an agent's tool makes: an event of its own, which names the run that called it."""
         lore = parent.link.lore
         run = lore._begin(agent, input, named)
-        run.begun = True
         lore._hook(run, named, None)
         return nested.Child(run, lore._ended, lore._put_now)
 

@@ -12,7 +12,7 @@ import logging
 import tarfile
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from agents.sandbox.capabilities import Memory
 from runlore import clock, errors
 from runlore.agents import delivery, outbox, port
 from runlore.events import ids, models
+from runlore.snapshots import tarin
 
 log = logging.getLogger("runlore.agents")
 SETTLE_SHARE = 0.8
@@ -62,6 +63,8 @@ class Space:
     base: Mapping[str, Any] | None
     snapshot: str | None = None
     files: int = 0
+    layout: models.Layout | None = None
+    """Where the session's agent reads memory."""
     restored: bool = False
     """Whether there was a tar to begin from."""
     kept: bool = True
@@ -86,7 +89,10 @@ class Space:
 
     @property
     def left(self) -> port.Left | None:
-        return port.Left(self.path, self.agent, self.base) if self.taken and self.kept else None
+        if not (self.taken and self.kept):
+            return None
+        layout = (self.layout or port.OWN_LAYOUT).model_dump()
+        return port.Left(self.path, self.agent, self.base, layout)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -119,8 +125,8 @@ class Run:
         """What the hooks saw, for an error that brings no items of its own."""
         self.spaces: list[Space] = []
         self.layout: models.Layout | None = None
-        self.begun = False
-        """Whether the SDK's runner was entered; from then on a run inside of this one is another run."""
+        self.entered_by: Any = None
+        """The wrapped runner that this run went through first; what it is given after that is another run."""
         self.refreshed = False
         """Whether a session that the program owns was given this run's seed."""
         self.attempt = 0
@@ -199,6 +205,7 @@ class Run:
         """One more workspace, of which nothing is known yet."""
         name = f"{self.id}-{len(self.spaces)}"
         space = Space(name, self.link.outbox.sessions / f"{name}.tar", None, None)
+        space.layout = port.layout_of(memory_of(self.current))
         self.spaces.append(space)
         return space
 
@@ -232,6 +239,7 @@ class Run:
     async def resumed_space(self, name: str, path: Path) -> Space:
         """The workspace of a session that is resumed from our own snapshot file, brought back if it is gone."""
         space = Space(name, path, self.resumed.get("spaces", {}).get(name), None)
+        space.layout = port.layout_of(memory_of(self.current))
         self.spaces.append(space)
         seeded = await self.seeded()
         before = self.resumed.get("run_id")
@@ -271,7 +279,7 @@ class Run:
             "layout": (self.layout or models.Layout()).model_dump(),
             **self.ask.given(),
             "attempt": self.attempt,
-            "agents": self.agents,
+            "agents": self.agents or [name for name in [name_of(self.current)] if name],
             "parent_run_id": self.parent.id if self.parent else None,
             "resumed_from": self.resumed.get("run_id"),
             "record": record,
@@ -287,7 +295,10 @@ class Run:
                 space.start()
 
     def left(self) -> list[port.Left]:
-        return [one for space in self.spaces if (one := space.left) is not None]
+        usual = (self.layout or models.Layout()).model_dump()
+        found = [one for space in self.spaces if (one := space.left) is not None]
+        # Told only where it is not what the event says anyway.
+        return [replace(one, layout=None) if one.layout == usual else one for one in found]
 
     def shown(self) -> str:
         """What the run began with, in half a line."""
@@ -328,6 +339,9 @@ def memory_of(agent: Any) -> Any:
 def check_tar(path: Path) -> int:
     """Read a whole tar's headers; its files. Raises `errors.BadArchive`: what breaks off is not offered to the SDK."""
     try:
+        with open(path, "rb") as file:
+            if file.read(64).startswith(tuple(tarin.NATIVE_PREFIXES)):
+                return 0  # A provider's own reference, which its client understands.
         with tarfile.open(path, "r:") as archive:
             files = sum(member.isreg() for member in archive)
     except (tarfile.TarError, OSError, EOFError) as exc:

@@ -26,7 +26,7 @@ _written: weakref.WeakKeyDictionary[Any, dict[str, dict[str, bytes]]] = weakref.
 async def write(run: runs.Run, session: Any) -> None:
     """Bring a started session's memory to the run's seed. Raises nothing but a cancellation."""
     seeded = await run.seeded()
-    layout = layout_for(run)
+    layout = port.layout_of(runs.memory_of(run.current))
     try:
         for folder in (layout.memories_dir, layout.sessions_dir):
             session.register_persist_workspace_skip_path(folder)
@@ -52,16 +52,6 @@ def at_start(run: runs.Run, session: Any) -> None:
         await write(run, session)
 
     session.start = started
-
-
-def layout_for(run: runs.Run) -> models.Layout:
-    """Where the present agent reads memory. The run's own layout is that of the first `Memory()` among its agents."""
-    memory = runs.memory_of(run.current)
-    if memory is None:
-        return run.layout or models.Layout()
-    layout = port.layout_of(memory)
-    run.layout = run.layout or layout
-    return layout
 
 
 def placed(seeded: port.Seeded, layout: models.Layout) -> dict[str, bytes]:
