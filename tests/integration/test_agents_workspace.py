@@ -187,6 +187,22 @@ async def test_a_resumed_run_whose_line_moved_meanwhile_becomes_a_branch(lore, h
     assert body["version"] == 2 and len(body["branches"]) == 1
 
 
+async def test_a_session_state_of_an_earlier_run_goes_on_in_its_line(lore, home):
+    client = UnixLocalSandboxClient()
+    agent = worker(shell("echo 1 > a"), function_call("pay", {"cents": 5}, call_id="p"), tools=[pay])
+    result = await lore.run(agent, "pay", conversation_id="c", run_config=config(client=client))
+    saved = result.to_state().to_json()["sandbox"]["session_state"]
+    for number in (2, 3):
+        state = client.deserialize_session_state(json.loads(json.dumps(saved)))
+        agent = worker(shell(f"cat a; echo {number} > a"), done())
+        cfg = config(client=client, session_state=state)
+        result = await lore.run(agent, "go", conversation_id="c", run_config=cfg)
+        assert str(number - 1) in seen(result).splitlines()
+    await lore.aclose()
+    body = await head(home)
+    assert body["version"] == 3 and not body.get("branches")
+
+
 async def test_a_snapshot_of_the_program_s_own_is_left_to_it(lore, home, tmp_path, caplog):
     for number in range(2):
         own = LocalSnapshotSpec(base_path=tmp_path / "own")

@@ -3,7 +3,7 @@
     <folder>/waiting/<run>.<attempt>/event.json, 0.tar, …    to be handed over
     <folder>/refused/<run>.<attempt>/                        what Runlore will never take, with `why.txt`
     <folder>/sessions/<id>.tar                               the SDK's own LocalSnapshot files (workspaces)
-    <folder>/resumes/<digest>.json                           which run an interrupted run was, for who resumes it
+    <folder>/resumes/<name>.json                             notes: which run was interrupted, which one left a tar
 
 An entry is put in one step (a folder, synced, then renamed), so a crash leaves a whole entry or none. Handing one over
 twice changes nothing, so the lock only saves work: of the processes that share the folder one delivers at a time.
@@ -34,7 +34,8 @@ REFUSED_MAX = 100
 SESSIONS_BYTES_MAX = 8 * 1024**3
 """Bytes of the SDK's own snapshot files that are kept, for saved RunStates; the oldest go first."""
 SESSION_SECONDS_MAX = 7 * 24 * 3600
-RESUMES_MAX = 1000
+RESUMES_MAX = 5000
+"""Notes of that kind that are kept; the oldest go first."""
 EVENT, WHY = "event.json", "why.txt"
 TEMPORARY = ".new-"
 

@@ -245,7 +245,9 @@ class Runlore:
             return
         if isinstance(sandbox.client, workspace.Client):
             return
-        own = sandbox.snapshot is not None or sandbox.session_state is not None
+        state = sandbox.session_state
+        own = sandbox.snapshot is not None
+        own = own or (state is not None and not workspace.is_ours(self.link, state.snapshot))
         if own:
             self.link.once(
                 "the run has a snapshot or a session_state of its own: Runlore leaves the workspace to it"
@@ -297,7 +299,7 @@ class Runlore:
         if made is None:
             return
         data, left = made
-        putting = asyncio.ensure_future(asyncio.to_thread(self._put, data, left))
+        putting = asyncio.ensure_future(asyncio.to_thread(self._put, run, data, left))
         try:
             await asyncio.shield(putting)
         except asyncio.CancelledError:
@@ -315,7 +317,7 @@ class Runlore:
         if made is None:
             return
         try:
-            self._put(*made)
+            self._put(run, *made)
         except Exception as exc:
             self._failed("the outbox", exc)
             return
@@ -326,7 +328,7 @@ class Runlore:
         if run.attempt and run.record is not None:
             data = run.event(*run.record)
             try:
-                self._put(data, run.left())
+                self._put(run, data, run.left())
                 self.link.delivery.begin()
             except Exception as exc:
                 self._failed("the outbox", exc)
@@ -363,14 +365,14 @@ class Runlore:
         with contextlib.suppress(OSError):
             self.link.outbox.remember(
                 recording.digest_of(result.interruptions, runs.name_of(result.last_agent)),
-                {
-                    "run_id": run.id,
-                    "rollout": run.ask.rollout.original,
-                    "spaces": {space.id: space.agent for space in run.spaces},
-                },
+                {"run_id": run.id, "rollout": run.ask.rollout.original},
             )
 
-    def _put(self, data: dict[str, Any], left: list[port.Left]) -> None:
+    def _put(self, run: runs.Run, data: dict[str, Any], left: list[port.Left]) -> None:
+        for space in run.spaces:
+            if space.left is not None:
+                # Whoever resumes from that file later began from what this run left.
+                self.link.outbox.remember(f"space-{space.id}", {"run_id": run.id, "agent": space.agent})
         for one in self.link.outbox.put(data, left):
             self._failed(
                 f"the workspace of run {data['run_id']}",

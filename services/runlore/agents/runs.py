@@ -238,11 +238,12 @@ class Run:
 
     async def resumed_space(self, name: str, path: Path) -> Space:
         """The workspace of a session that is resumed from our own snapshot file, brought back if it is gone."""
-        space = Space(name, path, self.resumed.get("spaces", {}).get(name), None)
+        noted = await asyncio.to_thread(self.link.outbox.recall, f"space-{name}")
+        space = Space(name, path, noted.get("agent"), None)
         space.layout = port.layout_of(memory_of(self.current))
         self.spaces.append(space)
         seeded = await self.seeded()
-        before = self.resumed.get("run_id")
+        before = noted.get("run_id")
         if not await asyncio.to_thread(path.is_file):
             found = seeded.workspace if seeded is not None else None
             if found is not None and space.agent is not None:

@@ -49,6 +49,8 @@ def at_start(run: runs.Run, session: Any) -> None:
     async def started() -> None:
         session.start = start
         await start()
+        # Memory is in no snapshot: what was written before the session stopped may be gone.
+        _written.pop(session, None)
         await write(run, session)
 
     session.start = started

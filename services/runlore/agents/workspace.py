@@ -49,7 +49,7 @@ class Client(BaseSandboxClient[Any]):
     async def resume(self, state: Any) -> Any:
         run, space = runs.CURRENT.get(), None
         snapshot = getattr(state, "snapshot", None)
-        if run is not None and _is_ours(run, snapshot):
+        if run is not None and is_ours(run.link, snapshot):
             space = await run.resumed_space(snapshot.id, snapshot.base_path / f"{snapshot.id}.tar")
         return self._attached(await self.inner.resume(state), run, space)
 
@@ -103,7 +103,6 @@ class Client(BaseSandboxClient[Any]):
         return session
 
 
-def _is_ours(run: runs.Run, snapshot: Any) -> bool:
-    if not isinstance(snapshot, LocalSnapshot):
-        return False
-    return snapshot.base_path == run.link.outbox.sessions
+def is_ours(link: runs.Link, snapshot: Any) -> bool:
+    """Whether an earlier run of ours made this snapshot, on this machine or another."""
+    return isinstance(snapshot, LocalSnapshot) and snapshot.base_path == link.outbox.sessions
