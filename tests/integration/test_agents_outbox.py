@@ -206,3 +206,12 @@ def test_beside_an_agent_nothing_of_a_server_is_loaded(tmp_path):
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     roots = {name.split(".")[0] for name in loaded.stdout.split()}
     assert not roots & {"aiokafka", "boto3", "botocore", "fastapi"}
+
+
+async def test_a_home_that_can_not_be_opened_stops_no_run(tmp_path):
+    told = []
+    (tmp_path / "home").write_text("a file")
+    lore = Runlore("acme", memory="support", home=tmp_path / "home", on_error=told.append)
+    result = await lore.run(worker(shell("echo 1"), done()), "go", run_config=config())
+    assert result.final_output == "done" and told
+    await lore.aclose()

@@ -312,6 +312,33 @@ async def test_an_agent_as_a_tool_is_an_event_of_its_own(lore, home):
     assert "parent_run_id" not in found["outer"]
 
 
+async def test_a_run_that_a_tool_starts_with_runlore_names_its_parent(lore, home):
+    @function_tool
+    async def ask() -> str:
+        """Ask somebody."""
+        return str((await lore.run(talker(done("deep"), name="deep"), "x", run_config=plain())).final_output)
+
+    outer = Agent(name="outer", model=scripted(call("ask"), done()), tools=[ask])
+    await lore.run(outer, "go", run_config=plain())
+    await lore.aclose()
+    found = {one["agents"][0]: one for one in await events(home)}
+    assert found["deep"]["parent_run_id"] == found["outer"]["run_id"] and len(found) == 2
+
+
+async def test_a_streamed_agent_as_a_tool_is_an_event_of_its_own(lore, home):
+    async def seen_event(event):
+        return None
+
+    tool = talker(done("inner"), name="inner").as_tool("ask", "Ask.", on_stream=seen_event)
+    outer = Agent(name="outer", model=scripted(call("ask", input="x"), done()), tools=[tool])
+    stream = lore.run_streamed(outer, "go", run_config=plain())
+    async for _ in stream.stream_events():
+        pass
+    await lore.aclose()
+    found = {one["agents"][0]: one for one in await events(home)}
+    assert found["inner"]["parent_run_id"] == found["outer"]["run_id"] and len(found) == 2
+
+
 async def test_two_agents_as_tools_at_once_both_name_their_parent(lore, home):
     tools = [talker(done(f"{n}"), name=f"inner{n}").as_tool(f"ask{n}", "Ask.") for n in range(2)]
     both = [call(f"ask{n}", f"c{n}", input="x") for n in range(2)]

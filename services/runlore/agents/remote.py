@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from runlore import clock, errors
+from runlore import errors
 from runlore.agents import port
 
 IDLE_SECONDS = 30.0
@@ -26,11 +26,11 @@ MEMORY_BYTES_MAX = 64 * 1024 * 1024
 """Largest memory that is read, in bytes, unfolded."""
 MEMORY_FILES_MAX = 20_000
 READ_BYTES = 1024 * 1024
-POLL_SECONDS = 0.2
 WAIT_SECONDS_MAX = 2.0
 """How long a run waits for the one before it in the same rollout, which this process handed over, in seconds."""
 MERGE_WAIT_SECONDS_MAX = 30.0
 """How long a merge waits for each branch to be worked off, in seconds."""
+WAIT_SECONDS_OF_SERVICE = 60.0
 ROLLOUTS_MAX = 1000
 
 
@@ -53,7 +53,8 @@ class Remote:
         self._base = f"{url.rstrip('/')}/v1/projects/{quote(project, safe='')}"
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._memory, self._transport = memory, transport
-        self._sent: dict[str, _Sent] = {}
+        self._sent: dict[str, str] = {}
+        """Rollout → the run of it that was handed over last."""
 
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx2.AsyncClient]:
@@ -92,9 +93,7 @@ class Remote:
         """The seed, after the run before it: by the agent's own line if it has one, else by the main line."""
         before = self._sent.get(ask.rollout.original)
         if before is not None:
-            with contextlib.suppress(TimeoutError, errors.RunloreError):
-                async with asyncio.timeout(WAIT_SECONDS_MAX):
-                    await self._after(client, ask, before)
+            await self._after(client, ask, before, WAIT_SECONDS_MAX)
             self._sent.pop(ask.rollout.original, None)
         if agent is not None:
             # The template is for the main line: an agent's own counts only if it has one.
@@ -103,18 +102,15 @@ class Remote:
             return own if _counter(own) else main
         return await self._seed(client, ask, None)
 
-    async def _after(self, client: httpx2.AsyncClient, ask: port.Ask, before: _Sent) -> None:
-        """Until what this process handed over for the rollout is worked off; whoever calls sets a deadline.
+    async def _after(self, client: httpx2.AsyncClient, ask: port.Ask, run: str, seconds: float) -> None:
+        """Until a run that this process handed over is covered, and its workspaces are in their lines.
 
         Without it the next run of a quick conversation begins as the last one did, and its workspace is a branch.
         """
-        wait = {"wait_for": before.run, "wait_seconds": str(WAIT_SECONDS_MAX)}
-        await self._seed(client, ask, None, **wait)
-        for agent, counter in before.counters.items():
-            while True:
-                if _counter(await self._seed(client, ask, agent, template="no")) != counter:
-                    break
-                await clock.sleep(POLL_SECONDS)
+        with contextlib.suppress(TimeoutError, errors.RunloreError):
+            async with asyncio.timeout(seconds):
+                wait = {"wait_for": run, "wait_seconds": str(min(seconds, WAIT_SECONDS_OF_SERVICE))}
+                await self._seed(client, ask, None, **wait)
 
     async def _seed(
         self, client: httpx2.AsyncClient, ask: port.Ask, agent: str | None, **more: str
@@ -170,7 +166,7 @@ class Remote:
                     continue
                 workspaces.append(one.told({"archive": claim}))
             _checked(await client.post(self._url("events"), json={**data, "workspaces": workspaces}))
-        self._note(data, left)
+        self._note(data)
         return refused
 
     async def _upload(self, client: httpx2.AsyncClient, path: Path) -> dict[str, Any]:
@@ -185,14 +181,11 @@ class Remote:
         body = _checked(answer).json()
         return {"sha256": body["sha256"], "size": body["size"]}
 
-    def _note(self, data: Mapping[str, Any], left: Sequence[port.Left]) -> None:
+    def _note(self, data: Mapping[str, Any]) -> None:
         """Remember what the next run of this rollout waits for."""
         known = ("conversation_id", "session_id", "group_id", "run_id")
-        rollout = port.Ask(**{name: data.get(name) for name in known}).rollout.original  # type: ignore[arg-type]
-        child = data.get("parent_run_id") is not None
-        # What began from an unknown base, or inside another run, becomes a branch: the line does not move.
-        counters = {one.agent: int(one.base["counter"]) for one in left if one.base is not None and not child}
-        self._sent[rollout] = _Sent(str(data["run_id"]), counters)
+        ask = port.Ask(**{name: data.get(name) for name in known})  # type: ignore[arg-type]
+        self._sent[ask.rollout.original] = str(data["run_id"])
         while len(self._sent) > ROLLOUTS_MAX:
             self._sent.pop(next(iter(self._sent)))
 
@@ -202,9 +195,8 @@ class Remote:
     async def caught_up(self, ask: port.Ask) -> None:
         before = self._sent.get(ask.rollout.original)
         if before is not None:
-            with contextlib.suppress(TimeoutError):
-                async with self._client() as client, asyncio.timeout(MERGE_WAIT_SECONDS_MAX):
-                    await self._after(client, ask, before)
+            async with self._client() as client:
+                await self._after(client, ask, before, MERGE_WAIT_SECONDS_MAX)
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
         body = {"rollout": rollout, "rollouts": dict(branches), "base": base}
@@ -212,13 +204,6 @@ class Remote:
             answer = await client.post(self._url("snapshots", "merge"), json=body)
             told: dict[str, Any] = _checked(answer).json()
             return told
-
-
-class _Sent:
-    """A run that was handed over: its id, and the counter of each line that it will move."""
-
-    def __init__(self, run: str, counters: Mapping[str | None, int]) -> None:
-        self.run, self.counters = run, counters
 
 
 def _checked(answer: httpx2.Response) -> httpx2.Response:

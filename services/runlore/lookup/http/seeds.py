@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from typing import Annotated, Any, Literal
 
@@ -189,7 +190,7 @@ async def memory_tar(
     _: Annotated[Any, callers.needs(callers.READ)],
 ) -> Response:
     opened = await _opened(request, project, seed)
-    raw = await answers.in_thread(overlay.memory_tar, opened)
+    raw = await asyncio.to_thread(overlay.memory_tar, opened)
 
     async def content() -> answers.Pieces:
         return answers.Pieces(len(raw), lambda start, length: _sliced(raw, start, length))
@@ -217,7 +218,7 @@ async def workspace_tar(
 ) -> Response:
     service = callers.service_of(request)
     opened = await _opened(request, project, seed)
-    memory = await answers.in_thread(overlay.memory_tar, opened)
+    memory = await asyncio.to_thread(overlay.memory_tar, opened)
 
     async def content() -> answers.Files | answers.Pieces:
         if opened.seed.snapshot is None:
