@@ -100,7 +100,7 @@ def away(tmp_path, kind=""):
 
 async def recalled(lore, group="g-1", session=None):
     """What a next run of the rollout finds in its memory."""
-    look = working("cat memories/*.md memories/*/*.md")
+    look = working("cat memories/*.md memories/*/*.md", memory=Memory(generate=None))
     result = await lore.run(look, "Recall.", session=session, run_config=owned(None if session else group))
     return printed(result)[0]
 
