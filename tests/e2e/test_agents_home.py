@@ -40,3 +40,23 @@ def test_what_it_left_verifies_and_a_person_sees_it(home):
     home.verified()
     (row,) = home.json("snapshot", "ls", "--project", "acme")["lines"]
     assert row["rollout"] == "c"
+
+
+async def one_run(home, rollout, command):
+    async with Runlore("acme", memory="support", home=home.root) as lore:
+        agent = worker(shell(command), done())
+        return await lore.run(agent, "go", conversation_id=rollout, run_config=config())
+
+
+def test_a_new_rollout_begins_with_the_project_s_template(home):
+    asyncio.run(one_run(home, "model", "echo tpl > t"))
+    home.json(
+        "snapshot", "tag", "model", "template", "--project", "acme", "--reason", "what every rollout needs"
+    )
+    home.up_once()
+    result = asyncio.run(one_run(home, "new", "cat t; echo own > o"))
+    assert "tpl" in seen(result).splitlines()
+    result = asyncio.run(one_run(home, "new", "cat t o"))
+    assert {"tpl", "own"} <= set(seen(result).splitlines())
+    lines = home.json("snapshot", "ls", "--project", "acme")["lines"]
+    assert sorted(row["rollout"] for row in lines) == ["model", "new"]

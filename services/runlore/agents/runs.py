@@ -46,6 +46,15 @@ class Link:
     lore: Any = None
     """The `Runlore` itself, for runs inside of its runs."""
 
+    def is_like(self, other: Link) -> bool:
+        """Whether both see the same: a run of the one may share the seed of a run of the other."""
+        return [self.project, self.memory, self.subject, self.outbox.folder] == [
+            other.project,
+            other.memory,
+            other.subject,
+            other.outbox.folder,
+        ]
+
     def once(self, text: str) -> None:
         """Tell something that is the same for every run."""
         if text not in self.said:
@@ -309,7 +318,10 @@ class Run:
         for space in self.spaces:
             if space.snapshot:
                 parts.append(f"snapshot {space.snapshot[:8]} ({space.files} files)")
-        return "seeded " + " + ".join(parts) if parts else "nothing to seed"
+        if parts:
+            return "seeded " + " + ".join(parts)
+        asked = self._seeding is not None
+        return "without a seed" if asked and seeded is None else "nothing to seed"
 
 
 CURRENT: ContextVar[Run | None] = ContextVar("runlore_run", default=None)

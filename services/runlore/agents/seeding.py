@@ -23,10 +23,10 @@ _written: weakref.WeakKeyDictionary[Any, dict[str, dict[str, bytes]]] = weakref.
 """Session → folder of memory → the files of the last seed there: agents that share a session may have one each."""
 
 
-async def write(run: runs.Run, session: Any) -> None:
+async def write(run: runs.Run, session: Any, layout: models.Layout | None = None) -> None:
     """Bring a started session's memory to the run's seed. Raises nothing but a cancellation."""
     seeded = await run.seeded()
-    layout = port.layout_of(runs.memory_of(run.current))
+    layout = layout or port.layout_of(runs.memory_of(run.current))
     try:
         for folder in (layout.memories_dir, layout.sessions_dir):
             session.register_persist_workspace_skip_path(folder)
