@@ -19,8 +19,8 @@ from runlore.events import models
 WRITE_SECONDS_MIN = 2.0
 """Writing what is here already may take this long, also where the deadline is used up."""
 
-_written: weakref.WeakKeyDictionary[Any, dict[str, bytes]] = weakref.WeakKeyDictionary()
-"""Session → the files of its last seed."""
+_written: weakref.WeakKeyDictionary[Any, dict[str, dict[str, bytes]]] = weakref.WeakKeyDictionary()
+"""Session → folder of memory → the files of the last seed there: agents that share a session may have one each."""
 
 
 async def write(run: runs.Run, session: Any, layout: models.Layout | None = None) -> None:
@@ -37,7 +37,7 @@ async def write(run: runs.Run, session: Any, layout: models.Layout | None = None
         return
     try:
         async with asyncio.timeout(max(run.remaining(), WRITE_SECONDS_MIN)):
-            await _write(session, placed(seeded, layout))
+            await _write(session, layout.memories_dir, placed(seeded, layout))
     except Exception as exc:
         run.link.failed("writing memory into the workspace", exc)
 
@@ -65,8 +65,9 @@ def placed(seeded: port.Seeded, layout: models.Layout) -> dict[str, bytes]:
     }
 
 
-async def _write(session: Any, files: dict[str, bytes]) -> None:
-    before = _written.get(session, {})
+async def _write(session: Any, memories_dir: str, files: dict[str, bytes]) -> None:
+    folders = _written.setdefault(session, {})
+    before = folders.get(memories_dir, {})
     made: set[Path] = set()
     for path, content in files.items():
         if before.get(path) == content:
@@ -78,7 +79,7 @@ async def _write(session: Any, files: dict[str, bytes]) -> None:
         await session.write(Path(path), io.BytesIO(content))
     for path in sorted(before.keys() - files.keys()):
         await session.rm(Path(path), recursive=True)
-    _written[session] = files
+    folders[memories_dir] = files
 
 
 def gate(run: runs.Run, session: Any) -> None:
