@@ -12,6 +12,7 @@ import datetime as dt
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -32,6 +33,7 @@ router = APIRouter(prefix="/v1/projects/{project}")
 TEMPORARY = ".upload"
 REQUEST_FORMAT = "runlore.request/1"
 KEY_CHARS_MAX = 255
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 MAPPED_FROM_BYTES = 32 * 1024 * 1024
 _EVENT_BODY = {
     "required": True,
@@ -97,7 +99,10 @@ async def events(
             assert made.checked.record_claim is not None
             await service.store.put(keys.claim(project, made.checked.record_claim.sha256), made.claimed)
         sender = producer.Producer(service.store, service.bus)
-        await service.bus.produce([await sender.message(made.event)])
+        message = await sender.message(made.event)
+        await service.bus.produce(
+            [dataclasses.replace(message, headers=[*message.headers, *_trace(request)])]
+        )
     data = made.checked
     body = {
         "event": made.event.id,
@@ -106,6 +111,12 @@ async def events(
         "attempt": data.attempt,
     }
     return await answers.found(request, body, status=202)
+
+
+def _trace(request: Request) -> list[tuple[str, bytes]]:
+    """The caller's trace, which the stages go on with (W3C; what is none begins one of its own)."""
+    given = request.headers.get("traceparent", "")
+    return [("traceparent", given.encode("ascii"))] if _TRACEPARENT.fullmatch(given) else []
 
 
 def _prepare(raw: bytes, project: str, idempotency_key: str | None) -> _Prepared:
