@@ -133,3 +133,15 @@ async def test_a_fan_out_is_merged_by_the_service(lore, told):
     assert {"base", "b0", "b1"} <= set(seen(result).splitlines())
     await lore.aclose()
     assert told == []
+
+
+async def test_a_merge_of_what_is_no_map_of_rollouts_is_refused(served):
+    import httpx2
+
+    for rollouts in ([1], {"b0": 1}, "x"):
+        answer = httpx2.post(
+            f"{served.url}/v1/projects/acme/snapshots/merge",
+            json={"rollout": "audit", "rollouts": rollouts},
+            headers={"authorization": f"Bearer {served.token}"},
+        )
+        assert (answer.status_code, answer.json()["kind"]) == (400, "invalid_input")
