@@ -85,6 +85,9 @@ class Space:
     def start(self) -> None:
         """The session started: what the file is now is what it began from."""
         self.began, self.started = _identity(self.path), True
+        if self.restored and self.began is None:
+            # It was gone when the session wanted it: what began empty has seen no base.
+            self.began_empty()
 
     def began_empty(self) -> None:
         """What was offered could not be restored, so the base was not seen."""
