@@ -22,7 +22,7 @@ from starlette.responses import Response
 from runlore import clock, errors, producer
 from runlore.commit import keys
 from runlore.events import envelope, models, records
-from runlore.lookup.http import answers, callers
+from runlore.lookup.http import answers, callers, shapes
 from runlore.lookup.http import service as services
 from runlore.store import port
 
@@ -74,6 +74,7 @@ class _Prepared:
     summary="Hand in a run's event",
     tags=["events"],
     openapi_extra={"requestBody": _EVENT_BODY},
+    responses=shapes.answers(shapes.Sent, 202),
 )
 async def events(
     request: Request,
@@ -193,6 +194,7 @@ async def _first_of_its_key(
     summary="Hand in the archive of a workspace, for an event to claim",
     tags=["events"],
     openapi_extra={"requestBody": _ARCHIVE_BODY},
+    responses=shapes.answers(shapes.Claim, 201),
 )
 async def archives(
     request: Request, project: callers.Project, _: Annotated[Any, callers.needs(callers.WRITE)]
@@ -209,6 +211,7 @@ async def archives(
     summary="Where to put an archive directly, if the store has such places",
     tags=["events"],
     openapi_extra={"requestBody": _URL_BODY},
+    responses=shapes.answers(shapes.Place),
 )
 async def archive_url(
     request: Request, project: callers.Project, _: Annotated[Any, callers.needs(callers.WRITE)]
