@@ -79,7 +79,6 @@ class Runlore:
         )
         self.link.lore = self
         self._fans: dict[str, fanout.FanOut] = {}
-        self._tidied = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- what a program calls ------------------------------------------------------------------------------
@@ -273,10 +272,6 @@ class Runlore:
     async def _before(self, run: runs.Run, named: dict[str, Any]) -> None:
         """Ask for the seed where there is a place for it. Raises nothing but a cancellation."""
         self._hook(run, named, None)
-        if not self._tidied:
-            self._tidied = True
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(self.link.outbox.tidy)
         session = _live_session(named)
         if session is not None:
             await self._refresh(run, session)
