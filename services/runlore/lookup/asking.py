@@ -32,6 +32,9 @@ SNAPSHOT_GROUP = "snapshot"
 Tagged = Callable[[], Awaitable[Sequence[dict[str, Any]]]]
 """The lines with a snapshot that is tagged `template`, the one that moved last first."""
 
+Letters = Callable[[], Awaitable[Sequence[dead.Letter]]]
+"""The dead letters; whoever is asked often may remember them for a moment."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -85,8 +88,10 @@ class Asker:
         reader: revisions.Reader,
         *,
         stopping: Callable[[], bool] = lambda: False,
+        letters: Letters | None = None,
     ) -> None:
         self._store, self._bus, self._reader, self._stopping = store, bus, reader, stopping
+        self._letters = letters or (lambda: dead.read_all(bus))
         self._ends: dict[int, int] | None = None
         """Where the snapshot stage must have come to, by partition: what was on the bus when the run was recorded."""
 
@@ -200,7 +205,7 @@ class Asker:
         return all(committed.get(partition, 0) >= end for partition, end in self._ends.items())
 
     async def _is_dead(self, wanted: Wanted) -> bool:
-        for letter in await dead.read_all(self._bus):
+        for letter in await self._letters():
             is_theirs = letter.resolution is None and dead.project_of(letter) == wanted.project
             if is_theirs and dead.run_of(letter) == wanted.wait_for:
                 return True

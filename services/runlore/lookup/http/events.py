@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime as dt
 import hashlib
 import json
 import mmap
@@ -41,6 +42,18 @@ _ARCHIVE_BODY = {
     "required": True,
     "description": "A tar, plain or gzipped.",
     "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+}
+_URL_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["sha256", "size"],
+                "properties": {"sha256": {"type": "string"}, "size": {"type": "integer", "minimum": 0}},
+            }
+        }
+    },
 }
 
 
@@ -189,6 +202,34 @@ async def archives(
     async with service.uploads.entered():
         sha256, size = await _claim(request, service, project)
     return await answers.found(request, {"sha256": sha256, "size": size}, status=201)
+
+
+@router.post(
+    "/archives/url",
+    summary="Where to put an archive directly, if the store has such places",
+    tags=["events"],
+    openapi_extra={"requestBody": _URL_BODY},
+)
+async def archive_url(
+    request: Request, project: callers.Project, _: Annotated[Any, callers.needs(callers.WRITE)]
+) -> Response:
+    service = callers.service_of(request)
+    claim = models.parse_data(models.Claim, await answers.object_of(request))
+    if claim.size > services.ARCHIVE_BYTES_MAX:
+        raise answers.too_large(services.ARCHIVE_BYTES_MAX)
+    presigned_put = getattr(service.store, "presigned_put", None)
+    if presigned_put is None:
+        raise errors.Refused("the store gives out no places", hint="POST …/archives takes the bytes")
+    found = await presigned_put(keys.claim(project, claim.sha256), sha256=claim.sha256, size=claim.size)
+    expires = clock.now() + dt.timedelta(seconds=found.seconds)
+    body = {
+        "url": found.url,
+        "method": "PUT",
+        "headers": dict(found.headers),
+        "expires": expires.isoformat(timespec="seconds"),
+        "claim": {"sha256": claim.sha256, "size": claim.size},
+    }
+    return await answers.found(request, body)
 
 
 async def _claim(request: Request, service: services.Service, project: str) -> tuple[str, int]:

@@ -98,7 +98,13 @@ async def seed(
         wait_seconds=wait_seconds,
         with_template=template == "yes",
     )
-    asker = asking.Asker(service.store, service.bus, service.reader, stopping=service.stopping.is_set)
+    asker = asking.Asker(
+        service.store,
+        service.bus,
+        service.reader,
+        stopping=service.stopping.is_set,
+        letters=service.letters,
+    )
     found = await asker.seed(wanted, lambda: service.lists.ask(lambda index: index.tagged(project)))
     named = {"rollout": rollout.original, "alias": rollout.alias, "matched": rollout.kind}
     if found is None:
