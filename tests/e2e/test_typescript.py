@@ -21,6 +21,10 @@ def client(tmp_path_factory):
     from infra.dev import node
 
     servers.need("node", node.missing())
+    try:
+        node.fetch()
+    except RuntimeError as exc:  # As where there is no network.
+        servers.need("node", str(exc))
     return node.build(tmp_path_factory.mktemp("typescript") / "client")
 
 

@@ -65,14 +65,15 @@ export async function writeTar(
   const tar = pack();
   const hash = createHash('sha256');
   let size = 0;
-  async function* counted(source: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
-    for await (const chunk of source) {
+  async function* counted(chunks: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+    for await (const chunk of chunks) {
       hash.update(chunk);
       size += chunk.length;
       yield chunk;
     }
   }
-  const written = pipeline(Readable.from(tar, { objectMode: false }), counted, createWriteStream(target, { mode: 0o600 }));
+  const source = Readable.from(tar, { objectMode: false });
+  const written = pipeline(source, counted, createWriteStream(target, { mode: 0o600 }));
   const filled = fill(tar, archive, extras);
   await Promise.all([written, filled]);
   return { sha256: hash.digest('hex'), size };

@@ -64,7 +64,8 @@ export class Outbox {
       for (const file of archive ? [ARCHIVE, EVENT] : [EVENT]) await toDisk(join(draft, file));
       const held = await sizeOf(this.options.folder);
       if (held > this.options.bytesMax) {
-        throw new RunloreError('outbox_full', `the outbox would hold ${held} bytes, more than ${this.options.bytesMax}`);
+        const most = this.options.bytesMax;
+        throw new RunloreError('outbox_full', `the outbox would hold ${held} bytes, more than ${most}`);
       }
       if (holdMs !== undefined) this.hold(name, holdMs);
       await rename(draft, join(this.options.folder, name));
@@ -74,7 +75,8 @@ export class Outbox {
     } catch (error) {
       // Once is better than never: the service may well be there.
       await (archive ? this.deliver(draft) : this.service.publish(event)).catch((other: unknown) => {
-        throw new RunloreError('not_kept', `${textOf(error)}; nor was it delivered: ${textOf(other)}`, { cause: error });
+        const message = `${textOf(error)}; nor was it delivered: ${textOf(other)}`;
+        throw new RunloreError('not_kept', message, { cause: error });
       });
       return undefined;
     } finally {
@@ -105,7 +107,9 @@ export class Outbox {
   /** Send what there is, oldest first. Answers whether nothing is left; throws nothing. */
   async drain(): Promise<boolean> {
     this.again = true;
-    this.draining ??= this.drainAll().finally(() => (this.draining = undefined));
+    this.draining ??= this.drainAll()
+      .catch((error: unknown) => this.options.report({ message: 'the outbox can not be worked', error }))
+      .finally(() => (this.draining = undefined));
     await this.draining;
     return (await this.items()).length === 0;
   }
@@ -172,8 +176,8 @@ export class Outbox {
   private async putAside(name: string, error: RunloreError): Promise<void> {
     const aside = join(this.options.folder, REFUSED);
     await mkdir(aside, { recursive: true, mode: 0o700 });
-    const told = { kind: error.kind, message: error.message, status: error.status };
-    await writeFile(join(this.options.folder, name, 'problem.json'), JSON.stringify(told), { mode: 0o600 }).catch(() => {});
+    const told = JSON.stringify({ kind: error.kind, message: error.message, status: error.status });
+    await writeFile(join(this.options.folder, name, 'problem.json'), told, { mode: 0o600 }).catch(() => {});
     await rename(join(this.options.folder, name), join(aside, name)).catch(() => {});
     this.options.report({ message: `the service refused a run, which now lies in ${join(aside, name)}`, error });
   }

@@ -9,7 +9,7 @@ import { createHash } from 'node:crypto';
 
 export interface Run {
   run: string;
-  /** A run that was interrupted and went on is one run: its later line is a higher attempt, and replaces the earlier. */
+  /** A run that was interrupted and went on is one run: its later line is a higher attempt, and stands for both. */
   attempt: number;
   line: string;
   /** As the record says it; empty where it does not. */

@@ -292,7 +292,8 @@ export class Rollout {
     } catch (error) {
       if (!(error instanceof RunloreError) || error.kind !== 'wait_timeout') throw error;
     }
-    if (waitSeconds > 0) report({ message: `run ${run} is not in the memory after ${waitSeconds} s; going on without it` });
+    const message = `run ${run} is not in the memory after ${waitSeconds} s; going on without it`;
+    if (waitSeconds > 0) report({ message });
     return service.seed(query);
   }
 

@@ -143,8 +143,8 @@ export class Service {
       try {
         return await this.send(path, { method: 'GET' }, timeoutMs);
       } catch (error) {
-        const wait = attempt < READ_ATTEMPTS_MAX && error instanceof RunloreError ? waitBefore(error, attempt) : undefined;
-        if (wait === undefined) throw error;
+        const wait = error instanceof RunloreError ? waitBefore(error, attempt) : undefined;
+        if (wait === undefined || attempt >= READ_ATTEMPTS_MAX) throw error;
         await new Promise((resolve) => setTimeout(resolve, wait));
       }
     }
@@ -170,8 +170,16 @@ function waitBefore(error: RunloreError, attempt: number): number | undefined {
   return Math.min(error.details.retryAfterMs ?? 100 * 2 ** attempt, RETRY_AFTER_MS_MAX);
 }
 
+/** RFC 9457, with the service's own members. */
+interface Problem {
+  kind?: string;
+  title?: string;
+  detail?: string;
+  hint?: string;
+}
+
 async function problemOf(answer: Response): Promise<RunloreError> {
-  const body = (await answer.json().catch(() => ({}))) as { kind?: string; detail?: string; title?: string; hint?: string };
+  const body = (await answer.json().catch(() => ({}))) as Problem;
   const seconds = Number(answer.headers.get('retry-after') ?? NaN);
   const retryAfterMs = Number.isFinite(seconds) ? seconds * 1000 : undefined;
   const message = body.detail ?? body.title ?? `the service answered ${answer.status}`;

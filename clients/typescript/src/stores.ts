@@ -166,7 +166,7 @@ export class RunloreSnapshotStore implements RemoteSnapshotStore {
     );
   }
 
-  /** A run leaves one workspace. Another one of the same run (a hand-off gives each agent its own) is a run below it. */
+  /** A run leaves one workspace. Another of the same run (a hand-off gives each agent its own) is a run below it. */
   private asBranch(event: RunEvent, run: Run, claim: Claim): void {
     if (this.rollout.lore.leaves(run, claim.sha256) !== 'other') return;
     const [own, record] = this.workspaceAlone();

@@ -7,7 +7,7 @@ import { dir, file, Manifest } from '@openai/agents/sandbox';
 import { UnixLocalSandboxClient } from '@openai/agents/sandbox/local';
 import { resumable, Runlore, RunloreMemoryStore, RunloreSnapshotStore } from 'runlore';
 
-import { pausedAndResumed, run } from './sdk.mjs';
+import { handedOff, pausedAndResumed, run } from './sdk.mjs';
 import { FakeService } from './service.mjs';
 
 const AWAY = { status: 503, headers: { 'retry-after': '0' } };
@@ -126,6 +126,14 @@ test('a run that was interrupted, saved and resumed is one run, in a second atte
   assert.deepEqual(service.lines.get('conv-1').branches, []);
   const third = await run(mine, 'conv-1', ['cat b.txt']);
   assert.match(third.outputs[0], /one/);
+});
+
+test('of two agents of a hand-off one workspace leads and the other is a branch: neither is lost', async () => {
+  assert.equal(await handedOff(lore(), 'conv-1'), 'done');
+  const { counter, branches } = service.lines.get('conv-1');
+  assert.deepEqual([counter, branches.length], [1, 1]);
+  assert.equal(service.events.filter((one) => typeof one.record === 'string').length, 1);
+  assert.deepEqual(told, []);
 });
 
 test('a client whose snapshots are not here stays as it is', async () => {

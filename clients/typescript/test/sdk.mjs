@@ -61,6 +61,22 @@ export async function pausedAndResumed(lore, id) {
   return (await runner.run(again.agent, state, { sandbox: again.sandbox })).finalOutput;
 }
 
+/** A run that one sandbox agent begins and another ends, each in a sandbox of its own. */
+export async function handedOff(lore, id) {
+  const rollout = lore.rollout(id);
+  const snapshot = { type: 'remote', id, store: new RunloreSnapshotStore(rollout) };
+  const store = new RunloreMemoryStore(rollout);
+  const build = (name, steps, handoffs = []) => {
+    const capabilities = [...Capabilities.default(), memory({ store, generate: recordOnly })];
+    return new SandboxAgent({ name, model: new ScriptedModel(steps), capabilities, handoffs });
+  };
+  const call = (name, args, callId) => [functionCall(name, args, { callId })];
+  const last = build('B', [call('exec_command', { cmd: 'echo b > b.txt' }, 'b1'), [assistantMessage('done')]]);
+  const steps = [call('exec_command', { cmd: 'echo a > a.txt' }, 'a1'), call('transfer_to_B', {}, 'a2')];
+  const sandbox = { client: resumable(new UnixLocalSandboxClient(), { snapshot }), snapshot };
+  return (await new Runner({ groupId: id }).run(build('A', steps, [last]), 'go', { sandbox })).finalOutput;
+}
+
 function note(seen, request) {
   seen.instructions = request.systemInstructions ?? '';
   const results = request.input.filter((item) => item.type === 'function_call_result');
