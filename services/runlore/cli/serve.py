@@ -133,7 +133,7 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
     from runlore.lookup.http import events, lists
     from runlore.lookup.http import service as services
 
-    folder = opened.cache_dir / UPLOADS
+    folder = opened.settings.cache_dir / UPLOADS
     await asyncio.to_thread(events.sweep, folder)
     found = lists.Lists(opened.index_path, opened.store, refresh_seconds=refresh_seconds)
     try:
