@@ -96,8 +96,8 @@ class IndexRemade(errors.Retryable):
 class Index:
     """The index file at `path`. Not safe for two threads; each process may open its own."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, wait_seconds_max: float = BUSY_SECONDS_MAX) -> None:
+        self.path, self._wait_seconds_max = path, wait_seconds_max
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = self._open()
         self._file_id = _file_id(path)
@@ -133,7 +133,7 @@ class Index:
 
     def _prepare(self) -> Database:
         connection = sqlite3.connect(
-            self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
+            self.path, timeout=self._wait_seconds_max, isolation_level=None, check_same_thread=False
         )
         try:
             if _version(connection) != SCHEMA_VERSION:

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, BinaryIO, Protocol, TypeVar
 
+import pydantic_core
 import zstandard
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
@@ -64,9 +65,19 @@ async def found(
     caching = IMMUTABLE if immutable else FOLLOWS if etag else "no-store"
     if etag and is_known(request, etag):
         return unchanged(etag, caching)
-    raw = json.dumps(body, separators=(",", ":"), default=str).encode()
+    raw = encoded(body)
     more = {"Cache-Control": caching, **({"ETag": etag} if etag else {}), **(headers or {})}
     return await compressed(request, raw, "application/json", more, status)
+
+
+def encoded(body: Any) -> bytes:
+    """`body` as JSON, in UTF-8."""
+    try:
+        # Several times as fast as json.dumps on a page or a list of files.
+        return pydantic_core.to_json(body, fallback=str, inf_nan_mode="constants")
+    except ValueError:
+        # A name may hold half a surrogate pair, which is no UTF-8 but can be escaped.
+        return json.dumps(body, separators=(",", ":"), default=str).encode()
 
 
 async def text(request: Request, content: str, *, etag: str, immutable: bool) -> Response:

@@ -64,7 +64,7 @@ async def listed(
     cursor: callers.Cursor = None,
 ) -> Response:
     after = answers.place_of(cursor, str)
-    rows = await callers.service_of(request).lists.ask(lambda found: found.memories(project))
+    rows = await callers.service_of(request).lists.page(lambda found: found.memories(project))
     behind = [row for row in rows if after is None or row["memory"] > after[0]][: limit + 1]
     shown = ("memory", "revision", "rollouts", "runs", "held", "moved_at")
     body = answers.page(
@@ -207,7 +207,7 @@ async def rollouts(
 ) -> Response:
     after = answers.place_of(cursor, str, str)
     lists = callers.service_of(request).lists
-    rows = await lists.ask(lambda found: found.rollouts(project, memory, limit=limit + 1, after=after))
+    rows = await lists.page(lambda found: found.rollouts(project, memory, limit=limit + 1, after=after))
     shown = ("rollout", "kind", "original", "subject", "runs", "updated_at", "moved_at")
     body = answers.page(
         rows,
@@ -273,7 +273,7 @@ async def runs(
     cursor: callers.Cursor = None,
 ) -> Response:
     after = answers.place_of(cursor, str, int)
-    rows = await callers.service_of(request).lists.ask(
+    rows = await callers.service_of(request).lists.page(
         lambda found: found.recent_runs(project, limit=limit + 1, after=after, numbered=True)
     )
     shown = ("memory", "rollout", "run", "attempt", "event", "ended_at", "superseded")

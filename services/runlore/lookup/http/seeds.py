@@ -98,7 +98,7 @@ async def seed(
         with_template=template == "yes",
     )
     asker = asking.Asker(service.store, service.bus, service.reader, stopping=service.stopping.is_set)
-    found = await asker.seed(wanted, lambda: service.lists.ask(lambda index: index.tagged(project)))
+    found = await asker.seed(wanted, lambda: service.lists.page(lambda index: index.tagged(project)))
     named = {"rollout": rollout.original, "alias": rollout.alias, "matched": rollout.kind}
     if found is None:
         line = await asker.line(wanted)
