@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import made
+from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
 from runlore.commit import age, keys, lines, marks, revisions, sweep
@@ -28,7 +29,7 @@ from runlore.lookup import seeds, workspaces
 from runlore.snapshots import library
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import doctor, verify
+from runlore.upkeep import access, doctor, verify
 
 KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
     keys.OPERATIONS
@@ -351,6 +352,41 @@ async def test_a_seed_is_served_with_the_rights_of_lookup(rights, tmp_path):
         index.close()
     used = {place for action, place in one.views["lookup"].used if action == "read"}
     assert used == set(rights.roles["lookup"]["read"])
+
+
+async def test_the_service_answers_with_the_rights_of_serve(rights, tmp_path):
+    one = await deployed(rights)
+    seed, _ = await one.seed("conv")
+    view = one.views["serve"]
+    async with served(tmp_path, store=view, bus=one.bus) as asked:
+        claim = await asked.post("archives", archive(b"three"), status=201)
+        event = made.data(9, rollout="conv", workspaces=[{"archive": claim}])
+        await asked.post("events", event, status=202, headers={"Idempotency-Key": "k"})
+        await asked.post("events", event, status=202, headers={"Idempotency-Key": "k"})
+        large = made.data(10, record=made.payload(10, text="x" * 300_000))
+        await asked.post("events", large, status=202)
+        await one.work()
+        # Its base was not the head, so it became a branch.
+        assert (await asked.post("snapshots/merge", {"rollout": "conv"}, status=200))["state"] == "moved"
+        found = await asked.seed("conv", wait_for="run-9")
+        assert found["base"]["counter"] > seed.base["counter"]
+        for path in (
+            f"seeds/{found['seed']}/workspace.tar",
+            f"seeds/{found['seed']}/memory.tar",
+            "snapshots",
+            "memories",
+            "memories/support/search?q=task",
+            "memories/support/revisions/head/why/memory_summary.md?line=3",
+            "memories/support/diff",
+            "runs/run-9",
+        ):
+            await asked.get(path)
+        writer, token = await access.create(one.views["operator"], "acme", scope="read", name="x")
+        assert (await access.read(view, writer.id)).opens_with(token.rpartition("_")[2])
+        with pytest.raises(errors.Blocked):
+            await access.create(view, "acme", scope="admin", name="its own")
+    with pytest.raises(errors.Blocked):
+        await view.delete(keys.memory_head("acme", "support"))
 
 
 async def test_a_sweep_runs_with_the_rights_of_the_sweeper(rights):

@@ -7,14 +7,16 @@ import gzip
 import hashlib
 import json
 
+import httpx2
 import pytest
 
 import made
 from lookup_service import kind, served, tar, untar
-from runlore import errors
+from runlore import clock, errors
 from runlore.commit import keys
 from runlore.events import envelope, models
 from runlore.lookup.http import events, service
+from runlore.store import s3
 
 
 async def on_the_bus(one):
@@ -214,8 +216,8 @@ async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path):
             yield b"x" * 2_000_000
             raise ConnectionError
 
-        with pytest.raises(ConnectionError):
-            await one.client.post("/v1/projects/acme/archives", content=cut())
+        answer = await one.client.post("/v1/projects/acme/archives", content=cut())
+        assert answer.status_code == 500
         assert list((tmp_path / "uploads").glob("*")) == [] and one.service.uploads._inside == 0
         assert not [row async for row in one.store.list("acme/claims/")]
 
@@ -236,3 +238,42 @@ async def test_a_disk_that_is_full_is_a_fault_that_may_pass(tmp_path, monkeypatc
         monkeypatch.setattr(events, "_temporary", full)
         answer = await one.client.post("/v1/projects/acme/archives", content=b"x")
         assert answer.status_code == 503 and kind(answer) == "store_unavailable"
+
+
+# --- straight into the bucket -----------------------------------------------------------------------------------
+
+
+async def test_a_store_without_presigned_places_says_so(tmp_path):
+    async with served(tmp_path) as one:
+        claim = {"sha256": "0" * 64, "size": 5}
+        answer = await one.client.post("/v1/projects/acme/archives/url", json=claim)
+        assert answer.status_code == 409 and kind(answer) == "refused"
+        for wrong in ({}, {"sha256": "x", "size": 1}, {"sha256": "0" * 64, "size": -1}):
+            assert (await one.client.post("/v1/projects/acme/archives/url", json=wrong)).status_code == 400
+        large = await one.client.post("/v1/projects/acme/archives/url", json={**claim, "size": 2**40})
+        assert large.status_code == 413
+
+
+async def test_an_archive_is_put_straight_into_the_bucket_and_becomes_a_snapshot(tmp_path, seaweedfs):
+    store = s3.S3Store(seaweedfs.place(f"{clock.new_id()}/"))
+    raw = tar(("a", b"A" * 1000))
+    claim = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+    try:
+        async with served(tmp_path, store=store) as one:
+            told = await one.post("archives/url", claim, status=200)
+            assert seaweedfs.secret_access_key not in json.dumps(told) and told["claim"] == claim
+            async with httpx2.AsyncClient() as outside:
+                changed = told["url"].replace(claim["sha256"], "0" * 64)
+                refused = await outside.put(changed, content=raw, headers=told["headers"])
+                assert refused.status_code == 403
+                longer = await outside.put(told["url"], content=raw + b"x")
+                assert longer.status_code >= 400
+                done = await outside.put(told["url"], content=raw, headers=told["headers"])
+                assert done.status_code == 200, done.text
+            assert (await store.get(keys.claim("acme", claim["sha256"]))).body == raw
+            await one.events(made.data(1, rollout="conv", workspaces=[{"archive": claim}]))
+            assert untar((await one.get("snapshots/conv/archive.tar")).content) == {"a": b"A" * 1000}
+            with pytest.raises(errors.Refused):
+                await store.presigned_put("acme/claims/00/x", sha256="0" * 64, size=6 * 1024**3)
+    finally:
+        await store.close()

@@ -16,6 +16,7 @@ import made
 from lookup_service import kind, served, untar
 from runlore import clock, errors
 from runlore.commit import heads, keys, lines
+from runlore.consumers import consolidate, record, snapshot
 from runlore.lookup import seeds, signing, workspaces
 from runlore.snapshots import library
 
@@ -201,6 +202,37 @@ async def test_a_seed_waits_until_the_run_is_covered(tmp_path):
         assert found["revision"] == 2 and (await one.seed("conv", wait_for="run-1"))["revision"] == 2
 
 
+async def test_a_seed_waits_for_the_run_s_workspace_too(tmp_path):
+    async with served(tmp_path) as one:
+        claim = await one.archive(("a", b"1"))
+        await one.post("events", made.data(1, rollout="conv", workspaces=[{"archive": claim}]), status=202)
+        taken = [message async for message in one.bus.read("runs")]
+        await record.RecordStage(one.store, one.bus).process(taken)
+        await consolidate.ConsolidateStage(one.store, one.bus).work("acme", "support")
+        asked = {"session_id": "conv", "wait_for": "run-1", "wait_seconds": 0}
+        assert kind(await one.get("memories/support/seed", status=504, params=asked)) == "wait_timeout"
+        waiting = asyncio.create_task(one.seed("conv", wait_for="run-1", wait_seconds=20))
+        await asyncio.sleep(0)
+        await snapshot.SnapshotStage(one.store, one.bus).process(taken)
+        found = await waiting
+        assert found["snapshot"] and found["base"]["counter"] == 1
+
+
+async def test_a_run_that_left_its_workspace_as_it_was_is_done_once_the_stage_passed_it(tmp_path):
+    async with served(tmp_path) as one:
+        claim = await one.archive(("a", b"1"))
+        await one.events(made.data(1, rollout="conv", workspaces=[{"archive": claim}]))
+        base = (await one.seed("conv"))["base"]
+        await one.events(made.data(8, rollout="conv", workspaces=[{"archive": claim, "base": base}]))
+        # Its line does not tell of it, so only the stage's own place does.
+        asked = {"session_id": "conv", "wait_for": "run-8", "wait_seconds": 0}
+        assert kind(await one.get("memories/support/seed", status=504, params=asked)) == "wait_timeout"
+        consumer = await one.bus.consumer(group="snapshot", topics=["runs"])
+        taken = await consumer.poll(records_max=100, timeout_seconds=0)
+        await consumer.commit({message.at: message.offset + 1 for message in taken})
+        assert (await one.seed("conv", wait_for="run-8", wait_seconds=0))["base"] == base
+
+
 async def test_a_run_that_is_dead_or_held_is_waited_for_no_longer(tmp_path):
     async with served(tmp_path) as one:
         await one.events(made.data(1, rollout="conv"))
@@ -212,8 +244,6 @@ async def test_a_run_that_is_dead_or_held_is_waited_for_no_longer(tmp_path):
         assert (await one.seed("conv", wait_for="run-7", wait_seconds=0))["revision"] >= 1
         head = await one.service.reader.head("acme", "support")
         await one.post("events", made.data(9, rollout="held"), status=202)
-        from runlore.consumers import record
-
         await record.RecordStage(one.store, one.bus).process([m async for m in one.bus.read("runs")])
         held = {"held": {"held": {"kind": "x", "reason": "y", "at": clock.now_iso(), "counter": 1}}}
         await heads.move(one.store, head, held, fmt="runlore.memory/1")

@@ -17,7 +17,7 @@ from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, marks, rollouts
+from runlore.commit import heads, keys, lines, marks, rollouts
 from runlore.consumers import dead, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, ids, models, records
@@ -289,6 +289,8 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
         "ids": {"kind": data.rollout.kind, "original": data.rollout.original, "run_id": data.run_id, **given},
         "subject_alias": summarize.subject_of(data.subject),
         "agents": list(data.agents),
+        # Whoever waits for the run waits for these lines too.
+        "workspaces": sorted({_agent(one) for one in data.workspaces}),
         "layout": data.layout.model_dump(),
         "usage": data.usage.model_dump() if data.usage else None,
         "redacted": redacted,
@@ -296,6 +298,12 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
         "extra": redact_extra(data.model_extra or {}),
     }
     return kept, {name: value for name, value in meta.items() if value not in (None, {}, [])}
+
+
+def _agent(workspace: models.Workspace) -> str:
+    """The agent of a workspace's line, as an alias."""
+    named = (workspace.agent or "").strip()
+    return ids.alias(named) if named else lines.MAIN
 
 
 def redact_extra(extra: Mapping[str, Any]) -> dict[str, Any]:

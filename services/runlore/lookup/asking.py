@@ -7,11 +7,12 @@ the heads in the store; only where the project's template is, the index knows.
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runlore import clock, errors
+from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, lines, revisions
 from runlore.consumers import dead, summarize
@@ -24,9 +25,15 @@ TEMPLATE = "template"
 POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.1, 1.0
 TEMPLATES_READ_MAX = 16
 REVISION_CHARS_MAX = 12
+META_BYTES_MAX = 256 * 1024
+"""The beginning of a record, in which its metadata lie."""
+SNAPSHOT_GROUP = "snapshot"
 
 Tagged = Callable[[], Awaitable[Sequence[dict[str, Any]]]]
 """The lines with a snapshot that is tagged `template`, the one that moved last first."""
+
+Letters = Callable[[], Awaitable[Sequence[dead.Letter]]]
+"""The dead letters; whoever is asked often may remember them for a moment."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,12 @@ class Asker:
         reader: revisions.Reader,
         *,
         stopping: Callable[[], bool] = lambda: False,
+        letters: Letters | None = None,
     ) -> None:
         self._store, self._bus, self._reader, self._stopping = store, bus, reader, stopping
+        self._letters = letters or (lambda: dead.read_all(bus))
+        self._ends: dict[int, int] | None = None
+        """Where the snapshot stage must have come to, by partition: what was on the bus when the run was recorded."""
 
     async def line(self, wanted: Wanted) -> lines.Line:
         return lines.line_of(wanted.project, wanted.rollout, wanted.agent)
@@ -147,12 +158,14 @@ class Asker:
     # --- is the run done? -----------------------------------------------------------------------------------
 
     async def _is_done(self, wanted: Wanted) -> bool:
-        """Whether the run has come to an end: covered, or held."""
+        """Whether the run has come to an end: covered, or held; and its workspaces are in their lines."""
         assert wanted.wait_for is not None
         rollout, run = ids.alias(wanted.rollout.strip()), ids.alias(wanted.wait_for)
         head = await summarize.read(self._store, wanted.project, wanted.memory, rollout)
         entry = head.body.get("runs", {}).get(run)
         if entry is None:
+            return False
+        if not await self._workspaces_done(wanted, rollout, run, int(entry["attempt"])):
             return False
         memory = await self._reader.head(wanted.project, wanted.memory)
         if rollout in memory.body.get("held", {}):
@@ -161,8 +174,38 @@ class Asker:
         covered = revision.map("coverage").get(rollout) if revision else None
         return covered is not None and int(covered["counter"]) >= int(entry.get("since", head.counter))
 
+    async def _workspaces_done(self, wanted: Wanted, rollout: str, run: str, attempt: int) -> bool:
+        """Whether every workspace that the run left has been worked: else its next run would begin from an older one.
+
+        A line says whether it took the run in, but for one that left its workspace as it was: that the snapshot
+        stage has passed the run's event is what is known of it then.
+        """
+        key = keys.record(wanted.project, wanted.memory, rollout, run, attempt)
+        start = await self._store.get_range(key, 0, META_BYTES_MAX)
+        try:
+            agents = json.loads((start or b"{}").partition(b"\n")[0]).get("workspaces", [])
+        except ValueError:
+            agents = []
+        for agent in agents:
+            line = lines.Line(wanted.project, rollout, agent)
+            head = await lines.read(self._store, line)
+            done = await lines.forgotten(self._store, line, run, head)
+            if lines.place(head.body, done, run, attempt) is None:
+                return await self._has_passed()
+        return True
+
+    async def _has_passed(self) -> bool:
+        at = {"group": SNAPSHOT_GROUP, "topic": pipeline.RUNS.name}
+        committed = await self._bus.committed(**at)
+        if self._ends is None:
+            lag = await self._bus.lag(**at)
+            self._ends = {
+                partition: offset + lag.get(partition, 0) for partition, offset in committed.items()
+            }
+        return all(committed.get(partition, 0) >= end for partition, end in self._ends.items())
+
     async def _is_dead(self, wanted: Wanted) -> bool:
-        for letter in await dead.read_all(self._bus):
+        for letter in await self._letters():
             is_theirs = letter.resolution is None and dead.project_of(letter) == wanted.project
             if is_theirs and dead.run_of(letter) == wanted.wait_for:
                 return True

@@ -17,7 +17,7 @@ from typing import Any
 from runlore import errors
 from runlore.commit import heads, lines
 from runlore.lookup import seeds
-from runlore.snapshots import building, ignore, library, reading, saving, scan, statcache, trees
+from runlore.snapshots import building, ignore, library, names, reading, saving, scan, statcache, trees
 
 OWN_DIR = ".runlore"
 BASES = "workspaces"
@@ -170,7 +170,7 @@ async def resolve(
         line = lines.Line(seed.project, seed.rollout, seed.agent)
         base = lines.Base(seed.base["counter"], seed.base["snapshot"])
         return await made.open(seed.snapshot), line, base
-    if "/" in name:
+    if all(map(names.is_id, name.split("/"))) and "/" in name:
         return await made.open(name), None, None
     found = await _named(made, name, rollout, agent)
     if len(found) > 1:

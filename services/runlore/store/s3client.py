@@ -123,6 +123,20 @@ class Client:
                 sent = len(params.get("Body") or b"")
                 self.on_request(operation, status, sent, received, clock.monotonic() - began)
 
+    def presign(self, seconds: int, **params: Any) -> str:
+        """The URL of a `PutObject` with these parameters, whose headers it signs. Asks the store nothing."""
+        client = self._made or self._make()
+        try:
+            return client.generate_presigned_url(
+                "put_object",
+                Params={"Bucket": self.place.bucket, **params},
+                ExpiresIn=seconds,
+                HttpMethod="PUT",
+            )
+        except Exception as exc:
+            what = f"presign {self._named(params)}"
+            raise s3errors.translated(exc, what, write=False, sent=False, signed_seconds=0.0) from exc
+
     def close(self) -> None:
         with self._lock:
             if self._made is not None:

@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -275,6 +276,8 @@ class Files:
     def __init__(self, file: BinaryIO, size: int, *behind: bytes) -> None:
         self._file, self._own, self._behind = file, size, b"".join(behind)
         self.size = size + len(self._behind)
+        # A read may be under way when its client goes away, and nothing ends it: closing waits for it.
+        self._reading = threading.Lock()
 
     async def parts(self, start: int, end: int) -> AsyncIterator[bytes]:
         """The file's bytes, then those behind it."""
@@ -282,7 +285,7 @@ class Files:
             self._file.seek(start)
         at = start
         while at < min(end, self._own):
-            piece = await in_thread(self._file.read, min(PIECE_BYTES, min(end, self._own) - at))
+            piece = await asyncio.to_thread(self._read, min(PIECE_BYTES, min(end, self._own) - at))
             if not piece:
                 raise errors.Corrupt("what is sent is shorter than it should be")
             at += len(piece)
@@ -291,8 +294,14 @@ class Files:
         for begin in range(0, len(rest), PIECE_BYTES):
             yield rest[begin : begin + PIECE_BYTES]
 
+    def _read(self, count: int) -> bytes:
+        with self._reading:
+            return b"" if self._file.closed else self._file.read(count)
+
     def close(self) -> None:
-        self._file.close()
+        """Blocking."""
+        with self._reading:
+            self._file.close()
 
 
 class Pieces:
@@ -308,18 +317,6 @@ class Pieces:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """`work` in a thread; whoever is cancelled meanwhile waits for it: it uses what is closed next."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()
-        raise
 
 
 # --- bodies that come in ------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime as dt
 import hashlib
 import json
 import mmap
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
@@ -23,6 +25,8 @@ from runlore.events import envelope, models, records
 from runlore.lookup.http import answers, callers
 from runlore.lookup.http import service as services
 from runlore.store import port
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/v1/projects/{project}")
 TEMPORARY = ".upload"
@@ -38,6 +42,18 @@ _ARCHIVE_BODY = {
     "required": True,
     "description": "A tar, plain or gzipped.",
     "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+}
+_URL_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["sha256", "size"],
+                "properties": {"sha256": {"type": "string"}, "size": {"type": "integer", "minimum": 0}},
+            }
+        }
+    },
 }
 
 
@@ -72,7 +88,7 @@ async def events(
     async with service.events.entered():
         raw = await answers.body_of(request, services.JSON_BYTES_MAX)
         # Off the loop: a record may have 64 MiB.
-        made = await answers.in_thread(_prepare, raw, project, idempotency_key)
+        made = await asyncio.to_thread(_prepare, raw, project, idempotency_key)
         del raw
         if idempotency_key is not None:
             await _first_of_its_key(service.store, project, idempotency_key, made)
@@ -184,24 +200,57 @@ async def archives(
     service = callers.service_of(request)
     answers.check_length(request, services.ARCHIVE_BYTES_MAX)
     async with service.uploads.entered():
-        try:
-            sha256, size = await _claim(request, service, project)
-        except OSError as exc:
-            raise errors.StoreUnavailable(f"the archive can not be kept here: {exc.strerror}") from exc
+        sha256, size = await _claim(request, service, project)
     return await answers.found(request, {"sha256": sha256, "size": size}, status=201)
+
+
+@router.post(
+    "/archives/url",
+    summary="Where to put an archive directly, if the store has such places",
+    tags=["events"],
+    openapi_extra={"requestBody": _URL_BODY},
+)
+async def archive_url(
+    request: Request, project: callers.Project, _: Annotated[Any, callers.needs(callers.WRITE)]
+) -> Response:
+    service = callers.service_of(request)
+    claim = models.parse_data(models.Claim, await answers.object_of(request))
+    if claim.size > services.ARCHIVE_BYTES_MAX:
+        raise answers.too_large(services.ARCHIVE_BYTES_MAX)
+    presigned_put = getattr(service.store, "presigned_put", None)
+    if presigned_put is None:
+        raise errors.Refused("the store gives out no places", hint="POST …/archives takes the bytes")
+    found = await presigned_put(keys.claim(project, claim.sha256), sha256=claim.sha256, size=claim.size)
+    expires = clock.now() + dt.timedelta(seconds=found.seconds)
+    body = {
+        "url": found.url,
+        "method": "PUT",
+        "headers": dict(found.headers),
+        "expires": expires.isoformat(timespec="seconds"),
+        "claim": {"sha256": claim.sha256, "size": claim.size},
+    }
+    return await answers.found(request, body)
 
 
 async def _claim(request: Request, service: services.Service, project: str) -> tuple[str, int]:
     """The body in the store, by way of a file here: (its SHA-256, its size)."""
-    path, file = await asyncio.to_thread(_temporary, service.work_dir)
+    path, file = await _on_disk(_temporary, service.work_dir)
     try:
         size, sha256 = await _received(request, file)
         if not size:
             raise errors.BadArchive("the archive is empty")
-        await service.store.put(keys.claim(project, sha256), await asyncio.to_thread(_mapped, file, size))
+        await service.store.put(keys.claim(project, sha256), await _on_disk(_mapped, file, size))
         return sha256, size
     finally:
         await asyncio.to_thread(_let_go, path, file)
+
+
+async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
+    """`work` in a thread. Raises `errors.StoreUnavailable` where the disk does not do it: another replica's may."""
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except OSError as exc:
+        raise errors.StoreUnavailable(f"the archive can not be kept here: {exc.strerror}") from exc
 
 
 def _temporary(folder: Path) -> tuple[Path, BinaryIO]:
@@ -241,10 +290,10 @@ async def _received(request: Request, file: BinaryIO) -> tuple[int, str]:
         held.append(piece)
         waiting += len(piece)
         if waiting >= answers.PIECE_BYTES:
-            await answers.in_thread(write, held)
+            await _on_disk(write, held)
             held, waiting = [], 0
-    await answers.in_thread(write, held)
-    await answers.in_thread(file.flush)
+    await _on_disk(write, held)
+    await _on_disk(file.flush)
     return size, digest.hexdigest()
 
 

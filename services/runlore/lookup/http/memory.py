@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ async def _files(
     revision = await callers.service_of(request).reader.at(project, memory, _number(n))
     alias = ids.alias(rollout.strip()) if rollout and rollout.strip() else None
     # Off the loop: it reads and verifies every part.
-    return revision, await answers.in_thread(memories.compose, revision, memories.whom_of(subject), alias)
+    return revision, await asyncio.to_thread(memories.compose, revision, memories.whom_of(subject), alias)
 
 
 def _file(files: dict[str, Any], path: str) -> Any:
@@ -190,7 +191,7 @@ async def diff(
     revision, after = await _files(request, project, memory, after_n, subject, None)
     begin = revision.number - 1 if older is None else older
     before = (await _files(request, project, memory, str(begin), subject, None))[1] if begin else {}
-    changes = await answers.in_thread(memories.changes, before, after)
+    changes = await asyncio.to_thread(memories.changes, before, after)
     body = {"project": project, "memory": memory, "from": begin, "to": revision.number, "files": changes}
     etag = answers.quoted("diff", begin, revision.sha256, weak=newer is None)
     return await answers.found(request, body, etag=etag, immutable=newer is not None)
@@ -236,7 +237,7 @@ async def search(
     revision = await service.reader.current(head, project, memory) if rows else None
     results = [{**row, "path": None, "line": None} for row in rows]
     if revision is not None:
-        results = await answers.in_thread(_placed, revision, whom, rows, q)
+        results = await asyncio.to_thread(_placed, revision, whom, rows, q)
     body = {"project": project, "memory": memory, "revision": revision.number if revision else 0}
     return await answers.found(request, {**body, "results": results})
 

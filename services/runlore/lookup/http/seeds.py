@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from typing import Annotated, Any, Literal
 
@@ -97,7 +98,13 @@ async def seed(
         wait_seconds=wait_seconds,
         with_template=template == "yes",
     )
-    asker = asking.Asker(service.store, service.bus, service.reader, stopping=service.stopping.is_set)
+    asker = asking.Asker(
+        service.store,
+        service.bus,
+        service.reader,
+        stopping=service.stopping.is_set,
+        letters=service.letters,
+    )
     found = await asker.seed(wanted, lambda: service.lists.page(lambda index: index.tagged(project)))
     named = {"rollout": rollout.original, "alias": rollout.alias, "matched": rollout.kind}
     if found is None:
@@ -189,7 +196,7 @@ async def memory_tar(
     _: Annotated[Any, callers.needs(callers.READ)],
 ) -> Response:
     opened = await _opened(request, project, seed)
-    raw = await answers.in_thread(overlay.memory_tar, opened)
+    raw = await asyncio.to_thread(overlay.memory_tar, opened)
 
     async def content() -> answers.Pieces:
         return answers.Pieces(len(raw), lambda start, length: _sliced(raw, start, length))
@@ -217,7 +224,7 @@ async def workspace_tar(
 ) -> Response:
     service = callers.service_of(request)
     opened = await _opened(request, project, seed)
-    memory = await answers.in_thread(overlay.memory_tar, opened)
+    memory = await asyncio.to_thread(overlay.memory_tar, opened)
 
     async def content() -> answers.Files | answers.Pieces:
         if opened.seed.snapshot is None:

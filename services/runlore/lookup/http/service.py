@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runlore import errors
+from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import revisions
+from runlore.consumers import dead
 from runlore.lookup import seeds
 from runlore.lookup.http.lists import Lists
 from runlore.snapshots import library
@@ -30,6 +31,7 @@ DOWNLOADS_AT_ONCE_MAX = 32
 """Archives and files under way: each holds a thread."""
 WAIT_SECONDS_MAX = 60
 PAGE_ITEMS_MAX, PAGE_ITEMS_DEFAULT = 1000, 100
+LETTERS_SECONDS = 5.0
 OPENED_BYTES_MAX = 64 * 1024 * 1024
 """Text of seeds' files that are kept, so that a seed is composed once for all of its requests."""
 
@@ -76,6 +78,8 @@ class Service:
         self.uploads = Gate("uploads", UPLOADS_AT_ONCE_MAX)
         self.downloads = Gate("downloads", DOWNLOADS_AT_ONCE_MAX)
         self._secret: bytes | None = None
+        self._letters: tuple[float, list[dead.Letter]] | None = None
+        self._reading_letters = asyncio.Lock()
         self._opened: OrderedDict[tuple[object, ...], tuple[seeds.Opened, int]] = OrderedDict()
         self._opened_bytes = 0
 
@@ -84,6 +88,13 @@ class Service:
         if self._secret is None:
             self._secret = await access.secret(self.store, access.SEED_SIGNING)
         return self._secret
+
+    async def letters(self) -> list[dead.Letter]:
+        """The dead letters, at most `LETTERS_SECONDS` old: each look reads the whole topic."""
+        async with self._reading_letters:
+            if self._letters is None or clock.monotonic() - self._letters[0] > LETTERS_SECONDS:
+                self._letters = clock.monotonic(), await dead.read_all(self.bus)
+            return self._letters[1]
 
     def snapshots(self, project: str) -> library.Snapshots:
         return library.Snapshots(self.store, project)
