@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pydantic_core
@@ -355,14 +355,3 @@ async def object_of(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise errors.InvalidInput("the body is not a JSON object")
     return body
-
-
-def sizes(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Files of a memory as they are listed: path, bytes and hash of (path, text)."""
-    import hashlib
-
-    rows = []
-    for path, content in files:
-        raw = content.encode("utf-8")
-        rows.append({"path": path, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()})
-    return rows
