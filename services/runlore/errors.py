@@ -157,6 +157,12 @@ class SeedExpired(Refused):
     kind = "seed_expired"
 
 
+class OutboxFull(Refused):
+    """The outbox beside the agent holds as much as it may."""
+
+    kind = "outbox_full"
+
+
 class IdempotencyConflict(Refused):
     """Another body came under the same idempotency key."""
 
@@ -383,6 +389,12 @@ class BusUnavailable(Retryable):
     """The bus did not answer."""
 
     kind = "bus_unavailable"
+
+
+class ServiceUnavailable(Retryable):
+    """The lookup service can not be reached, or answers with a fault that may pass."""
+
+    kind = "service_unavailable"
 
 
 class PreconditionFailed(RunloreError):

@@ -43,6 +43,13 @@ class Settings(BaseSettings):
         (),
         description="Folders (a JSON list) below which a run's event may name its workspace. None: none may.",
     )
+    # --- beside an agent (`runlore.agents`) ---
+    url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Lookup service that `runlore.agents` asks; empty: the home on this machine.",
+    )
+    key: SecretStr = Field(SecretStr(""), description="API key for the lookup service.")
     # --- past one machine ---
     bus: Literal["sqlite", "kafka"] = Field(
         "sqlite", description="What carries events: a log in the home, or Kafka."

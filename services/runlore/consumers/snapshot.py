@@ -277,7 +277,7 @@ class SnapshotStage:
 
 def _own(work: Work) -> list[str]:
     """What is never part of a snapshot: the memory directories, which a seed overlays, and Runlore's own."""
-    layout = work.incoming.data.layout
+    layout = work.workspace.layout or work.incoming.data.layout
     return [layout.memories_dir, layout.sessions_dir, *OWN_DIRS]
 
 

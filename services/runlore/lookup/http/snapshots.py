@@ -37,6 +37,8 @@ _MERGE_BODY = {
                     "rollout": {"type": "string"},
                     "agent": {"type": ["string", "null"]},
                     "branches": {"type": ["array", "null"], "items": {"type": "string"}},
+                    "rollouts": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+                    "base": {"type": ["string", "null"]},
                     "dry_run": {"type": "boolean"},
                     "reason": {"type": ["string", "null"]},
                 },
@@ -96,8 +98,15 @@ async def merge(
     if type(dry_run) is not bool:
         raise errors.InvalidInput("`dry_run` is neither true nor false")
     made, line = service.snapshots(project), lines.line_of(project, rollout, agent)
+    others = _labelled(body)
+
+    async def work() -> merging.Done:
+        if others:
+            return await merging.merge_rollouts(made, line, others, base=_text(body, "base"), dry_run=dry_run)
+        return await merging.merge_branches(made, line, branches or None, dry_run=dry_run)
+
     if dry_run:
-        done = await merging.merge_branches(made, line, branches or None, dry_run=True)
+        done = await work()
     else:
         async with audit.acting(
             service.store,
@@ -105,11 +114,22 @@ async def merge(
             what="snapshot merge",
             projects=[project],
             reason=reason,
-            arguments={"line": str(line), "branches": branches},
+            arguments={"line": str(line), "branches": sorted(others) if others else branches},
         ) as act:
-            done = await merging.merge_branches(made, line, branches or None)
+            done = await work()
             act.result |= {"state": done.state, "snapshot": done.saved.id if done.saved else None}
     return await answers.found(request, merging.told(done, line, dry_run=dry_run))
+
+
+def _labelled(body: dict[str, Any]) -> dict[str, str]:
+    """Other rollouts to merge, by what each is called in conflicts."""
+    given = body.get("rollouts") or {}
+    is_map = isinstance(given, dict) and all(isinstance(one, str) for one in given.values())
+    if not is_map or len(given) > BRANCHES_NAMED_MAX:
+        raise errors.InvalidInput("`rollouts` is an object of labels and rollouts")
+    for label in given:
+        ids.check_id(label, "label")
+    return given
 
 
 def _text(body: dict[str, Any], name: str) -> str | None:
