@@ -135,8 +135,8 @@ class Load:
                 sent += 1
             await asyncio.sleep(max(0.0005, began + sent / rate - time.perf_counter()))
         give_up = time.perf_counter() + 1.0
-        while (self._under_way or self._waiting) and time.perf_counter() < give_up:
-            await asyncio.sleep(0.005)  # noqa: ASYNC110
+        while (self._under_way or self._waiting) and time.perf_counter() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def quantile(ordered: list[float], percent: int) -> float:

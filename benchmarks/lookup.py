@@ -1,6 +1,6 @@
 """What a lookup costs, side by side in one run.
 
-    python benchmarks/lookup.py [--only http,search,seed,workspace,run] [--rollouts 100000] [--rates 1000,200] [--rounds 3]
+    python benchmarks/lookup.py [--only http,search,seed,workspace,run] [--rollouts 100000] [--rates 1000,200]
 
 http       pages, search and a resolve at `--rates` requests a second on one `runlore serve`, with `--rollouts` rollouts
            in its index: against a bare FastAPI route that returns a constant, and one that makes a raw SQLite read
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -91,7 +92,13 @@ def serve(home: Path, environment: dict[str, str] | None = None) -> contextlib.A
 
 
 def load(
-    at: Server, paths: list[str], *, rate: float, seconds: float, connections: int = 64
+    at: Server,
+    paths: list[str],
+    *,
+    rate: float,
+    seconds: float,
+    connections: int = 64,
+    headers: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Ask one server; what the generator found, and the server's processor time per answer."""
     asked = {
@@ -100,6 +107,7 @@ def load(
         "rate": rate,
         "seconds": seconds,
         "connections": connections,
+        "headers": headers or {},
     }
     began = at.cpu_seconds()
     done = subprocess.run(
@@ -238,7 +246,14 @@ def tell_search(found: dict[str, Any], options: argparse.Namespace) -> None:
 
 # --- together ---------------------------------------------------------------------------------------------------
 
-PARTS = {"http": (measure_http, tell_http), "search": (measure_search, tell_search)}
+PARTS = ("http", "search", "seed", "workspace", "run")
+
+
+def part(name: str) -> tuple[Callable[..., dict[str, Any]], Callable[..., None]]:
+    """What measures a part and what tells it. Imported late: `run` needs the SDK, `seed` an S3 client."""
+    where = {"http": "lookup", "search": "lookup", "seed": "lookup_seeds", "workspace": "lookup_seeds"}
+    module = importlib.import_module(where.get(name, "lookup_run"))
+    return getattr(module, f"measure_{name}"), getattr(module, f"tell_{name}")
 
 
 def main() -> None:
@@ -252,12 +267,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of load in each round (default 4)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
     parser.add_argument("--searches", type=int, default=200, help="of each kind (default 200)")
+    parser.add_argument(
+        "--seeds", type=int, default=100, help="bare GETs of each kind in a round (default 100)"
+    )
+    parser.add_argument("--files", type=int, default=35_000, help="of the workspace (default 35,000)")
+    parser.add_argument("--runs", type=int, default=10, help="of each kind in `run` (default 10)")
+    parser.add_argument("--think-seconds", type=float, default=0.5, help="between runs (default 0.5)")
     parser.add_argument("--json", type=Path, help="write what was found there, too")
     options = parser.parse_args()
     options.rates = [int(rate) for rate in options.rates.split(",") if rate]
     found: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     for name in options.only.split(","):
-        measure, tell = PARTS[name]
+        measure, tell = part(name)
         with tempfile.TemporaryDirectory(prefix="runlore-bench-") as folder:
             found[name] = measure(options, Path(folder))
         tell(found[name], options)
