@@ -40,7 +40,10 @@ def made(index: str = "", *name: str) -> FastAPI:
 
 
 def main(*arguments: str) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
+    # With its protocol, as `uvicorn --port` would have it: without it asyncio sets no TCP_NODELAY.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(2048)
     print(f"serves http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     config = uvicorn.Config(made(*arguments), lifespan="off", log_config=None, access_log=False)
     uvicorn.Server(config).run(sockets=[listener])
