@@ -28,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +131,7 @@ def rounds_of(count: int, ways: dict[str, Callable[[], dict[str, Any]]]) -> dict
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
             found[name].append(ways[name]())
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(settle_seconds)
     return found
 
 
@@ -160,15 +159,16 @@ def measure_http(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     made = asyncio.run(lookup_home.make(home, rollouts=options.rollouts, real=options.real))
     base = f"/v1/projects/{lookup_home.PROJECT}"
     memory = f"{base}/memories/{lookup_home.MEMORY}"
+    # A word of one rollout alone, and the same with a word that is in all.
+    count = max(2, options.rollouts - options.real)
+    numbers = range(1, count, max(1, count // 200))
     wanted = {
         "resolve": [f"{base}/resolve?session_id=session-7"],
         "memories": [f"{base}/memories"],
         "rollouts": [f"{memory}/rollouts?limit=20"],
         "runs": [f"{base}/runs?limit=20"],
-        "search": [
-            f"{memory}/search?q={urllib.parse.quote(f'ticket T{number}')}"
-            for number in range(1, max(2, options.rollouts - options.real), max(1, options.rollouts // 500))
-        ],
+        "search rare": [f"{memory}/search?q=T{number}" for number in numbers],
+        "search both": [f"{memory}/search?q=ticket%20T{number}" for number in numbers],
     }
     bare = [str(HERE / "bare_http.py"), str(home / "index.db"), lookup_home.PROJECT, lookup_home.MEMORY]
     with serve(home) as ours, server(bare, work) as theirs:
@@ -202,7 +202,7 @@ def tell_http(found: dict[str, Any], options: argparse.Namespace) -> None:
             times = "".join(f"{ratio(one, of, field):8.2f}" for field in ("p50", "p99"))
             cpu = f"{median(one, 'cpu_ms'):9.2f}{ratio(one, of, 'cpu_ms'):8.2f}"
             print(
-                f"    {name:<9}{told}{times}{median(one, 'per_second'):12.0f}{cpu}   ({spread(one, of, 'p99')})"
+                f"    {name:<11}{told}{times}{median(one, 'per_second'):12.0f}{cpu}   ({spread(one, of, 'p99')})"
             )
 
 
