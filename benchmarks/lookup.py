@@ -131,7 +131,7 @@ def rounds_of(count: int, ways: dict[str, Callable[[], dict[str, Any]]]) -> dict
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
             found[name].append(ways[name]())
-            time.sleep(settle_seconds)
+            time.sleep(SETTLE_SECONDS)
     return found
 
 

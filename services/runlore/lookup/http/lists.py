@@ -7,6 +7,8 @@ loop. What may look at many rows (a search, a comparison with the heads) is done
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +44,9 @@ class Lists:
 
     async def ask(self, question: Callable[[lookup_index.Index], T]) -> T:
         """What `question` finds in the index, on the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, question)
+        # With the context, which holds the clock.
+        work = functools.partial(contextvars.copy_context().run, self._ask, question)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def page(self, question: Callable[[lookup_index.Index], T]) -> T:
         """What `question` finds in the index, where that is a bounded number of rows that an index leads to."""
