@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import tarfile
 
 import httpx2
+import jsonschema
 
 from runlore.consumers import consolidate, record, snapshot
 from runlore.lookup.http import app, lists, service
@@ -38,12 +40,14 @@ class Served:
         """The answer to a GET below the project, with this status."""
         answer = await self.client.get(f"{prefix}/{path}" if path else prefix, **more)
         assert answer.status_code == status, (answer.status_code, answer.text[:500])
+        check_shape(answer)
         return answer
 
     async def post(self, path, body=None, *, status, prefix=ACME, **more):
         content = {"content": body} if isinstance(body, bytes) else {"json": body}
         answer = await self.client.post(f"{prefix}/{path}", **content, **more)
         assert answer.status_code == status, (answer.status_code, answer.text[:500])
+        check_shape(answer)
         return answer.json()
 
     async def events(self, *datas):
@@ -97,6 +101,36 @@ def untar(raw):
         names = found.getnames()
         assert len(names) == len(set(names)), names
         return {one.name: found.extractfile(one).read() for one in found if one.isfile()}
+
+
+@functools.cache
+def document():
+    return app.openapi()
+
+
+def operation_of(method, path):
+    """What the OpenAPI document says of the route that answers this path; the most literal where several fit."""
+    asked, found = path.split("/"), []
+    for template, operations in document()["paths"].items():
+        parts = template.split("/")
+        open_ended = parts[-1] == "{path}"
+        fits = len(asked) >= len(parts) if open_ended else len(asked) == len(parts)
+        pairs = zip(parts, asked, strict=False)
+        if fits and method in operations and all(one.startswith("{") or one == two for one, two in pairs):
+            found.append((sum(one.startswith("{") for one in parts), operations[method]))
+    return min(found, key=lambda one: one[0])[1] if found else None
+
+
+def check_shape(answer):
+    """Hold an answer against what the OpenAPI document says of its route."""
+    path = answer.request.url.raw_path.decode().partition("?")[0]
+    operation = operation_of(answer.request.method.lower(), path)
+    media_type = answer.headers.get("content-type", "").partition(";")[0]
+    if operation is None or answer.status_code >= 500 or "json" not in media_type:
+        return
+    said = operation["responses"].get(str(answer.status_code)) or operation["responses"]["4XX"]
+    schema = {**said["content"][media_type]["schema"], "components": document()["components"]}
+    jsonschema.Draft202012Validator(schema).validate(answer.json())
 
 
 def kind(answer):

@@ -53,6 +53,16 @@ async def test_the_project_is_the_path_s_and_no_other_can_be_named(tmp_path):
         assert len(await on_the_bus(one)) == 1
 
 
+async def test_an_event_goes_on_with_the_trace_of_its_producer(tmp_path):
+    async with served(tmp_path) as one:
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        for number, given in enumerate((trace, "nonsense", None)):
+            headers = {"traceparent": given} if given else {}
+            await one.post("events", made.data(number, rollout="conv"), status=202, headers=headers)
+        sent = [dict(message.headers).get("traceparent") async for message in one.bus.read("runs")]
+        assert sent == [trace.encode(), None, None]
+
+
 @pytest.mark.parametrize(
     ("body", "wanted"),
     [

@@ -12,6 +12,7 @@ import datetime as dt
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -22,7 +23,7 @@ from starlette.responses import Response
 from runlore import clock, errors, producer
 from runlore.commit import keys
 from runlore.events import envelope, models, records
-from runlore.lookup.http import answers, callers
+from runlore.lookup.http import answers, callers, shapes
 from runlore.lookup.http import service as services
 from runlore.store import port
 
@@ -32,6 +33,7 @@ router = APIRouter(prefix="/v1/projects/{project}")
 TEMPORARY = ".upload"
 REQUEST_FORMAT = "runlore.request/1"
 KEY_CHARS_MAX = 255
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 MAPPED_FROM_BYTES = 32 * 1024 * 1024
 _EVENT_BODY = {
     "required": True,
@@ -74,6 +76,7 @@ class _Prepared:
     summary="Hand in a run's event",
     tags=["events"],
     openapi_extra={"requestBody": _EVENT_BODY},
+    responses=shapes.answers(shapes.Sent, 202),
 )
 async def events(
     request: Request,
@@ -96,7 +99,10 @@ async def events(
             assert made.checked.record_claim is not None
             await service.store.put(keys.claim(project, made.checked.record_claim.sha256), made.claimed)
         sender = producer.Producer(service.store, service.bus)
-        await service.bus.produce([await sender.message(made.event)])
+        message = await sender.message(made.event)
+        await service.bus.produce(
+            [dataclasses.replace(message, headers=[*message.headers, *_trace(request)])]
+        )
     data = made.checked
     body = {
         "event": made.event.id,
@@ -105,6 +111,12 @@ async def events(
         "attempt": data.attempt,
     }
     return await answers.found(request, body, status=202)
+
+
+def _trace(request: Request) -> list[tuple[str, bytes]]:
+    """The caller's trace, which the stages go on with (W3C; what is none begins one of its own)."""
+    given = request.headers.get("traceparent", "")
+    return [("traceparent", given.encode("ascii"))] if _TRACEPARENT.fullmatch(given) else []
 
 
 def _prepare(raw: bytes, project: str, idempotency_key: str | None) -> _Prepared:
@@ -193,6 +205,7 @@ async def _first_of_its_key(
     summary="Hand in the archive of a workspace, for an event to claim",
     tags=["events"],
     openapi_extra={"requestBody": _ARCHIVE_BODY},
+    responses=shapes.answers(shapes.Claim, 201),
 )
 async def archives(
     request: Request, project: callers.Project, _: Annotated[Any, callers.needs(callers.WRITE)]
@@ -209,6 +222,7 @@ async def archives(
     summary="Where to put an archive directly, if the store has such places",
     tags=["events"],
     openapi_extra={"requestBody": _URL_BODY},
+    responses=shapes.answers(shapes.Place),
 )
 async def archive_url(
     request: Request, project: callers.Project, _: Annotated[Any, callers.needs(callers.WRITE)]

@@ -14,7 +14,7 @@ from runlore.commit import revisions
 from runlore.events import ids
 from runlore.lookup import explain, index, memories
 from runlore.lookup import why as lookup_why
-from runlore.lookup.http import answers, callers
+from runlore.lookup.http import answers, callers, shapes
 
 router = APIRouter(prefix="/v1/projects/{project}", tags=["memory"])
 QUERY_CHARS_MAX = 1000
@@ -55,7 +55,7 @@ def _etag(revision: revisions.Revision, n: str, *more: object) -> str:
     return answers.quoted(revision.sha256, *more, weak=n == "head")
 
 
-@router.get("/memories", summary="The memories of the project")
+@router.get("/memories", summary="The memories of the project", responses=shapes.answers(shapes.Page))
 async def listed(
     request: Request,
     project: callers.Project,
@@ -76,7 +76,11 @@ async def listed(
     return await answers.found(request, body)
 
 
-@router.get("/memories/{memory}/revisions", summary="The revisions of a memory, newest first")
+@router.get(
+    "/memories/{memory}/revisions",
+    summary="The revisions of a memory, newest first",
+    responses=shapes.answers(shapes.Page),
+)
 async def log(
     request: Request,
     project: callers.Project,
@@ -110,7 +114,11 @@ async def log(
     return await answers.found(request, page, etag=etag)
 
 
-@router.get("/memories/{memory}/revisions/{n}", summary="The files of a revision")
+@router.get(
+    "/memories/{memory}/revisions/{n}",
+    summary="The files of a revision",
+    responses=shapes.answers(shapes.Revision),
+)
 async def files(
     request: Request,
     project: callers.Project,
@@ -132,7 +140,11 @@ async def files(
     return await answers.found(request, body, etag=_etag(revision, n, "files"), immutable=n != "head")
 
 
-@router.get("/memories/{memory}/revisions/{n}/files/{path:path}", summary="One file of a revision")
+@router.get(
+    "/memories/{memory}/revisions/{n}/files/{path:path}",
+    summary="One file of a revision",
+    responses=shapes.content("text/plain", "The file"),
+)
 async def file(
     request: Request,
     project: callers.Project,
@@ -149,7 +161,11 @@ async def file(
     return await answers.text(request, one.text, etag=etag, immutable=n != "head")
 
 
-@router.get("/memories/{memory}/revisions/{n}/why/{path:path}", summary="What supports a line")
+@router.get(
+    "/memories/{memory}/revisions/{n}/why/{path:path}",
+    summary="What supports a line",
+    responses=shapes.answers(shapes.Why),
+)
 async def why(
     request: Request,
     project: callers.Project,
@@ -172,7 +188,11 @@ async def why(
     return await answers.found(request, body)
 
 
-@router.get("/memories/{memory}/diff", summary="What changed between two revisions")
+@router.get(
+    "/memories/{memory}/diff",
+    summary="What changed between two revisions",
+    responses=shapes.answers(shapes.Difference),
+)
 async def diff(
     request: Request,
     project: callers.Project,
@@ -196,7 +216,11 @@ async def diff(
     return await answers.found(request, body, etag=etag, immutable=newer is not None)
 
 
-@router.get("/memories/{memory}/rollouts", summary="The rollouts of a memory, newest first")
+@router.get(
+    "/memories/{memory}/rollouts",
+    summary="The rollouts of a memory, newest first",
+    responses=shapes.answers(shapes.Page),
+)
 async def rollouts(
     request: Request,
     project: callers.Project,
@@ -218,7 +242,11 @@ async def rollouts(
     return await answers.found(request, body)
 
 
-@router.get("/memories/{memory}/search", summary="Search the summaries of a memory's rollouts")
+@router.get(
+    "/memories/{memory}/search",
+    summary="Search the summaries of a memory's rollouts",
+    responses=shapes.answers(shapes.Results),
+)
 async def search(
     request: Request,
     project: callers.Project,
@@ -248,7 +276,7 @@ async def search(
 # --- runs -----------------------------------------------------------------------------------------------------
 
 
-@router.get("/runs", summary="The newest runs", tags=["runs"])
+@router.get("/runs", summary="The newest runs", tags=["runs"], responses=shapes.answers(shapes.Page))
 async def runs(
     request: Request,
     project: callers.Project,
@@ -270,7 +298,12 @@ async def runs(
     return await answers.found(request, body)
 
 
-@router.get("/runs/{run}", summary="Where a run, an event or a rollout is", tags=["runs"])
+@router.get(
+    "/runs/{run}",
+    summary="Where a run, an event or a rollout is",
+    tags=["runs"],
+    responses=shapes.answers(shapes.Stories),
+)
 async def run(
     request: Request,
     project: callers.Project,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from runlore import errors
 from runlore.events import ids
 from runlore.lookup import asking, memories, overlay, seeds, signing
-from runlore.lookup.http import answers, callers
+from runlore.lookup.http import answers, callers, shapes
 from runlore.lookup.http.service import WAIT_SECONDS_MAX
 from runlore.snapshots import tarout
 
@@ -44,7 +44,12 @@ def _rollout(
     )
 
 
-@router.get("/resolve", summary="Which rollout these ids mean, in the SDK's order", tags=["ids"])
+@router.get(
+    "/resolve",
+    summary="Which rollout these ids mean, in the SDK's order",
+    tags=["ids"],
+    responses=shapes.answers(shapes.Resolved),
+)
 async def resolve(
     request: Request,
     project: callers.Project,
@@ -59,7 +64,12 @@ async def resolve(
     return await answers.found(request, body)
 
 
-@router.get("/memories/{memory}/seed", summary="What the next run begins with", tags=["seeds"])
+@router.get(
+    "/memories/{memory}/seed",
+    summary="What the next run begins with",
+    tags=["seeds"],
+    responses=shapes.answers(shapes.Seed),
+)
 async def seed(
     request: Request,
     project: callers.Project,
@@ -160,7 +170,12 @@ async def _opened(request: Request, project: str, signed: str) -> seeds.Opened:
     return await service.opened(signing.open_signed(await service.secret(), project, signed))
 
 
-@router.get("/seeds/{seed}", summary="A seed again, until its term ends", tags=["seeds"])
+@router.get(
+    "/seeds/{seed}",
+    summary="A seed again, until its term ends",
+    tags=["seeds"],
+    responses=shapes.answers(shapes.Seed),
+)
 async def again(
     request: Request,
     project: callers.Project,
@@ -172,7 +187,12 @@ async def again(
     return await _told(request, found, secret, {"rollout": None, "alias": found.rollout, "matched": None})
 
 
-@router.get("/seeds/{seed}/files/{path:path}", summary="One memory file of a seed", tags=["seeds"])
+@router.get(
+    "/seeds/{seed}/files/{path:path}",
+    summary="One memory file of a seed",
+    tags=["seeds"],
+    responses=shapes.content("text/plain", "The file"),
+)
 async def file(
     request: Request,
     project: callers.Project,
@@ -188,7 +208,12 @@ async def file(
     return await answers.text(request, one.text, etag=etag, immutable=True)
 
 
-@router.get("/seeds/{seed}/memory.tar", summary="A seed's memory files", tags=["seeds"])
+@router.get(
+    "/seeds/{seed}/memory.tar",
+    summary="A seed's memory files",
+    tags=["seeds"],
+    responses=shapes.content(TAR, "A plain tar; 206 with `Range`"),
+)
 async def memory_tar(
     request: Request,
     project: callers.Project,
@@ -215,7 +240,12 @@ async def _sliced(raw: bytes, start: int, length: int) -> Any:
     yield raw[start : start + length]
 
 
-@router.get("/seeds/{seed}/workspace.tar", summary="A seed's whole workspace", tags=["seeds"])
+@router.get(
+    "/seeds/{seed}/workspace.tar",
+    summary="A seed's whole workspace",
+    tags=["seeds"],
+    responses=shapes.content(TAR, "A plain tar; 206 with `Range`"),
+)
 async def workspace_tar(
     request: Request,
     project: callers.Project,

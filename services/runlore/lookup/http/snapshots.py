@@ -11,7 +11,7 @@ from runlore import errors
 from runlore.commit import heads, keys, lines
 from runlore.events import ids
 from runlore.lookup import merging, workspaces
-from runlore.lookup.http import answers, callers
+from runlore.lookup.http import answers, callers, shapes
 from runlore.snapshots import comparing, names, reading, tarout, trees
 from runlore.upkeep import audit
 
@@ -55,7 +55,11 @@ async def _found(
     return await workspaces.resolve(made, name, rollout=rollout, agent=agent)
 
 
-@router.get("/snapshots", summary="The lines of workspaces, the one that moved last first")
+@router.get(
+    "/snapshots",
+    summary="The lines of workspaces, the one that moved last first",
+    responses=shapes.answers(shapes.Page),
+)
 async def listed(
     request: Request,
     project: callers.Project,
@@ -84,6 +88,7 @@ async def listed(
     "/snapshots/merge",
     summary="A line's branches merged into its version",
     openapi_extra={"requestBody": _MERGE_BODY},
+    responses=shapes.answers(shapes.Merged),
 )
 async def merge(
     request: Request, project: callers.Project, _: Annotated[Any, callers.needs(callers.WRITE)]
@@ -139,7 +144,7 @@ def _text(body: dict[str, Any], name: str) -> str | None:
     return value if value and value.strip() else None
 
 
-@router.get("/snapshots/{snapshot}", summary="A snapshot")
+@router.get("/snapshots/{snapshot}", summary="A snapshot", responses=shapes.answers(shapes.Snapshot))
 async def one(
     request: Request,
     project: callers.Project,
@@ -169,7 +174,11 @@ async def one(
     return await answers.found(request, body, etag=etag)
 
 
-@router.get("/snapshots/{snapshot}/archive.tar", summary="A snapshot as a tar")
+@router.get(
+    "/snapshots/{snapshot}/archive.tar",
+    summary="A snapshot as a tar",
+    responses=shapes.content(TAR, "A plain tar; 206 with `Range`"),
+)
 async def archive(
     request: Request,
     project: callers.Project,
@@ -196,7 +205,9 @@ async def archive(
     )
 
 
-@router.get("/snapshots/{snapshot}/tree", summary="The entries of one folder")
+@router.get(
+    "/snapshots/{snapshot}/tree", summary="The entries of one folder", responses=shapes.answers(shapes.Page)
+)
 async def tree(
     request: Request,
     project: callers.Project,
@@ -236,7 +247,11 @@ def _entry(prefix: str, entry: trees.Entry) -> dict[str, Any]:
     return {**row, "bytes": entry.size} if isinstance(entry, trees.File) else row
 
 
-@router.get("/snapshots/{snapshot}/files/{path:path}", summary="The bytes of one file")
+@router.get(
+    "/snapshots/{snapshot}/files/{path:path}",
+    summary="The bytes of one file",
+    responses=shapes.content(BYTES, "The bytes; 206 with `Range`"),
+)
 async def file(
     request: Request,
     project: callers.Project,
@@ -267,7 +282,11 @@ async def file(
     )
 
 
-@router.get("/snapshots/{snapshot}/diff", summary="What differs between two snapshots")
+@router.get(
+    "/snapshots/{snapshot}/diff",
+    summary="What differs between two snapshots",
+    responses=shapes.answers(shapes.Changes),
+)
 async def diff(
     request: Request,
     project: callers.Project,
