@@ -58,8 +58,8 @@ async def test_a_locked_file_is_waited_for_on_the_thread_not_on_the_loop(tmp_pat
             # Out of WAL a writer keeps readers out: as the making of a file does.
             made._on_loop.close()
             made._on_loop = None
-            made._index.close()
-            made._index = None
+            made._compared.close()
+            made._compared = None
             other.execute("PRAGMA journal_mode=DELETE")
             other.execute("BEGIN EXCLUSIVE")
             asked = asyncio.ensure_future(made.page(names))
@@ -100,3 +100,29 @@ async def test_comparing_with_a_large_store_takes_a_share_of_the_time_at_most(tm
             assert slow.lists == 2 * first
     finally:
         clock.install(clock.World())
+
+
+async def test_a_slow_store_keeps_no_answer_waiting_once_there_is_one(tmp_path, monkeypatch):
+    """The answer is of what the index holds; the comparison goes on, and the next answer has it."""
+    may = threading.Event()
+    may.set()
+
+    class Slow(stores.MemoryStore):
+        async def list(self, prefix):
+            await asyncio.to_thread(may.wait)
+            async for row in super().list(prefix):
+                yield row
+
+    monkeypatch.setattr(lists, "LATE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(lists, "REFRESH_SHARE_MAX", 1.0)
+    slow = Slow()
+    await put(slow, "one")
+    async with opened(tmp_path, slow, refresh_seconds=1e-6) as (made, _):
+        assert await made.page(names) == (True, ["one"])
+        await put(slow, "two")
+        may.clear()
+        assert await made.page(names) == (True, ["one"])
+        assert await made.ask(names) == (False, ["one"])
+        may.set()
+        await made._under_way
+        assert await made.page(names) == (True, ["one", "two"])

@@ -8,6 +8,7 @@ by tombstone, never by absence from a LIST. Writing is sqlite-utils inside one t
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -214,8 +215,11 @@ class Index:
 
     # --- reading --------------------------------------------------------------------------------------
 
-    def etags(self) -> dict[str, str]:
-        return {row["key"]: row["etag"] for row in self._all("SELECT key, etag FROM heads")}
+    def etags(self, wanted: Sequence[str]) -> dict[str, str]:
+        """The ETags of these heads, as far as they are known."""
+        # Not of all that there are: that holds up every other thread while it is read.
+        sql = "SELECT key, etag FROM heads WHERE key IN (SELECT value FROM json_each(?))"
+        return {row["key"]: row["etag"] for row in self._all(sql, [json.dumps(wanted)])}
 
     def behind(self, counters: Mapping[str, int]) -> list[str]:
         """The heads, of those named with a counter, of which the rows are older; with 0, which says nothing, all."""
@@ -455,17 +459,28 @@ async def reconcile(index: Index, store: port.ObjectStore) -> int:
 
 
 async def _reconcile(index: Index, store: port.ObjectStore) -> int:
-    known = index.etags()
     applied = 0
     batch: list[str] = []
+    listed: list[port.Listed] = []
+
+    async def differing() -> int:
+        """What differs of those listed goes into the batch; how many heads were applied."""
+        known = index.etags([row.key for row in listed])
+        batch.extend(row.key for row in listed if known.get(row.key) != row.etag)
+        listed.clear()
+        done = 0
+        while len(batch) >= APPLY_BATCH:
+            done += await take_in(index, store, batch[:APPLY_BATCH])
+            del batch[:APPLY_BATCH]
+        return done
+
     for project in await marks.projects(store):
         for kind in (keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES):
             async for row in store.list(f"{project}/{kind}/"):
-                if known.get(row.key) != row.etag:
-                    batch.append(row.key)
-                if len(batch) == APPLY_BATCH:
-                    applied += await take_in(index, store, batch)
-                    batch = []
+                listed.append(row)
+                if len(listed) == APPLY_BATCH:
+                    applied += await differing()
+    applied += await differing()
     return applied + await take_in(index, store, batch)
 
 
