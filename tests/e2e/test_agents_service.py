@@ -91,6 +91,32 @@ async def test_a_resumed_run_moves_the_line_that_it_left(lore, served, told):
     assert told == []
 
 
+async def test_a_run_state_is_resumed_on_another_machine(lore, served, told, tmp_path):
+    agent = worker(shell("echo 1 > a"), function_call("pay", {"cents": 5}, call_id="p"), tools=[pay])
+    result = await lore.run(agent, "pay", conversation_id="c", run_config=config())
+    saved = result.to_state().to_json()
+    await lore.aclose()
+    (tmp_path / "mine").rename(tmp_path / "far_away")
+    there = Runlore(
+        "acme",
+        memory="support",
+        url=served.url,
+        key=served.token,
+        home=tmp_path / "theirs",
+        deadline_seconds=30,
+        on_error=told.append,
+    )
+    again = worker(shell("cat a; echo 2 > a", "c3"), done("paid"), tools=[pay])
+    state = await RunState.from_json(again, saved)
+    state.approve(state.get_interruptions()[0])
+    result = await there.run(again, state, conversation_id="c", run_config=config())
+    assert "1" in seen(result).splitlines()
+    result = await there.run(worker(shell("cat a"), done()), "go", conversation_id="c", run_config=config())
+    assert "2" in seen(result).splitlines()
+    await there.aclose()
+    assert told == []
+
+
 async def test_a_service_that_is_killed_and_comes_back_loses_no_run(lore, served, told):
     homes.kill(served.process)
     agent = worker(shell("echo 1 > a"), done())
@@ -133,3 +159,15 @@ async def test_a_fan_out_is_merged_by_the_service(lore, told):
     assert {"base", "b0", "b1"} <= set(seen(result).splitlines())
     await lore.aclose()
     assert told == []
+
+
+async def test_a_merge_of_what_is_no_map_of_rollouts_is_refused(served):
+    import httpx2
+
+    for rollouts in ([1], {"b0": 1}, "x"):
+        answer = httpx2.post(
+            f"{served.url}/v1/projects/acme/snapshots/merge",
+            json={"rollout": "audit", "rollouts": rollouts},
+            headers={"authorization": f"Bearer {served.token}"},
+        )
+        assert (answer.status_code, answer.json()["kind"]) == (400, "invalid_input")

@@ -107,6 +107,24 @@ def test_one_of_two_that_share_it_delivers_at_a_time(box):
         assert theirs
 
 
+def test_the_sdk_s_own_files_are_bounded_by_bytes_but_no_young_one_goes(box, monkeypatch):
+    import os
+    import time
+
+    monkeypatch.setattr(outbox, "SESSIONS_BYTES_MAX", 5)
+    box.make()
+    hours = {"now": 0, "old": 2, "older": 3}
+    for name, age in hours.items():
+        path = box.sessions / f"{name}.tar"
+        path.write_bytes(b"x" * 4)
+        os.utime(path, (time.time() - age * 3600,) * 2)
+    box.tidy()
+    assert [path.stem for path in box.sessions.iterdir()] == ["now"]
+    (box.sessions / "new.tar").write_bytes(b"x" * 100)
+    box.tidy()
+    assert sorted(path.stem for path in box.sessions.iterdir()) == ["new", "now"]
+
+
 def test_the_sdk_s_own_files_are_bounded_by_age(box):
     import os
 

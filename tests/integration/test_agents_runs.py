@@ -340,6 +340,29 @@ async def test_an_agent_as_a_tool_is_an_event_of_its_own(lore, home):
     assert "parent_run_id" not in found["outer"]
 
 
+@pytest.mark.parametrize("what", ["project", "subject"])
+async def test_a_run_for_somebody_else_inside_of_a_run_sees_nothing_of_it(home, what):
+    mine = Runlore("acme", memory="support", home=home, subject="ann")
+    learns = worker(shell("echo mine > a; false"), done())
+    await mine.run(learns, "My number is 77-aa", conversation_id="c", run_config=config())
+    other = Runlore("acme" if what == "subject" else "rival", memory="support", home=home, subject="bob")
+    looks = worker(shell("cat memories/*/* a; echo end"), done())
+
+    @function_tool
+    async def ask() -> str:
+        """Ask somebody."""
+        return seen(await other.run(looks, "x", conversation_id="d", run_config=config()))
+
+    outer = worker(shell("cat a memories/*/*"), call("ask", "c2"), done(), name="outer", tools=[ask])
+    result = await mine.run(outer, "go", conversation_id="c", run_config=config())
+    own, asked = [item.output for item in result.new_items if item.type == "tool_call_output_item"]
+    assert "mine" in own and "77-aa" in own
+    assert "77-aa" not in asked and "end" in asked
+    await other.aclose()
+    await mine.aclose()
+    assert not any("parent_run_id" in one for one in await events(home))
+
+
 async def test_a_run_that_a_tool_starts_with_runlore_names_its_parent(lore, home):
     @function_tool
     async def ask() -> str:

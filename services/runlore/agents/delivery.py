@@ -10,6 +10,8 @@ from runlore import clock, errors
 from runlore.agents import outbox, port
 
 WAIT_SECONDS_MIN, WAIT_SECONDS_MAX = 0.5, 60.0
+TIDY_SECONDS = 60.0
+"""How often a program that goes on running looks after what its outbox keeps."""
 POLL_SECONDS = 0.05
 """How often the work of another process is looked at."""
 
@@ -23,6 +25,7 @@ class Delivery:
         self._backend, self._box, self._failed = backend, box, failed
         self._task: asyncio.Task[None] | None = None
         self._last = ""
+        self._tidied: float | None = None
         self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def begin(self) -> None:
@@ -41,6 +44,10 @@ class Delivery:
 
     async def _run(self) -> None:
         wait = WAIT_SECONDS_MIN
+        if self._tidied is None or clock.monotonic() - self._tidied > TIDY_SECONDS:
+            self._tidied = clock.monotonic()
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._box.tidy)
         while True:
             try:
                 if await self.once():

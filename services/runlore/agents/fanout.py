@@ -16,7 +16,7 @@ import agents
 from agents import Handoff
 
 from runlore import clock
-from runlore.agents import port
+from runlore.agents import port, runs
 
 BRANCHES_MAX = 256
 MERGE_SECONDS_MAX = 120.0
@@ -70,8 +70,7 @@ class FanOut:
         self._lore = lore
         self._seeding: asyncio.Future[port.Seeded | None] | None = None
         self.branches = [
-            Branch(f"b{number}", f"{rollout}.{self.name}.b{number}", lore, self._seeded)
-            for number in range(n)
+            Branch(f"b{i}", runs.usable(f"{rollout}.{self.name}.b{i}"), lore, self._seeded) for i in range(n)
         ]
 
     async def __aenter__(self) -> list[Branch]:

@@ -31,9 +31,10 @@ ENTRIES_MAX = 1000
 BYTES_MAX = 4 * 1024**3
 """Bytes that wait at most; over it a run is kept without its workspace."""
 REFUSED_MAX = 100
-SESSIONS_BYTES_MAX = 8 * 1024**3
+SESSIONS_BYTES_MAX = 2 * 1024**3
 """Bytes of the SDK's own snapshot files that are kept, for saved RunStates; the oldest go first."""
 SESSION_SECONDS_MAX = 7 * 24 * 3600
+TEMPORARY_SECONDS_MAX = 3600
 RESUMES_MAX = 5000
 """Notes of that kind that are kept; the oldest go first."""
 EVENT, WHY = "event.json", "why.txt"
@@ -191,7 +192,7 @@ class Outbox:
         now = clock.now().timestamp()
         for folder in (self._waiting, self._resumes, self.sessions):
             for left in [*folder.glob(f"{TEMPORARY}*"), *folder.glob(".*.tmp")]:
-                if now - _modified(left) > 3600:
+                if now - _modified(left) > TEMPORARY_SECONDS_MAX:
                     shutil.rmtree(left, ignore_errors=True)
                     with contextlib.suppress(OSError):
                         left.unlink()
@@ -202,7 +203,9 @@ class Outbox:
         for tar in sorted(self.sessions.glob("*.tar"), key=_modified, reverse=True):
             with contextlib.suppress(FileNotFoundError):
                 room -= tar.stat().st_size
-                if room < 0 or now - _modified(tar) > SESSION_SECONDS_MAX:
+                age = now - _modified(tar)
+                # A young one may be what a session is about to be restored from.
+                if age > SESSION_SECONDS_MAX or (room < 0 and age > TEMPORARY_SECONDS_MAX):
                     tar.unlink()
 
 

@@ -79,7 +79,7 @@ class Runlore:
         )
         self.link.lore = self
         self._fans: dict[str, fanout.FanOut] = {}
-        self._tidied = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- what a program calls ------------------------------------------------------------------------------
 
@@ -216,13 +216,19 @@ class Runlore:
         if resumed.get("rollout") and ask.rollout.kind == "run":
             # Without an id of its own the resumed run would be a conversation by itself.
             ask = dataclasses.replace(ask, group_id=resumed["rollout"])
-        run = runs.Run(self.link, agent, input, ask, parent=runs.CURRENT.get(), resumed=resumed)
+        outer = runs.CURRENT.get()
+        # A run for another project, memory or subject is nobody's child: it must not see what that was seeded with.
+        parent = outer if outer is not None and outer.link.is_like(self.link) else None
+        run = runs.Run(self.link, agent, input, ask, parent=parent, resumed=resumed)
         if recording.is_state(input):
             run.current = getattr(input, "_current_agent", None) or agent
             run.input = [] if named.get("session") is not None else _input_of(input)
         run.seed_from = branch.first_seed() if branch is not None else None
-        self._put_client_in(named)
-        nested.install(self._nested)
+        try:
+            self._put_client_in(named)
+            nested.install(self._nested)
+        except Exception as exc:
+            self._failed("the run's sandbox client", exc)
         return run
 
     def ask(self, conversation_id: Any, session: Any, group_id: Any) -> port.Ask:
@@ -266,10 +272,6 @@ class Runlore:
     async def _before(self, run: runs.Run, named: dict[str, Any]) -> None:
         """Ask for the seed where there is a place for it. Raises nothing but a cancellation."""
         self._hook(run, named, None)
-        if not self._tidied:
-            self._tidied = True
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(self.link.outbox.tidy)
         session = _live_session(named)
         if session is not None:
             await self._refresh(run, session)
@@ -301,11 +303,13 @@ class Runlore:
         data, left = made
         putting = asyncio.ensure_future(asyncio.to_thread(self._put, run, data, left))
         try:
-            await asyncio.shield(putting)
+            self._no_room(data, await asyncio.shield(putting))
         except asyncio.CancelledError:
-            # The run was cancelled already or is now: the thread comes to its end by itself.
+            # The program is in a hurry; the thread comes to its end all the same.
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(putting)
+                await asyncio.wait([putting])
+            if putting.done() and not putting.cancelled() and (failed := putting.exception()) is not None:
+                self._failed(f"run {run.id} is lost", failed)
             raise
         except Exception as exc:
             await self._straight(data, left, exc)
@@ -317,9 +321,11 @@ class Runlore:
         if made is None:
             return
         try:
-            self._put(run, *made)
+            self._no_room(made[0], self._put(run, *made))
         except Exception as exc:
-            self._failed("the outbox", exc)
+            straight = asyncio.get_running_loop().create_task(self._straight(*made, exc))
+            self._tasks.add(straight)
+            straight.add_done_callback(self._tasks.discard)
             return
         self._say(run)
 
@@ -328,7 +334,7 @@ class Runlore:
         if run.attempt and run.record is not None:
             data = run.event(*run.record)
             try:
-                self._put(run, data, run.left())
+                self._no_room(data, self._put(run, data, run.left()))
                 self.link.delivery.begin()
             except Exception as exc:
                 self._failed("the outbox", exc)
@@ -368,16 +374,18 @@ class Runlore:
                 {"run_id": run.id, "rollout": run.ask.rollout.original},
             )
 
-    def _put(self, run: runs.Run, data: dict[str, Any], left: list[port.Left]) -> None:
+    def _put(self, run: runs.Run, data: dict[str, Any], left: list[port.Left]) -> list[port.Left]:
+        """Into the outbox; blocking. The workspaces for which there was no room."""
         for space in run.spaces:
             if space.left is not None:
                 # Whoever resumes from that file later began from what this run left.
                 self.link.outbox.remember(f"space-{space.id}", {"run_id": run.id, "agent": space.agent})
-        for one in self.link.outbox.put(data, left):
-            self._failed(
-                f"the workspace of run {data['run_id']}",
-                errors.OutboxFull(f"the outbox has no room for {one.path.stat().st_size} bytes"),
-            )
+        return self.link.outbox.put(data, left)
+
+    def _no_room(self, data: Mapping[str, Any], without: list[port.Left]) -> None:
+        for one in without:
+            full = errors.OutboxFull(f"{self.link.outbox.folder} has no room for {one.path.name}")
+            self._failed(f"the workspace of run {data['run_id']}", full)
 
     async def _straight(self, data: dict[str, Any], left: list[port.Left], why: Exception) -> None:
         """Without an outbox (a full disk) the run is handed over at once, or it is lost, and told."""
@@ -389,13 +397,14 @@ class Runlore:
             self._failed(f"run {data['run_id']} is lost", exc)
 
     def _say(self, run: runs.Run) -> None:
-        with contextlib.suppress(RuntimeError):
+        # A loop that ends, a terminal that is gone: neither is the run's concern.
+        with contextlib.suppress(RuntimeError, OSError, ValueError):
             self.link.delivery.begin()
-        text = f"{run.shown()} · recorded run {run.id}"
-        if log.isEnabledFor(logging.INFO):
-            log.info("%s", text)
-        elif sys.stderr.isatty():
-            print(text, file=sys.stderr)
+            text = f"{run.shown()} · recorded run {run.id}"
+            if log.isEnabledFor(logging.INFO):
+                log.info("%s", text)
+            elif sys.stderr.isatty():
+                print(text, file=sys.stderr)
 
     # --- runs inside of runs -------------------------------------------------------------------------------
 

@@ -46,6 +46,15 @@ class Link:
     lore: Any = None
     """The `Runlore` itself, for runs inside of its runs."""
 
+    def is_like(self, other: Link) -> bool:
+        """Whether both see the same: a run of the one may share the seed of a run of the other."""
+        return [self.project, self.memory, self.subject, self.outbox.folder] == [
+            other.project,
+            other.memory,
+            other.subject,
+            other.outbox.folder,
+        ]
+
     def once(self, text: str) -> None:
         """Tell something that is the same for every run."""
         if text not in self.said:
@@ -76,6 +85,9 @@ class Space:
     def start(self) -> None:
         """The session started: what the file is now is what it began from."""
         self.began, self.started = _identity(self.path), True
+        if self.restored and self.began is None:
+            # It was gone when the session wanted it: what began empty has seen no base.
+            self.began_empty()
 
     def began_empty(self) -> None:
         """What was offered could not be restored, so the base was not seen."""
@@ -226,6 +238,7 @@ class Run:
         try:
             async with asyncio.timeout(self.remaining()):
                 await asyncio.to_thread(self.link.outbox.make)
+                await asyncio.to_thread(_make, space.path.parent)
                 await self.link.backend.fetch(found, new)
                 files = await asyncio.to_thread(check_tar, new)
                 await asyncio.to_thread(_into_place, new, space.path)
@@ -233,7 +246,8 @@ class Run:
             self.link.failed(f"the workspace {found.snapshot[:12]}", exc)
             return
         finally:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
         space.base, space.snapshot, space.files, space.restored = found.base, found.snapshot, files, True
 
     async def resumed_space(self, name: str, path: Path) -> Space:
@@ -249,7 +263,6 @@ class Run:
             if found is not None and space.agent is not None:
                 found = await self._workspace(space.agent)
             if found is not None:
-                await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
                 await self._fill(space, found)
             return space
         space.restored = True
@@ -309,7 +322,10 @@ class Run:
         for space in self.spaces:
             if space.snapshot:
                 parts.append(f"snapshot {space.snapshot[:8]} ({space.files} files)")
-        return "seeded " + " + ".join(parts) if parts else "nothing to seed"
+        if parts:
+            return "seeded " + " + ".join(parts)
+        asked = self._seeding is not None
+        return "without a seed" if asked and seeded is None else "nothing to seed"
 
 
 CURRENT: ContextVar[Run | None] = ContextVar("runlore_run", default=None)
@@ -348,6 +364,11 @@ def check_tar(path: Path) -> int:
     except (tarfile.TarError, OSError, EOFError) as exc:
         raise errors.BadArchive(f"the workspace's archive can not be read: {exc}") from exc
     return files
+
+
+def _make(folder: Path) -> None:
+    """The folder of the SDK's snapshot files: ours, or where a RunState of another machine says."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _into_place(new: Path, path: Path) -> None:

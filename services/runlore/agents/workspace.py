@@ -27,7 +27,7 @@ class Client(BaseSandboxClient[Any]):
         self.inner = inner
         # What a RunState names must be what it is resumed with, with or without us.
         self.backend_id = inner.backend_id
-        self.supports_default_options = inner.supports_default_options
+        self.supports_default_options = getattr(inner, "supports_default_options", False)
         self._own_snapshot, self._ended = own_snapshot, ended
         self._spaces: weakref.WeakKeyDictionary[Any, tuple[runs.Run, runs.Space | None]] = (
             weakref.WeakKeyDictionary()
@@ -105,4 +105,7 @@ class Client(BaseSandboxClient[Any]):
 
 def is_ours(link: runs.Link, snapshot: Any) -> bool:
     """Whether an earlier run of ours made this snapshot, on this machine or another."""
-    return isinstance(snapshot, LocalSnapshot) and snapshot.base_path == link.outbox.sessions
+    if not isinstance(snapshot, LocalSnapshot):
+        return False
+    # Another machine has another home; below that the path is the same.
+    return snapshot.base_path.parts[-3:] == link.outbox.sessions.parts[-3:]
