@@ -34,7 +34,7 @@ FORBIDDEN_CALLS = {
 }
 FORBIDDEN_IMPORTS = {"uuid": set(), "random": {"clock.py"}, "secrets": set()}
 SERVER = {
-    # what only an extra installs (`runlore[server]`, first) → the modules that may import it; nobody imports those at its top
+    # what only an extra installs (`runlore[server]`, first) → who may import it; nobody imports those at its top
     "aiokafka": ("bus/kafka", "bus/topics", "cli/", "upkeep/"),
     "boto3": ("store/s3", "sources/mapping/objects"),
     "botocore": ("store/s3", "sources/mapping/objects"),
