@@ -18,10 +18,10 @@ BUSY_SECONDS_MAX = 30.0
 WAIT_SECONDS = 0.01
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path, *, wait_seconds_max: float = BUSY_SECONDS_MAX) -> sqlite3.Connection:
     """A connection that any thread may use, one at a time. It begins no transaction by itself."""
     # Legacy transaction control with no implicit BEGIN: every transaction is written out.
-    return sqlite3.connect(path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(path, timeout=wait_seconds_max, isolation_level=None, check_same_thread=False)
 
 
 def use_wal(connection: sqlite3.Connection) -> None:

@@ -203,7 +203,7 @@ async def test_a_bug_is_told_without_a_word_of_it(tmp_path, monkeypatch):
         async def broken(*_):
             raise RuntimeError("the secret of the house")
 
-        monkeypatch.setattr(one.service.lists, "ask", broken)
+        monkeypatch.setattr(one.service.lists, "page", broken)
         with structlog.testing.capture_logs() as logged:
             answer = await one.get("memories", status=500)
         assert kind(answer) == "internal" and "house" not in answer.text

@@ -85,7 +85,7 @@ async def test_a_seed_gives_the_same_bytes_whatever_comes_after_it(tmp_path):
         before = [(await one.get(path)).content for path in paths]
         other = await one.archive(("a", b"two"))
         await one.events(made.data(2, rollout="conv", workspaces=[{"archive": other, "base": first["base"]}]))
-        one.service._opened.clear()
+        one.service._kept.clear()
         assert [(await one.get(path)).content for path in paths] == before
         second = await one.seed("conv")
         assert second["revision"] > first["revision"] and second["base"]["counter"] > first["base"]["counter"]

@@ -201,3 +201,21 @@ async def test_a_port_that_is_taken_is_refused_in_words(tmp_path):
         with pytest.raises(errors.Refused, match="can not be opened"):
             await serving.run(one, host="127.0.0.1", port=taken.getsockname()[1], drain_seconds=1)
         await found.close()
+
+
+async def test_a_connection_sends_at_once():
+    """With Nagle's algorithm an answer of two packets waits 40 ms for a delayed acknowledgement."""
+    accepted = asyncio.get_running_loop().create_future()
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport):
+            accepted.set_result(transport)
+
+    server = await asyncio.get_running_loop().create_server(Protocol, sock=serving._listener("127.0.0.1", 0))
+    async with server:
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        transport = await accepted
+        assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        for one in (writer, transport):
+            one.close()
+        await writer.wait_closed()

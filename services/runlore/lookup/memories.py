@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runlore import errors
@@ -61,6 +63,35 @@ def compose(
     parts = seeds.visible_parts(revision, subject=whom, rollout=rollout)
     layout = models.Layout(**revision.body["layout"])
     return dict(render.compose(parts, subject=whom, rollout=rollout, layout=layout))
+
+
+class Files:
+    """The composed files of a revision, with what a search asks of them."""
+
+    def __init__(self, files: dict[str, render.Composed]) -> None:
+        self.files = files
+        selection = files.get("phase_two_selection.json")
+        listed = json.loads(selection.text)["selected"] if selection else []
+        self._of_rollout = {row["rollout_id"]: row["rollout_summary_file"] for row in listed}
+
+    def place(self, rollout: str, words: list[str]) -> tuple[str | None, int | None]:
+        """The file that tells of a rollout and its line with the most of `words`; none where no notes of it are held.
+
+        Such a rollout is searchable still.
+        """
+        path = self._of_rollout.get(rollout)
+        if path is None or path not in self.files:
+            return path, None
+        return path, line_with(self.files[path].text, words)
+
+
+def sizes(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Files of a memory as they are listed: path, bytes and hash of (path, text)."""
+    rows = []
+    for path, content in files:
+        raw = content.encode("utf-8")
+        rows.append({"path": path, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()})
+    return rows
 
 
 def file_of(files: Mapping[str, render.Composed], path: str) -> tuple[str, render.Composed]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runlore import clock, errors
-from runlore.commit import age, lines, packs, revisions
+from runlore.commit import age, heads, keys, lines, packs, revisions
 from runlore.events import envelope, ids, models
 from runlore.memory import render
 from runlore.snapshots import names
@@ -133,14 +133,20 @@ async def resolve(
     ids.check_name(memory, "memory")
     ids.check_id(rollout, "the rollout's id")
     line = lines.line_of(project, rollout, agent)
-    workspace = (await lines.read(reader.store, line)).body
-    if at is None and not (await reader.head(project, memory)).body.get("manifest"):
-        if not workspace.get("ref"):
-            return None
-        number, manifest = 0, ""
-    else:
+    # Both heads at once, and nothing else: what the newest revision is, its head says.
+    wanted = [line.key, keys.memory_head(project, memory)]
+    found = await reader.store.get_many(wanted)
+    workspace = heads.parse(wanted[0], found[0], fmt=lines.HEAD_FORMAT).body
+    head = heads.parse(wanted[1], found[1], fmt=revisions.HEAD_FORMAT).body
+    if at is not None:
         revision = await reader.at(project, memory, at)
         number, manifest = revision.number, revision.sha256
+    elif head.get("manifest"):
+        number, manifest = int(head["revision"]), str(head["manifest"])
+    elif workspace.get("ref"):
+        number, manifest = 0, ""
+    else:
+        return None
     return Seed(
         project=project,
         memory=memory,

@@ -8,9 +8,10 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, BinaryIO, Protocol, TypeVar
 
+import pydantic
 import zstandard
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
@@ -27,6 +28,9 @@ PIECE_BYTES = 1024 * 1024
 GZIP_LEVEL, ZSTD_LEVEL = 5, 3
 
 T = TypeVar("T")
+_JSON: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
+    Any, config=pydantic.ConfigDict(ser_json_inf_nan="constants")
+)
 
 
 # --- ETags ------------------------------------------------------------------------------------------------
@@ -65,9 +69,19 @@ async def found(
     caching = IMMUTABLE if immutable else FOLLOWS if etag else "no-store"
     if etag and is_known(request, etag):
         return unchanged(etag, caching)
-    raw = json.dumps(body, separators=(",", ":"), default=str).encode()
+    raw = encoded(body)
     more = {"Cache-Control": caching, **({"ETag": etag} if etag else {}), **(headers or {})}
     return await compressed(request, raw, "application/json", more, status)
+
+
+def encoded(body: Any) -> bytes:
+    """`body` as JSON, in UTF-8."""
+    try:
+        # Several times as fast as json.dumps on a page or a list of files.
+        return _JSON.dump_json(body)
+    except ValueError:
+        # A name may hold half a surrogate pair, which is no UTF-8 but can be escaped; or it is no type of JSON's.
+        return json.dumps(body, separators=(",", ":"), default=str).encode()
 
 
 async def text(request: Request, content: str, *, etag: str, immutable: bool) -> Response:
@@ -344,14 +358,3 @@ async def object_of(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise errors.InvalidInput("the body is not a JSON object")
     return body
-
-
-def sizes(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Files of a memory as they are listed: path, bytes and hash of (path, text)."""
-    import hashlib
-
-    rows = []
-    for path, content in files:
-        raw = content.encode("utf-8")
-        rows.append({"path": path, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()})
-    return rows

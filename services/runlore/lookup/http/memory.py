@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -65,7 +64,7 @@ async def listed(
     cursor: callers.Cursor = None,
 ) -> Response:
     after = answers.place_of(cursor, str)
-    rows = await callers.service_of(request).lists.ask(lambda found: found.memories(project))
+    rows = await callers.service_of(request).lists.page(lambda found: found.memories(project))
     behind = [row for row in rows if after is None or row["memory"] > after[0]][: limit + 1]
     shown = ("memory", "revision", "rollouts", "runs", "held", "moved_at")
     body = answers.page(
@@ -136,7 +135,7 @@ async def files(
         "revision": revision.number,
         "created_at": revision.body["created_at"],
         "layout": dict(revision.body["layout"]),
-        "files": answers.sizes((path, one.text) for path, one in sorted(found.items())),
+        "files": memories.sizes((path, one.text) for path, one in sorted(found.items())),
     }
     return await answers.found(request, body, etag=_etag(revision, n, "files"), immutable=n != "head")
 
@@ -158,7 +157,7 @@ async def file(
 ) -> Response:
     revision, found = await _files(request, project, memory, n, subject, rollout)
     one = _file(found, path)
-    etag = _etag(revision, n, answers.sizes([(path, one.text)])[0]["sha256"])
+    etag = _etag(revision, n, memories.sizes([(path, one.text)])[0]["sha256"])
     return await answers.text(request, one.text, etag=etag, immutable=n != "head")
 
 
@@ -232,7 +231,7 @@ async def rollouts(
 ) -> Response:
     after = answers.place_of(cursor, str, str)
     lists = callers.service_of(request).lists
-    rows = await lists.ask(lambda found: found.rollouts(project, memory, limit=limit + 1, after=after))
+    rows = await lists.page(lambda found: found.rollouts(project, memory, limit=limit + 1, after=after))
     shown = ("rollout", "kind", "original", "subject", "runs", "updated_at", "moved_at")
     body = answers.page(
         rows,
@@ -261,33 +260,17 @@ async def search(
 ) -> Response:
     service, whom = callers.service_of(request), memories.whom_of(subject)
     rows = await service.lists.ask(lambda found: found.search(q, project, memory, subject=whom, limit=limit))
-    head = await service.reader.head(project, memory)
-    revision = await service.reader.current(head, project, memory) if rows else None
-    results = [{**row, "path": None, "line": None} for row in rows]
-    if revision is not None:
-        results = await asyncio.to_thread(_placed, revision, whom, rows, q)
-    body = {"project": project, "memory": memory, "revision": revision.number if revision else 0}
-    return await answers.found(request, {**body, "results": results})
-
-
-def _placed(
-    revision: revisions.Revision, whom: str | None, rows: list[dict[str, Any]], query: str
-) -> list[dict[str, Any]]:
-    """Each result with the file of the newest revision that tells of it, and its line. Blocking.
-
-    A rollout that the revision holds no notes of (it is searchable still) has none.
-    """
-    found = memories.compose(revision, whom)
-    selection = found.get("phase_two_selection.json")
-    listed = json.loads(selection.text)["selected"] if selection else []
-    files = {row["rollout_id"]: row["rollout_summary_file"] for row in listed}
-    words = memories.words_of(query)
-    placed = []
+    head = await service.reader.head(project, memory) if rows else None
+    found = await service.composed(project, memory, head, whom) if head else None
+    words = memories.words_of(q)
+    results = []
     for row in rows:
-        path = files.get(row["rollout"])
-        line = memories.line_with(found[path].text, words) if path in found else None
-        placed.append({**row, "path": path, "line": line})
-    return placed
+        path, line = found.place(row["rollout"], words) if found else (None, None)
+        results.append({**row, "path": path, "line": line})
+    number = int(head.body.get("revision", 0)) if head else 0
+    return await answers.found(
+        request, {"project": project, "memory": memory, "revision": number, "results": results}
+    )
 
 
 # --- runs -----------------------------------------------------------------------------------------------------
@@ -302,7 +285,7 @@ async def runs(
     cursor: callers.Cursor = None,
 ) -> Response:
     after = answers.place_of(cursor, str, int)
-    rows = await callers.service_of(request).lists.ask(
+    rows = await callers.service_of(request).lists.page(
         lambda found: found.recent_runs(project, limit=limit + 1, after=after, numbered=True)
     )
     shown = ("memory", "rollout", "run", "attempt", "event", "ended_at", "superseded")

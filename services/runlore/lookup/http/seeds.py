@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from runlore import errors
 from runlore.events import ids
-from runlore.lookup import asking, overlay, seeds, signing
+from runlore.lookup import asking, memories, overlay, seeds, signing
 from runlore.lookup.http import answers, callers, shapes
 from runlore.lookup.http.service import WAIT_SECONDS_MAX
 from runlore.snapshots import tarout
@@ -115,7 +115,7 @@ async def seed(
         stopping=service.stopping.is_set,
         letters=service.letters,
     )
-    found = await asker.seed(wanted, lambda: service.lists.ask(lambda index: index.tagged(project)))
+    found = await asker.seed(wanted, lambda: service.lists.page(lambda index: index.tagged(project)))
     named = {"rollout": rollout.original, "alias": rollout.alias, "matched": rollout.kind}
     if found is None:
         line = await asker.line(wanted)
@@ -142,7 +142,7 @@ async def _told(request: Request, found: seeds.Seed, secret: bytes, named: dict[
     )
     if answers.is_known(request, etag):
         return answers.unchanged(etag, answers.FOLLOWS)
-    opened = await callers.service_of(request).opened(found)
+    opened, rows = await callers.service_of(request).listed(found)
     body = {
         "seed": signing.sign(secret, found),
         "project": found.project,
@@ -154,7 +154,7 @@ async def _told(request: Request, found: seeds.Seed, secret: bytes, named: dict[
         "notes": opened.notes,
         "expires": found.expires,
         "layout": dict(opened.layout),
-        "files": answers.sizes((path, one.text) for path, one in sorted(opened.files.items())),
+        "files": rows,
         "snapshot": found.snapshot.partition("/")[0] if found.snapshot else None,
         "from_template": found.template,
         "base": found.base,
@@ -204,7 +204,7 @@ async def file(
     one = opened.files.get(path)
     if one is None:
         raise errors.NotFound(f"the seed has no file {path!r}")
-    etag = answers.quoted(answers.sizes([(path, one.text)])[0]["sha256"])
+    etag = answers.quoted(memories.sizes([(path, one.text)])[0]["sha256"])
     return await answers.text(request, one.text, etag=etag, immutable=True)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import revisions
+from runlore.commit import heads, revisions
 from runlore.consumers import dead
-from runlore.lookup import seeds
+from runlore.lookup import memories, seeds
+from runlore.lookup.http import kept
 from runlore.lookup.http.lists import Lists
+from runlore.memory import render
 from runlore.snapshots import library
 from runlore.store import port as store_port
 from runlore.upkeep import access
@@ -34,6 +36,8 @@ PAGE_ITEMS_MAX, PAGE_ITEMS_DEFAULT = 1000, 100
 LETTERS_SECONDS = 5.0
 OPENED_BYTES_MAX = 64 * 1024 * 1024
 """Text of seeds' files that are kept, so that a seed is composed once for all of its requests."""
+COMPOSED_BYTES_MAX = 32 * 1024 * 1024
+"""Text of revisions' files that are kept, so that a search finds its lines without composing them."""
 
 
 class Gate:
@@ -80,8 +84,10 @@ class Service:
         self._secret: bytes | None = None
         self._letters: tuple[float, list[dead.Letter]] | None = None
         self._reading_letters = asyncio.Lock()
-        self._opened: OrderedDict[tuple[object, ...], tuple[seeds.Opened, int]] = OrderedDict()
-        self._opened_bytes = 0
+        self._kept: kept.Kept[tuple[seeds.Opened, list[dict[str, Any]]]] = kept.Kept(
+            size_max=OPENED_BYTES_MAX
+        )
+        self._composed: kept.Kept[memories.Files] = kept.Kept(size_max=COMPOSED_BYTES_MAX)
 
     async def secret(self) -> bytes:
         """What seed ids are signed with."""
@@ -101,20 +107,41 @@ class Service:
 
     async def opened(self, seed: seeds.Seed) -> seeds.Opened:
         """The seed with its files, composed once and kept for a while."""
-        name = (seed.project, seed.memory, seed.manifest, seed.subject, seed.rollout)
-        kept = self._opened.get(name)
-        if kept is not None:
-            self._opened.move_to_end(name)
-            return seeds.Opened(seed, kept[0].files, kept[0].notes, kept[0].layout)
+        return (await self.listed(seed))[0]
+
+    async def listed(self, seed: seeds.Seed) -> tuple[seeds.Opened, list[dict[str, Any]]]:
+        """The same with its files as they are listed: their hashes are made once, too."""
         if not seed.revision:
-            return await seeds.open_seed(self.reader, seed)
+            return await seeds.open_seed(self.reader, seed), []
+        name = ("seed", seed.project, seed.memory, seed.manifest, seed.subject, seed.rollout)
+        opened, rows = await self._kept.get(name, lambda: self._opened(seed))
+        return seeds.Opened(seed, opened.files, opened.notes, opened.layout), rows
+
+    async def _opened(self, seed: seeds.Seed) -> tuple[tuple[seeds.Opened, list[dict[str, Any]]], int]:
         revision = await self.reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
+
+        def work() -> tuple[seeds.Opened, list[dict[str, Any]]]:
+            made = seeds.open_revision(revision, seed)
+            return made, memories.sizes((path, one.text) for path, one in sorted(made.files.items()))
+
         # Off the loop: composing reads and verifies every part.
-        made = await asyncio.to_thread(seeds.open_revision, revision, seed)
-        size = sum(len(one.text) for one in made.files.values())
-        if name not in self._opened:
-            self._opened[name] = (made, size)
-            self._opened_bytes += size
-        while self._opened_bytes > OPENED_BYTES_MAX and len(self._opened) > 1:
-            self._opened_bytes -= self._opened.popitem(last=False)[1][1]
-        return made
+        made = await asyncio.to_thread(work)
+        return made, _size(made[0].files)
+
+    async def composed(
+        self, project: str, memory: str, head: heads.Head, whom: str | None
+    ) -> memories.Files | None:
+        """The files of the revision that a head names, as `whom` may see them; None before the first."""
+        if not (manifest := head.body.get("manifest")):
+            return None
+
+        async def make() -> tuple[memories.Files, int]:
+            revision = await self.reader.load(project, memory, int(head.body["revision"]), str(manifest))
+            found = await asyncio.to_thread(lambda: memories.Files(memories.compose(revision, whom)))
+            return found, _size(found.files)
+
+        return await self._composed.get((project, memory, manifest, whom), make)
+
+
+def _size(files: Mapping[str, render.Composed]) -> int:
+    return sum(len(one.text) for one in files.values())

@@ -69,7 +69,7 @@ async def listed(
 ) -> Response:
     service = callers.service_of(request)
     after = answers.place_of(cursor, str, str, str)
-    rows = await service.lists.ask(lambda index: index.snapshots(project, limit=limit + 1, after=after))
+    rows = await service.lists.page(lambda index: index.snapshots(project, limit=limit + 1, after=after))
     wanted = [keys.snapshot_head(project, row["rollout"], row["agent"]) for row in rows[:limit]]
     stored = await service.store.get_many(wanted)
     # The index says which; what each line is, its head says.
