@@ -375,3 +375,22 @@ async def test_a_run_that_the_service_chokes_on_holds_up_no_other(tmp_path, lore
         assert json.loads(server.posted("/events")[0])["agents"] == ["p"]
         await lore.aclose()
         assert len(waiting(tmp_path)) == 1
+
+
+async def test_without_an_outbox_a_run_still_waits_no_longer_than_its_deadline(tmp_path, lore_at, told):
+    from agents import Agent
+
+    (tmp_path / "home" / "agents").mkdir(parents=True)
+    (tmp_path / "home" / "agents" / "acme.support").write_text("in the way")
+    async with Server().run() as server:
+        server.answers = {"POST ": "hang"}
+        lore = lore_at(server.url, deadline_seconds=0)
+        result = await lore.run(Agent(name="p", model=scripted(done())), "go", run_config=plain())
+        assert result.final_output == "done"
+        # It goes on beside the program.
+        await until(lambda: server.posted("/events"))
+        # Nothing else is told: the run is not lost yet.
+        assert {type(one) for one in told} == {FileExistsError}
+        for task in list(lore._tasks):
+            task.cancel()
+            await asyncio.wait([task])

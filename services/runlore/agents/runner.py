@@ -26,6 +26,8 @@ log = logging.getLogger("runlore.agents")
 FOLDER = "agents"
 """The folder of the home that holds the outbox."""
 DEADLINE_SECONDS_EMBEDDED, DEADLINE_SECONDS_REMOTE = 20.0, 5.0
+STRAIGHT_SECONDS_MAX = 60.0
+"""How long a run that found no room on the disk is tried to be handed over, beside the program."""
 
 
 class Runlore:
@@ -178,6 +180,9 @@ class Runlore:
         await link.delivery.end()
         try:
             async with asyncio.timeout(link.deadline_seconds):
+                here = [one for one in self._tasks if one.get_loop() is asyncio.get_running_loop()]
+                if here:
+                    await asyncio.wait(here)
                 await link.delivery.flush()
                 await link.backend.settle()
         except TimeoutError:
@@ -312,7 +317,7 @@ class Runlore:
                 self._failed(f"run {run.id} is lost", failed)
             raise
         except Exception as exc:
-            await self._straight(data, left, exc)
+            await self._straight(run, data, left, exc)
         self._say(run)
 
     def _put_now(self, run: runs.Run, result: Any, error: BaseException | None) -> None:
@@ -323,7 +328,7 @@ class Runlore:
         try:
             self._no_room(made[0], self._put(run, *made))
         except Exception as exc:
-            straight = asyncio.get_running_loop().create_task(self._straight(*made, exc))
+            straight = asyncio.get_running_loop().create_task(self._straight(run, *made, exc))
             self._tasks.add(straight)
             straight.add_done_callback(self._tasks.discard)
             return
@@ -387,11 +392,24 @@ class Runlore:
             full = errors.OutboxFull(f"{self.link.outbox.folder} has no room for {one.path.name}")
             self._failed(f"the workspace of run {data['run_id']}", full)
 
-    async def _straight(self, data: dict[str, Any], left: list[port.Left], why: Exception) -> None:
-        """Without an outbox (a full disk) the run is handed over at once, or it is lost, and told."""
+    async def _straight(
+        self, run: runs.Run, data: dict[str, Any], left: list[port.Left], why: Exception
+    ) -> None:
+        """Without an outbox (a full disk) the run is handed over at once, or it is lost, and told.
+
+        It is waited for as long as the run may be made to wait; after that it goes on beside the program.
+        """
         self._failed("the outbox", why)
+        sending = asyncio.ensure_future(self._send(data, left))
+        self._tasks.add(sending)
+        sending.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(TimeoutError):
+            async with run.waiting():
+                await asyncio.shield(sending)
+
+    async def _send(self, data: dict[str, Any], left: list[port.Left]) -> None:
         try:
-            async with asyncio.timeout(self.link.deadline_seconds):
+            async with asyncio.timeout(STRAIGHT_SECONDS_MAX):
                 await self.link.backend.send(data, left)
         except Exception as exc:
             self._failed(f"run {data['run_id']} is lost", exc)
