@@ -46,6 +46,27 @@ async def each(branches, *commands):
     return results
 
 
+async def streamed(branch, agent):
+    stream = branch.run_streamed(agent, "Part", run_config=config())
+    async for _ in stream.stream_events():
+        pass
+    assert stream.last_agent is agent
+    return stream
+
+
+async def test_branches_may_be_streamed_with_the_same_agent(lore):
+    await begun(lore)
+    steps = [step for n in range(2) for step in (shell("cat both; mktemp ./fXXXXXX", f"c{n}"), done())]
+    agent = worker(*steps)
+    async with lore.fan_out("audit", n=2) as branches:
+        first = await streamed(branches[0], agent)
+        second = await streamed(branches[1], agent)
+    assert all("base" in seen(one).splitlines() for one in (first, second))
+    merged = await lore.merge("audit")
+    assert (merged.state, len(merged.merged)) == ("moved", 2)
+    await lore.aclose()
+
+
 async def test_branches_begin_from_one_seed_and_their_work_comes_together(lore, home):
     await begun(lore)
     async with lore.fan_out("audit", n=3) as branches:

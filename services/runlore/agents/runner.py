@@ -107,7 +107,12 @@ class Runlore:
 
     def run_streamed(self, agent: Any, input: Any, **named: Any) -> agents.RunResultStreaming:
         """`Runner.run_streamed`, whose result it returns. The seed is fetched when the stream begins."""
-        run = self._begin(agent, input, named)
+        return self._stream(agent, input, named)
+
+    def _stream(
+        self, agent: Any, input: Any, named: dict[str, Any], *, branch: fanout.Branch | None = None
+    ) -> agents.RunResultStreaming:
+        run = self._begin(agent, input, named, branch=branch)
         session = _live_session(named)
         self._hook(run, named, (lambda: self._refresh(run, session)) if session is not None else None)
         token = runs.CURRENT.set(run)
