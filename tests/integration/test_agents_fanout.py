@@ -11,7 +11,7 @@ pytest.importorskip("agents", reason="openai-agents is not installed")
 from agents.testing import function_call
 
 from runlore import errors
-from runlore.agents import Runlore
+from runlore.agents import Runlore, fanout
 from sandboxed import config, done, events, seen, shell, worker
 
 pytestmark = [
@@ -124,3 +124,17 @@ async def test_a_fan_out_of_nothing_merges_nothing(lore):
     async with lore.fan_out("audit", n=1):
         pass
     assert (await lore.merge("audit")).state == "nothing"
+
+
+async def test_a_merge_does_not_wait_for_ever_for_another_process_that_delivers(lore, monkeypatch):
+    await begun(lore)
+    async with lore.fan_out("audit", n=1) as branches:
+        with lore.link.outbox.delivering() as mine:
+            assert mine
+            await each(branches, "echo 1 > a")
+            monkeypatch.setattr(fanout, "MERGE_SECONDS_MAX", 0.1)
+            with pytest.raises(TimeoutError):
+                await lore.merge("audit")
+    monkeypatch.undo()
+    assert (await lore.merge("audit")).state == "moved"
+    await lore.aclose()

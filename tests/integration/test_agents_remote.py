@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import tarfile
 from pathlib import Path
 
@@ -175,6 +176,29 @@ async def test_a_redirect_takes_neither_the_key_nor_the_run_away(tmp_path, lore_
         await lore.aclose()
         assert elsewhere.requests == [] and len(waiting(tmp_path)) == 1
         assert any(str(status) in str(one) for one in told)
+
+
+async def speaks_no_tls(reader, writer):
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    writer.close()
+
+
+@pytest.mark.parametrize("host", ["https://127.0.0.1", "http://nowhere.invalid"])
+async def test_a_broken_tls_or_name_stops_no_run_and_loses_none(tmp_path, lore_at, told, monkeypatch, host):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    server = await asyncio.start_server(speaks_no_tls, "127.0.0.1", 0)
+    port_number = server.sockets[0].getsockname()[1]
+    if "invalid" in host:
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    lore = lore_at(f"{host}:{port_number}", deadline_seconds=20)
+    result = await lore.run(worker(done()), "go", conversation_id="c", run_config=config())
+    assert result.final_output == "done" and len(waiting(tmp_path)) == 1
+    assert any(isinstance(one, errors.ServiceUnavailable) for one in told)
+    await lore.aclose()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_an_answer_without_end_is_cut_off_and_held_in_bounds(lore_at, monkeypatch):

@@ -158,8 +158,8 @@ class Runlore:
         if fan is None:
             raise errors.NotFound(f"{rollout!r} was not fanned out by this object")
         noted = fan.noted()
-        await self.link.delivery.flush()
         async with asyncio.timeout(fanout.MERGE_SECONDS_MAX):
+            await self.link.delivery.flush()
             for one in noted["branches"].values():
                 await self.link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
         done: Mapping[str, Any] = {}
