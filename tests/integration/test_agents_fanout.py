@@ -11,7 +11,7 @@ pytest.importorskip("agents", reason="openai-agents is not installed")
 from agents.testing import function_call
 
 from runlore import errors
-from runlore.agents import Runlore
+from runlore.agents import Runlore, fanout
 from sandboxed import config, done, events, seen, shell, worker
 
 pytestmark = [
@@ -44,6 +44,27 @@ async def each(branches, *commands):
     results = await asyncio.gather(*runs)
     assert [result.last_agent for result in results] == agents
     return results
+
+
+async def streamed(branch, agent):
+    stream = branch.run_streamed(agent, "Part", run_config=config())
+    async for _ in stream.stream_events():
+        pass
+    assert stream.last_agent is agent
+    return stream
+
+
+async def test_branches_may_be_streamed_with_the_same_agent(lore):
+    await begun(lore)
+    steps = [step for n in range(2) for step in (shell("cat both; mktemp ./fXXXXXX", f"c{n}"), done())]
+    agent = worker(*steps)
+    async with lore.fan_out("audit", n=2) as branches:
+        first = await streamed(branches[0], agent)
+        second = await streamed(branches[1], agent)
+    assert all("base" in seen(one).splitlines() for one in (first, second))
+    merged = await lore.merge("audit")
+    assert (merged.state, len(merged.merged)) == ("moved", 2)
+    await lore.aclose()
 
 
 async def test_branches_begin_from_one_seed_and_their_work_comes_together(lore, home):
@@ -103,3 +124,17 @@ async def test_a_fan_out_of_nothing_merges_nothing(lore):
     async with lore.fan_out("audit", n=1):
         pass
     assert (await lore.merge("audit")).state == "nothing"
+
+
+async def test_a_merge_does_not_wait_for_ever_for_another_process_that_delivers(lore, monkeypatch):
+    await begun(lore)
+    async with lore.fan_out("audit", n=1) as branches:
+        with lore.link.outbox.delivering() as mine:
+            assert mine
+            await each(branches, "echo 1 > a")
+            monkeypatch.setattr(fanout, "MERGE_SECONDS_MAX", 0.1)
+            with pytest.raises(TimeoutError):
+                await lore.merge("audit")
+    monkeypatch.undo()
+    assert (await lore.merge("audit")).state == "moved"
+    await lore.aclose()

@@ -9,14 +9,17 @@ import asyncio
 import contextlib
 import io
 import json
+import os
+import socket
 import tarfile
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("agents", reason="openai-agents is not installed")
 
 from runlore import errors
-from runlore.agents import Runlore
+from runlore.agents import Runlore, port, remote
 from sandboxed import config, done, plain, scripted, seen, shell, until, worker
 
 pytestmark = [
@@ -38,7 +41,7 @@ def tar_of(files):
 
 
 class Server:
-    """Answers by the beginning of `METHOD path`: (status, body), or "hang", or "break"."""
+    """Answers by the beginning of `METHOD path`: (status, body, *headers), "hang", "break", "trickle" or "endless"."""
 
     def __init__(self):
         self.answers = {}
@@ -75,15 +78,28 @@ class Server:
                 )
                 if answer == "hang":
                     await asyncio.Event().wait()
-                status, content = answer if answer != "break" else (200, None)
+                if answer in ("trickle", "endless"):
+                    await self._pour(writer, 1 if answer == "trickle" else 2**20)
+                    return
+                status, content, *more = answer if answer != "break" else (200, None)
                 if content is None:
                     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf")
                     await writer.drain()
                     writer.close()
                     return
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-                writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(raw)}\r\n\r\n".encode() + raw)
+                rows = "".join(f"{row}\r\n" for row in [f"content-length: {len(raw)}", *more])
+                writer.write(f"HTTP/1.1 {status} X\r\n{rows}\r\n".encode() + raw)
                 await writer.drain()
+
+    @staticmethod
+    async def _pour(writer, count):
+        """An answer that has no end; one byte now and then, or as much as may be."""
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(f"{count:x}\r\n".encode() + b" " * count + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02 if count == 1 else 0)
 
     @staticmethod
     def _is(request, start):
@@ -137,7 +153,98 @@ FAULTS = {
     "nonsense": {"GET ": (200, b"<html>"), "POST ": (503, b"\xff\xfe")},
     "unauthorized": {"GET ": (401, {"kind": "unauthorized"}), "POST ": (401, {"kind": "unauthorized"})},
     "other_json": {"GET ": (200, []), "POST ": (502, [])},
+    "trickles": {"GET ": "trickle", "POST ": "trickle"},
+    "endless": {"GET ": "endless", "POST ": "endless"},
+    # What stands before a service and answers for it.
+    "proxy_page": {"GET ": (200, b"<html>"), "POST ": (200, b"<html>Log in, please.")},
+    "proxy_json": {"GET ": (200, {}), "POST ": (200, {"ok": True})},
+    "proxy_400": {"GET ": (400, b"<html>"), "POST ": (400, b"<html>")},
+    "proxy_404": {"GET ": (404, b"<html>"), "POST ": (404, b"default backend")},
+    "proxy_405": {"GET ": (405, b""), "POST ": (405, b"")},
 }
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_takes_neither_the_key_nor_the_run_away(tmp_path, lore_at, told, status):
+    async with Server().run() as server, Server().run() as elsewhere:
+        elsewhere.works()
+        away = (status, b"", f"location: {elsewhere.url}/v1/projects/acme/events")
+        server.answers = {"GET ": away, "POST ": away}
+        lore = lore_at(server.url, deadline_seconds=20)
+        result = await lore.run(worker(done()), "go", conversation_id="c", run_config=config())
+        assert result.final_output == "done"
+        await lore.aclose()
+        assert elsewhere.requests == [] and len(waiting(tmp_path)) == 1
+        assert any(str(status) in str(one) for one in told)
+
+
+async def speaks_no_tls(reader, writer):
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    writer.close()
+
+
+@pytest.mark.parametrize("host", ["https://127.0.0.1", "http://nowhere.invalid"])
+async def test_a_broken_tls_or_name_stops_no_run_and_loses_none(tmp_path, lore_at, told, monkeypatch, host):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    server = await asyncio.start_server(speaks_no_tls, "127.0.0.1", 0)
+    port_number = server.sockets[0].getsockname()[1]
+    if "invalid" in host:
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    lore = lore_at(f"{host}:{port_number}", deadline_seconds=20)
+    result = await lore.run(worker(done()), "go", conversation_id="c", run_config=config())
+    assert result.final_output == "done" and len(waiting(tmp_path)) == 1
+    assert any(isinstance(one, errors.ServiceUnavailable) for one in told)
+    await lore.aclose()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_answer_without_end_is_cut_off_and_held_in_bounds(lore_at, monkeypatch):
+    monkeypatch.setattr(remote, "ANSWER_BYTES_MAX", 2**20)
+    monkeypatch.setattr(remote, "MEMORY_BYTES_MAX", 2**20)
+    monkeypatch.setattr(remote, "ARCHIVE_BYTES_MAX", 2**20)
+    async with Server().run() as server:
+        server.answers = {"GET ": "endless"}
+        backend = lore_at(server.url).link.backend
+        with pytest.raises(errors.ServiceUnavailable):
+            await backend.seed(port.Ask(run_id="r"), None)
+        with pytest.raises(errors.BadArchive):
+            await backend.fetch(port.Workspace(snapshot=SNAPSHOT), Path(os.devnull))
+        server.answers = {"GET /seed?": (200, {**SEED, "revision": 1}), "GET /memory.tar": "endless"}
+        with pytest.raises(errors.BadArchive):
+            await backend.seed(port.Ask(run_id="r"), None)
+
+
+async def test_an_answer_that_trickles_for_one_run_holds_up_no_other(tmp_path, lore_at, monkeypatch):
+    from agents import Agent
+
+    monkeypatch.setattr(remote, "ANSWER_SECONDS_MAX", 0.2)
+    async with Server().run() as server:
+        server.works()
+        server.answers["POST /archives"] = "trickle"
+        lore = lore_at(server.url, deadline_seconds=20)
+        await lore.run(worker(done()), "go", conversation_id="c", run_config=config())
+        await lore.run(Agent(name="p", model=scripted(done())), "go", run_config=plain())
+        await until(lambda: server.posted("/events"))
+        assert json.loads(server.posted("/events")[0])["agents"] == ["p"]
+        await lore.aclose()
+        assert len(waiting(tmp_path)) == 1
+
+
+async def test_a_key_is_taken_with_the_end_of_its_line_and_never_told(lore_at, told):
+    async with Server().run() as server:
+        server.works()
+        lore = lore_at(server.url, deadline_seconds=20, key="rl_secret\n")
+        await lore.run(worker(done()), "go", run_config=config())
+        await lore.aclose()
+        assert {headers["authorization"] for _, headers in server.requests} == {"Bearer rl_secret"}
+        assert told == []
+    for key in ("rl_sec\nret", "rl_sécret", "rl_\x00"):
+        with pytest.raises(errors.InvalidInput) as caught:
+            lore_at(server.url, key=key)
+        assert "rl_" not in str(caught.value) and caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -292,3 +399,22 @@ async def test_a_run_that_the_service_chokes_on_holds_up_no_other(tmp_path, lore
         assert json.loads(server.posted("/events")[0])["agents"] == ["p"]
         await lore.aclose()
         assert len(waiting(tmp_path)) == 1
+
+
+async def test_without_an_outbox_a_run_still_waits_no_longer_than_its_deadline(tmp_path, lore_at, told):
+    from agents import Agent
+
+    (tmp_path / "home" / "agents").mkdir(parents=True)
+    (tmp_path / "home" / "agents" / "acme.support").write_text("in the way")
+    async with Server().run() as server:
+        server.answers = {"POST ": "hang"}
+        lore = lore_at(server.url, deadline_seconds=0)
+        result = await lore.run(Agent(name="p", model=scripted(done())), "go", run_config=plain())
+        assert result.final_output == "done"
+        # It goes on beside the program.
+        await until(lambda: server.posted("/events"))
+        # Nothing else is told: the run is not lost yet.
+        assert {type(one) for one in told} == {FileExistsError}
+        for task in list(lore._tasks):
+            task.cancel()
+            await asyncio.wait([task])

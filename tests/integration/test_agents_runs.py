@@ -14,6 +14,7 @@ agents = pytest.importorskip("agents", reason="openai-agents is not installed")
 
 from agents import Agent, RunState, SQLiteSession, function_tool, handoff  # noqa: E402
 
+from runlore import clock  # noqa: E402
 from runlore.agents import Runlore  # noqa: E402
 from sandboxed import config, done, events, plain, scripted, seen, shell, until, worker  # noqa: E402
 
@@ -326,6 +327,30 @@ async def test_each_sandbox_agent_of_a_hand_off_has_a_line_of_its_own(lore, home
     alone = worker(shell("cat who"), done(), name="second")
     result = await lore.run(alone, "go", conversation_id="c", run_config=config())
     assert "b" in seen(result).splitlines()
+
+
+async def test_an_agent_that_is_handed_to_after_the_deadline_finds_its_workspace(lore, monkeypatch, caplog):
+    """The deadline is what a run waits for Runlore, not how long the run itself may take."""
+    passed, real = [0.0], clock.monotonic
+    monkeypatch.setattr(clock, "monotonic", lambda: real() + passed[0])
+
+    @function_tool
+    def think() -> str:
+        """Think for an hour."""
+        passed[0] += 3600
+        return "thought"
+
+    def pair(two):
+        second = worker(shell(two, "b1"), done(), name="second")
+        steps = call("think", "t"), call("transfer_to_second", "h")
+        return worker(*steps, name="first", handoffs=[second], tools=[think])
+
+    await lore.run(pair("echo b > who"), "go", conversation_id="c", run_config=config())
+    result = await lore.run(pair("cat who; echo c > who"), "go", conversation_id="c", run_config=config())
+    assert "b" in seen(result).splitlines()
+    alone = worker(shell("cat who"), done(), name="second")
+    result = await lore.run(alone, "go", conversation_id="c", run_config=config())
+    assert "c" in seen(result).splitlines() and "goes on without" not in caplog.text
 
 
 async def test_an_agent_as_a_tool_is_an_event_of_its_own(lore, home):

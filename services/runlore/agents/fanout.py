@@ -16,7 +16,7 @@ import agents
 from agents import Handoff
 
 from runlore import clock
-from runlore.agents import port, runs
+from runlore.agents import nested, port, runs
 
 BRANCHES_MAX = 256
 MERGE_SECONDS_MAX = 120.0
@@ -49,6 +49,13 @@ class Branch:
         copy = Copy(agent)
         result: agents.RunResult = await self._lore._run(copy.agent, input, named, branch=self)
         copy.restore(result)
+        return result
+
+    def run_streamed(self, agent: Any, input: Any, **named: Any) -> agents.RunResultStreaming:
+        """`Runlore.run_streamed` on this branch. Its events name the copies that the branch runs."""
+        copy = Copy(agent)
+        result: agents.RunResultStreaming = self._lore._stream(copy.agent, input, named, branch=self)
+        nested.when_done(result, lambda: copy.restore(result))
         return result
 
     def first_seed(self) -> Callable[[], Any] | None:
@@ -129,5 +136,9 @@ class Copy:
     def restore(self, result: Any) -> None:
         """Let the result name the program's own agent."""
         original = self._originals.get(id(result.last_agent))
-        if original is not None:
+        if original is None:
+            return
+        if isinstance(result, agents.RunResultStreaming):
+            result.current_agent = original
+        else:
             result._last_agent = original

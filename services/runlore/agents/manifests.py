@@ -39,7 +39,7 @@ async def apply(run: runs.Run, space: runs.Space, session: Any) -> None:
                     " that changed since are not applied"
                 )
             else:
-                async with asyncio.timeout(max(run.remaining(), APPLY_SECONDS_MIN)):
+                async with run.waiting(seconds_min=APPLY_SECONDS_MIN):
                     for path, entry in entries.items():
                         if noted.get(path) != digests[path]:
                             await entry.apply(session, Path(manifest.root) / path, Path.cwd())

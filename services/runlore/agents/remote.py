@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -25,6 +26,14 @@ IDLE_SECONDS = 30.0
 MEMORY_BYTES_MAX = 64 * 1024 * 1024
 """Largest memory that is read, in bytes, unfolded."""
 MEMORY_FILES_MAX = 20_000
+ARCHIVE_BYTES_MAX = 8 * 1024**3
+"""Largest workspace that is fetched, in bytes; what the service takes, too."""
+ANSWER_BYTES_MAX = 16 * 1024 * 1024
+"""Largest answer that is no archive, in bytes, unfolded."""
+ANSWER_SECONDS_MAX = 120.0
+"""How long one answer may take in all, also if something comes now and then."""
+UPLOAD_BYTES_PER_SECOND_MIN = 128 * 1024
+"""An upload that is slower than that is given up, and tried again later."""
 READ_BYTES = 1024 * 1024
 WAIT_SECONDS_MAX = 2.0
 """How long a run waits for the one before it in the same rollout, which this process handed over, in seconds."""
@@ -51,6 +60,9 @@ class Remote:
         if not url.startswith(("http://", "https://")):
             raise errors.InvalidInput(f"{url!r} is not a URL", hint="http://… or https://… (RUNLORE_URL)")
         self._base = f"{url.rstrip('/')}/v1/projects/{quote(project, safe='')}"
+        key = key.strip()  # Often read from a file, with the end of its line.
+        if not (key.isascii() and key.isprintable()):
+            raise errors.InvalidInput("the key holds what no key of the lookup service holds (RUNLORE_KEY)")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._memory, self._transport = memory, transport
         self._sent: dict[str, str] = {}
@@ -71,6 +83,29 @@ class Remote:
 
     def _url(self, *parts: str) -> str:
         return "/".join([self._base, *(quote(part, safe="") for part in parts)])
+
+    async def _ask(
+        self,
+        client: httpx2.AsyncClient,
+        method: str,
+        url: str,
+        *,
+        seconds_max: float | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """What the service says to this, within bounds. Raises where that is no answer of the service."""
+        limit = ANSWER_SECONDS_MAX if seconds_max is None else seconds_max
+        body = bytearray()
+        try:
+            async with asyncio.timeout(limit), client.stream(method, url, **more) as answer:
+                async for part in answer.aiter_bytes(READ_BYTES):
+                    body += part
+                    if len(body) > ANSWER_BYTES_MAX:
+                        break
+        except TimeoutError:
+            # Told as an answer: what takes too long for one run stops no other.
+            raise _unavailable(f"the lookup service took longer than {limit:.0f} s", 408) from None
+        return _checked(answer.status_code, bytes(body))
 
     # --- before a run ---------------------------------------------------------------------------------------
 
@@ -116,22 +151,33 @@ class Remote:
         self, client: httpx2.AsyncClient, ask: port.Ask, agent: str | None, **more: str
     ) -> dict[str, Any]:
         params = ask.given() | ({"agent": agent} if agent else {}) | more
-        found = await client.get(self._url("memories", self._memory, "seed"), params=params)
-        body: dict[str, Any] = _checked(found).json()
+        body = await self._ask(client, "GET", self._url("memories", self._memory, "seed"), params=params)
+        if "seed" not in body:
+            raise _unavailable("what answers is not the lookup service: it says nothing of a seed", 200)
         # The line as it was asked for: the answer names it by its alias.
         return {**body, "line": agent}
 
     async def _files(self, client: httpx2.AsyncClient, seed: str) -> dict[str, bytes]:
         with tempfile.TemporaryFile() as file:
-            await self._download(client, self._url("seeds", seed, "memory.tar"), file)
+            url = self._url("seeds", seed, "memory.tar")
+            await self._download(client, url, file, bytes_max=2 * MEMORY_BYTES_MAX)
             return await asyncio.to_thread(_unpacked, file)
 
-    async def _download(self, client: httpx2.AsyncClient, url: str, file: IO[bytes]) -> None:
+    async def _download(
+        self, client: httpx2.AsyncClient, url: str, file: IO[bytes], *, bytes_max: int
+    ) -> None:
         async with client.stream("GET", url) as answer:
-            if answer.status_code >= 400:
-                await answer.aread()
-            _checked(answer)
+            if not answer.is_success:
+                # What is wrong is told at the beginning, if at all.
+                first = await anext(answer.aiter_bytes(READ_BYTES), b"")
+                _checked(answer.status_code, first)
+            room = bytes_max
             async for part in answer.aiter_bytes(READ_BYTES):
+                room -= len(part)
+                if room < 0:
+                    raise errors.BadArchive(
+                        f"an archive of the lookup service has more than {bytes_max} bytes"
+                    )
                 await asyncio.to_thread(file.write, part)
 
     async def workspace(self, ask: port.Ask, agent: str) -> port.Workspace:
@@ -143,12 +189,13 @@ class Remote:
             return
         async with self._client() as client:
             with await asyncio.to_thread(open, to, "wb") as file:
-                await self._download(client, self._url("snapshots", workspace.snapshot, "archive.tar"), file)
+                url = self._url("snapshots", workspace.snapshot, "archive.tar")
+                await self._download(client, url, file, bytes_max=ARCHIVE_BYTES_MAX)
 
     async def began_by(self, ask: port.Ask, agent: str | None, run: str) -> Mapping[str, Any] | None:
         async with self._client() as client:
             seeded = await self._seed(client, ask, agent)
-            found = _checked(await client.get(self._url("runs", run))).json()
+            found = await self._ask(client, "GET", self._url("runs", run))
         # Only what the run itself is said to have left may be replaced as seen.
         return seeded.get("base") if _left(found, (seeded.get("base") or {}).get("snapshot")) else None
 
@@ -165,7 +212,11 @@ class Remote:
                     refused.append(f"{exc.kind}: {exc.message}")
                     continue
                 workspaces.append(one.told({"archive": claim}))
-            _checked(await client.post(self._url("events"), json={**data, "workspaces": workspaces}))
+            event = {**data, "workspaces": workspaces}
+            answer = await self._ask(client, "POST", self._url("events"), json=event)
+            if not answer.get("event"):
+                # The page of a proxy, say. To believe it would be to forget the run.
+                raise _unavailable("the lookup service does not say that it took the run", 200)
         self._note(data)
         return refused
 
@@ -177,8 +228,20 @@ class Remote:
 
         size = (await asyncio.to_thread(path.stat)).st_size
         headers = {"content-type": "application/x-tar", "content-length": str(size)}
-        answer = await client.post(self._url("archives"), content=parts(), headers=headers)
-        body = _checked(answer).json()
+        limit = ANSWER_SECONDS_MAX + size / UPLOAD_BYTES_PER_SECOND_MIN
+        # The service answers once the whole is in its store: until then it is silent.
+        patient = httpx2.Timeout(IDLE_SECONDS, read=limit)
+        body = await self._ask(
+            client,
+            "POST",
+            self._url("archives"),
+            seconds_max=limit,
+            content=parts(),
+            headers=headers,
+            timeout=patient,
+        )
+        if not (isinstance(body.get("sha256"), str) and isinstance(body.get("size"), int)):
+            raise _unavailable("the lookup service does not say that it took the archive", 200)
         return {"sha256": body["sha256"], "size": body["size"]}
 
     def _note(self, data: Mapping[str, Any]) -> None:
@@ -201,30 +264,40 @@ class Remote:
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
         body = {"rollout": rollout, "rollouts": dict(branches), "base": base}
         async with self._client() as client:
-            answer = await client.post(self._url("snapshots", "merge"), json=body)
-            told: dict[str, Any] = _checked(answer).json()
-            return told
+            return await self._ask(client, "POST", self._url("snapshots", "merge"), json=body)
 
 
-def _checked(answer: httpx2.Response) -> httpx2.Response:
-    """The answer, or what it says as an error: to be tried again, to be set aside, or for a person."""
-    status = answer.status_code
-    if status < 400:
-        return answer
-    problem: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):
-        found = answer.json()
-        problem = found if isinstance(found, dict) else {}
+def _checked(status: int, raw: bytes) -> dict[str, Any]:
+    """The answer, or what it says as an error: to be tried again, to be set aside, or for a person.
+
+    Between a program and the service stand proxies. What does not say that it comes from the service (no JSON object;
+    an error without a `kind`; a redirect) is an outage: a run is neither delivered nor refused by it.
+    """
+    body: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        body = json.loads(raw)
+    if 200 <= status < 300:
+        if not isinstance(body, dict):
+            raise _unavailable(f"what answers {status} is not the lookup service", status)
+        return body
+    problem: dict[str, Any] = body if isinstance(body, dict) else {}
     kind = str(problem.get("kind") or "")[:100]
     text = str(problem.get("detail") or problem.get("title") or "no reason given")[:500]
     told = f"the lookup service answers {status}{f' ({kind})' if kind else ''}: {text}"
-    if status >= 500 or status in (408, 425, 429):
-        raise errors.ServiceUnavailable(told, status=status)
     if status in (401, 403):
         raise errors.Refused(told, hint="RUNLORE_KEY must be a key of this project, with the scope `write`")
     if status == 404:
         raise errors.NotFound(told)
-    raise errors.InvalidEvent(told)
+    # A proxy that lets no large body through will not let it through tomorrow.
+    if status == 413 or (kind and 400 <= status < 500 and status not in (408, 425, 429)):
+        raise errors.InvalidEvent(told)
+    raise _unavailable(told, status)
+
+
+def _unavailable(text: str, status: int) -> errors.ServiceUnavailable:
+    return errors.ServiceUnavailable(
+        text, hint="is RUNLORE_URL where the lookup service itself answers?", status=status
+    )
 
 
 def _counter(body: Mapping[str, Any]) -> int:

@@ -26,6 +26,8 @@ log = logging.getLogger("runlore.agents")
 FOLDER = "agents"
 """The folder of the home that holds the outbox."""
 DEADLINE_SECONDS_EMBEDDED, DEADLINE_SECONDS_REMOTE = 20.0, 5.0
+STRAIGHT_SECONDS_MAX = 60.0
+"""How long a run that found no room on the disk is tried to be handed over, beside the program."""
 
 
 class Runlore:
@@ -105,7 +107,12 @@ class Runlore:
 
     def run_streamed(self, agent: Any, input: Any, **named: Any) -> agents.RunResultStreaming:
         """`Runner.run_streamed`, whose result it returns. The seed is fetched when the stream begins."""
-        run = self._begin(agent, input, named)
+        return self._stream(agent, input, named)
+
+    def _stream(
+        self, agent: Any, input: Any, named: dict[str, Any], *, branch: fanout.Branch | None = None
+    ) -> agents.RunResultStreaming:
+        run = self._begin(agent, input, named, branch=branch)
         session = _live_session(named)
         self._hook(run, named, (lambda: self._refresh(run, session)) if session is not None else None)
         token = runs.CURRENT.set(run)
@@ -151,8 +158,8 @@ class Runlore:
         if fan is None:
             raise errors.NotFound(f"{rollout!r} was not fanned out by this object")
         noted = fan.noted()
-        await self.link.delivery.flush()
         async with asyncio.timeout(fanout.MERGE_SECONDS_MAX):
+            await self.link.delivery.flush()
             for one in noted["branches"].values():
                 await self.link.backend.caught_up(port.Ask(run_id="merge", group_id=one))
         done: Mapping[str, Any] = {}
@@ -178,6 +185,9 @@ class Runlore:
         await link.delivery.end()
         try:
             async with asyncio.timeout(link.deadline_seconds):
+                here = [one for one in self._tasks if one.get_loop() is asyncio.get_running_loop()]
+                if here:
+                    await asyncio.wait(here)
                 await link.delivery.flush()
                 await link.backend.settle()
         except TimeoutError:
@@ -312,7 +322,7 @@ class Runlore:
                 self._failed(f"run {run.id} is lost", failed)
             raise
         except Exception as exc:
-            await self._straight(data, left, exc)
+            await self._straight(run, data, left, exc)
         self._say(run)
 
     def _put_now(self, run: runs.Run, result: Any, error: BaseException | None) -> None:
@@ -323,7 +333,7 @@ class Runlore:
         try:
             self._no_room(made[0], self._put(run, *made))
         except Exception as exc:
-            straight = asyncio.get_running_loop().create_task(self._straight(*made, exc))
+            straight = asyncio.get_running_loop().create_task(self._straight(run, *made, exc))
             self._tasks.add(straight)
             straight.add_done_callback(self._tasks.discard)
             return
@@ -387,11 +397,24 @@ class Runlore:
             full = errors.OutboxFull(f"{self.link.outbox.folder} has no room for {one.path.name}")
             self._failed(f"the workspace of run {data['run_id']}", full)
 
-    async def _straight(self, data: dict[str, Any], left: list[port.Left], why: Exception) -> None:
-        """Without an outbox (a full disk) the run is handed over at once, or it is lost, and told."""
+    async def _straight(
+        self, run: runs.Run, data: dict[str, Any], left: list[port.Left], why: Exception
+    ) -> None:
+        """Without an outbox (a full disk) the run is handed over at once, or it is lost, and told.
+
+        It is waited for as long as the run may be made to wait; after that it goes on beside the program.
+        """
         self._failed("the outbox", why)
+        sending = asyncio.ensure_future(self._send(data, left))
+        self._tasks.add(sending)
+        sending.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(TimeoutError):
+            async with run.waiting():
+                await asyncio.shield(sending)
+
+    async def _send(self, data: dict[str, Any], left: list[port.Left]) -> None:
         try:
-            async with asyncio.timeout(self.link.deadline_seconds):
+            async with asyncio.timeout(STRAIGHT_SECONDS_MAX):
                 await self.link.backend.send(data, left)
         except Exception as exc:
             self._failed(f"run {data['run_id']} is lost", exc)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,15 +146,24 @@ class Run:
         """The record and the usage, once the run's event is out."""
         self.seed_from: Callable[[], Any] | None = None
         self._seeding: asyncio.Future[port.Seeded | None] | None = None
-        self._ends = clock.monotonic() + link.deadline_seconds
+        self._left_seconds = link.deadline_seconds
 
     @property
     def id(self) -> str:
         return self.ask.run_id
 
-    def remaining(self) -> float:
-        """Seconds that this run may still be made to wait, in all."""
-        return max(0.0, self._ends - clock.monotonic())
+    @contextlib.asynccontextmanager
+    async def waiting(self, *, share: float = 1.0, seconds_min: float = 0.0) -> AsyncIterator[None]:
+        """Make the run wait, for `share` of what is left of its deadline; TimeoutError ends it.
+
+        Only such time counts: an agent that is handed to after an hour finds its workspace all the same.
+        """
+        began = clock.monotonic()
+        try:
+            async with asyncio.timeout(max(self._left_seconds * share, seconds_min)):
+                yield
+        finally:
+            self._left_seconds = max(0.0, self._left_seconds - (clock.monotonic() - began))
 
     # --- seed -----------------------------------------------------------------------------------------------
 
@@ -163,7 +172,6 @@ class Run:
         if self.parent is not None:
             return await self.parent.seeded()
         if self._seeding is None:
-            self._ends = clock.monotonic() + self.link.deadline_seconds
             self._seeding = asyncio.ensure_future(self._seed())
         return await asyncio.shield(self._seeding)
 
@@ -180,7 +188,7 @@ class Run:
             found: port.Seeded | None = await self.seed_from()
             return found
         try:
-            async with asyncio.timeout(self.remaining() * SETTLE_SHARE):
+            async with self.waiting(share=SETTLE_SHARE):
                 # Past this machine what other rollouts left is not in the next seed at once anyway.
                 only = None if self.link.backend.is_here else self.ask.rollout.original
                 await self.link.delivery.flush(rollout=only)
@@ -190,7 +198,7 @@ class Run:
         except Exception as exc:
             self.link.failed("working off earlier runs", exc)
         try:
-            async with asyncio.timeout(self.remaining()):
+            async with self.waiting():
                 return await self.link.backend.seed(self.ask, name_of(self.current))
         except Exception as exc:
             self.link.failed("the seed", exc)
@@ -223,7 +231,7 @@ class Run:
 
     async def _workspace(self, agent: str) -> port.Workspace | None:
         try:
-            async with asyncio.timeout(self.remaining()):
+            async with self.waiting():
                 return await self.link.backend.workspace(self.ask, agent)
         except Exception as exc:
             self.link.failed(f"the workspace of {agent}", exc)
@@ -236,7 +244,7 @@ class Run:
             return
         new = space.path.with_name(f"{outbox.TEMPORARY}{clock.new_id()}")
         try:
-            async with asyncio.timeout(self.remaining()):
+            async with self.waiting():
                 await asyncio.to_thread(self.link.outbox.make)
                 await asyncio.to_thread(_make, space.path.parent)
                 await self.link.backend.fetch(found, new)
@@ -268,7 +276,7 @@ class Run:
         space.restored = True
         if before:
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(max(self.remaining(), 0.01)):
+                async with self.waiting(seconds_min=0.01):
                     space.base = await self.link.backend.began_by(self.ask, space.agent, before)
         return space
 

@@ -6,7 +6,6 @@ Runlore does it: the same run would be paid for twice.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import weakref
 from collections.abc import Awaitable, Callable
@@ -36,7 +35,7 @@ async def write(run: runs.Run, session: Any, layout: models.Layout | None = None
     if seeded is None:
         return
     try:
-        async with asyncio.timeout(max(run.remaining(), WRITE_SECONDS_MIN)):
+        async with run.waiting(seconds_min=WRITE_SECONDS_MIN):
             await _write(session, layout.memories_dir, placed(seeded, layout))
     except Exception as exc:
         run.link.failed("writing memory into the workspace", exc)
