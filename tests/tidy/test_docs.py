@@ -109,6 +109,13 @@ def test_the_readme_names_every_command():
     assert {words[0] for words in reference.commands()} <= named
 
 
+def test_the_layout_in_the_design_has_every_folder():
+    part = DOCS["docs/DESIGN.md"].split("## Layout")[1].split("\n## ")[0]
+    named = {one for row in re.findall(r"^\| (`.+?) \|", part, re.M) for one in re.findall(r"`(\w+)/`", row)}
+    package = reference.ROOT / "services" / "runlore"
+    assert named == {path.parent.name for path in package.glob("*/__init__.py")}
+
+
 def test_every_route_of_the_service_is_in_its_contract():
     text = (reference.ROOT / "docs/HTTP.md").read_text("utf-8")
     shown = {
