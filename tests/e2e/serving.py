@@ -1,4 +1,4 @@
-"""`runlore serve` beside `runlore up`: two real processes on one home, as a client sees them."""
+"""`runlore serve` on a home, as a client sees it: beside `runlore up`, or with the whole pipeline in it (`--up`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _TOLD = re.compile(r"serves (http://[\w.:\[\]]+)")
 
 
 class Served:
-    """The lookup service on a home. `end` and `start` again: the same address, as after a restart."""
+    """The lookup service on a home; `end` and `start` again: the same address, as after a restart."""
 
-    def __init__(self, home):
-        self.home = home
+    def __init__(self, home, *options):
+        self.home, self._options = home, options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -26,7 +26,7 @@ class Served:
     def start(self):
         """Start it, and return once it listens."""
         with open(self._log, "wb") as log:
-            words = ("serve", "--port", self.port)
+            words = ("serve", "--port", self.port, *self._options)
             # Into a file: a pipe that nobody reads would fill, and stop it.
             self._process = self.home.start(*words, stdout=subprocess.DEVNULL, stderr=log)
         homes.wait_until(lambda: self._process.poll() is not None or self._has_begun(), "serve to listen")

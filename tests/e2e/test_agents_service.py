@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 pytest.importorskip("agents", reason="openai-agents is not installed")
 pytest.importorskip("fastapi", reason="runlore[server] is not installed")
 
 import homes
+import serving
 from agents import RunState, function_tool
 from agents.testing import function_call
 
@@ -28,21 +27,13 @@ def pay(cents: int) -> str:
     return "paid"
 
 
-def serve(home, port=0):
-    """A running service with the whole pipeline: its process and its URL."""
-    process = home.start("serve", "--up", "--port", port)
-    for line in process.stderr:
-        if found := re.search(rb"http://\S+", line):
-            return process, found.group().decode().rstrip("/")
-    raise AssertionError(f"serve ended: {process.communicate()}")
-
-
 @pytest.fixture
 def served(tmp_path):
     home = homes.Home(tmp_path / "service", http_keys="true")
     made = home.json("keys", "create", "acme", "--scope", "write", "--name", "t", "--reason", "a test")
     home.token = made["token"]
-    home.process, home.url = serve(home)
+    home.service = serving.Served(home, "--up").start()
+    home.url = home.service.url
     return home
 
 
@@ -118,12 +109,12 @@ async def test_a_run_state_is_resumed_on_another_machine(lore, served, told, tmp
 
 
 async def test_a_service_that_is_killed_and_comes_back_loses_no_run(lore, served, told):
-    homes.kill(served.process)
+    served.service.end()
     agent = worker(shell("echo 1 > a"), done())
     result = await lore.run(agent, "go", conversation_id="c", run_config=config())
     assert result.final_output == "done" and told
     told.clear()
-    served.process, _ = serve(served, port=served.url.rpartition(":")[2])
+    served.service.start()
     result = await lore.run(worker(shell("cat a"), done()), "go", conversation_id="c", run_config=config())
     assert "1" in seen(result).splitlines()
     await lore.aclose()

@@ -4,6 +4,14 @@
 what fails is told once, kept in the outbox, and tried again.
 """
 
-from runlore.agents.runner import Runlore
+try:
+    from runlore.agents.runner import Runlore
+except ModuleNotFoundError as exc:
+    if (exc.name or "").partition(".")[0] not in ("agents", "httpx2"):
+        raise
+    # The SDK's module has a plain name: without this a stranger looks for a file of ours that is missing.
+    raise ModuleNotFoundError(
+        "runlore.agents needs the OpenAI Agents SDK: pip install 'runlore[agents]'", name=exc.name
+    ) from None
 
 __all__ = ["Runlore"]

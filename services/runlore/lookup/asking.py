@@ -17,7 +17,7 @@ from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, lines, revisions
 from runlore.consumers import dead, summarize
 from runlore.events import ids, models
-from runlore.lookup import seeds
+from runlore.lookup import memories, seeds
 from runlore.store import port as store_port
 
 TEMPLATE = "template"
@@ -55,7 +55,7 @@ class Wanted:
 
     @property
     def whom(self) -> str | None:
-        return ids.subject_alias(self.subject.strip()) if self.subject and self.subject.strip() else None
+        return memories.whom_of(self.subject)
 
 
 def moment_of(text: str | None) -> int | dt.datetime | None:

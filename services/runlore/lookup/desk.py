@@ -15,9 +15,9 @@ from typing import Any
 from runlore import clock, errors
 from runlore.commit import heads as commit_heads
 from runlore.commit import keys, revisions, rollouts
-from runlore.events import ids, models
+from runlore.events import ids
 from runlore.lookup import index as lookup_index
-from runlore.lookup import seeds, why
+from runlore.lookup import memories, why
 from runlore.memory import render
 
 TEXT_CHARS_MAX = 20_000
@@ -31,6 +31,7 @@ FILES_MAX = 500
 """Files in a list; a memory holds two a rollout, and 256 rollouts."""
 NOTES_MAX = 10
 EVIDENCE_MAX = 20
+_FILES_HINT = "read_memory without a path lists them"
 _ALIAS = re.compile(rf"{ids.ALIAS_PREFIX}[a-z0-9-]{{1,80}}")
 RECONCILE_SECONDS = 5.0
 """How old what the index knows may be: it costs a LIST of all heads to know better."""
@@ -53,7 +54,7 @@ class Desk:
         """The only memory that is shown; None: all of the project's."""
         self._reader = reader
         self._index = index
-        self._whom = ids.subject_alias(subject.strip()) if subject and subject.strip() else None
+        self._whom = memories.whom_of(subject)
         self._lock = asyncio.Lock()
         self._compared: float | None = None
 
@@ -75,7 +76,7 @@ class Desk:
                 else {}
             )
             return {**about, "files": rows[:FILES_MAX], **rest}
-        path, file = _file(files, path)
+        path, file = memories.file_of(files, path, hint=_FILES_HINT)
         lines = file.text.splitlines()
         if not 1 <= from_line <= max(1, len(lines)):
             raise errors.NotFound(f"{path} has {len(lines)} lines, not {from_line}")
@@ -92,7 +93,7 @@ class Desk:
     ) -> dict[str, Any]:
         """The notes behind one line, each with the runs and items that support it."""
         name, opened, files = await self._files(memory, revision)
-        path, file = _file(files, path)
+        path, file = memories.file_of(files, path, hint=_FILES_HINT)
         lines = file.text.splitlines()
         if not 1 <= line <= len(lines):
             raise errors.NotFound(f"{path} has {len(lines)} lines, not {line}")
@@ -118,7 +119,7 @@ class Desk:
         self, query: str, *, memory: str | None = None, limit: int = 10
     ) -> dict[str, Any]:
         """Lines of the newest revision that hold every word, then rollouts whose summary does."""
-        words = query.casefold().split()
+        words = memories.words_of(query)
         if not words:
             raise errors.InvalidInput("the query has no word")
         if len(query) > QUERY_CHARS_MAX:
@@ -227,12 +228,7 @@ class Desk:
     ) -> tuple[str, revisions.Revision, Mapping[str, render.Composed]]:
         name = await self._named(memory)
         revision = await self._reader.at(self.project, name, number)
-        return name, revision, await asyncio.to_thread(self._composed, revision)
-
-    def _composed(self, revision: revisions.Revision) -> Mapping[str, render.Composed]:
-        parts = seeds.visible_parts(revision, subject=self._whom, rollout=None)
-        layout = models.Layout(**revision.body["layout"])
-        return render.compose(parts, subject=self._whom, rollout=None, layout=layout)
+        return name, revision, await asyncio.to_thread(memories.compose, revision, self._whom)
 
     async def _memories(self) -> list[dict[str, Any]]:
         async with self._lock:
@@ -261,14 +257,6 @@ class Desk:
         if self._compared is None or now - self._compared >= RECONCILE_SECONDS:
             await lookup_index.reconcile(self._index, self._reader.store)
             self._compared = now
-
-
-def _file(files: Mapping[str, render.Composed], path: str) -> tuple[str, render.Composed]:
-    """The file that `path` means, with or without the memory's folder before it."""
-    for name in (path, path.partition("/")[2]):
-        if name in files:
-            return name, files[name]
-    raise errors.NotFound(f"the revision has no file {path!r}", hint="read_memory without a path lists them")
 
 
 def _page(lines: list[str], first: int) -> tuple[str, int]:

@@ -94,12 +94,14 @@ def sizes(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     return rows
 
 
-def file_of(files: Mapping[str, render.Composed], path: str) -> tuple[str, render.Composed]:
+def file_of(
+    files: Mapping[str, render.Composed], path: str, *, hint: str = "`runlore show` lists its files"
+) -> tuple[str, render.Composed]:
     """The file that `path` means, with or without the memory's folder before it. Raises `errors.NotFound`."""
     for name in (path, path.partition("/")[2]):
         if name in files:
             return name, files[name]
-    raise errors.NotFound(f"the revision has no file {path!r}", hint="`runlore show` lists its files")
+    raise errors.NotFound(f"the revision has no file {path!r}", hint=hint)
 
 
 def changes(
