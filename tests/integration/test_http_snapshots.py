@@ -228,7 +228,14 @@ async def test_json_is_compressed_as_the_client_takes_it_and_archives_never(codi
 
 def test_a_cursor_is_what_was_put_into_it_or_refused():
     assert answers.place_of(answers.cursor_of("a", 3), str, int) == ("a", 3)
-    for wrong, kinds in ((answers.cursor_of("a"), (int,)), (answers.cursor_of(True), (int,)), ("~", (str,))):
+    for wrong, kinds in (
+        (answers.cursor_of("a"), (int,)),
+        (answers.cursor_of(True), (int,)),
+        (answers.cursor_of(2**63), (int,)),
+        (answers.cursor_of(-1), (int,)),
+        (answers.cursor_of("\ud800"), (str,)),
+        ("~", (str,)),
+    ):
         with pytest.raises(answers.errors.InvalidInput):
             answers.place_of(wrong, *kinds)
 

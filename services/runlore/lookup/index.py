@@ -314,8 +314,9 @@ class Index:
         self, query: str, project: str, memory: str, *, subject: str | None = None, limit: int = 20
     ) -> list[dict[str, Any]]:
         """Summaries that match every word of `query`, best first. Only those without a subject, or of `subject`."""
-        # Half a surrogate pair, as a terminal may hand in, is no character that SQLite could take.
-        query = query.encode("utf-8", "replace").decode("utf-8")
+        # Half a surrogate pair, as a terminal may hand in, is no character that SQLite could take; and a NUL would end
+        # the expression inside of its quotes, which would look like a damaged file.
+        query = query.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
         words = " ".join('"' + word.replace('"', '""') + '"' for word in query.split())
         if not words:
             raise errors.InvalidInput("the query has no word")

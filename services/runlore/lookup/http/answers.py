@@ -137,12 +137,19 @@ def place_of(cursor: str | None, *kinds: type) -> tuple[Any, ...] | None:
     try:
         values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if len(values) == len(kinds) and all(
-            type(value) is kind for value, kind in zip(values, kinds, strict=True)
+            type(value) is kind and _is_sound(value) for value, kind in zip(values, kinds, strict=True)
         ):
             return tuple(values)
     except (ValueError, TypeError, RecursionError):
         pass
     raise errors.InvalidInput("the cursor is none that this list gave")
+
+
+def _is_sound(value: Any) -> bool:
+    """Whether the index can take it: a number of 63 bits, or text without half a surrogate pair."""
+    if isinstance(value, int):
+        return 0 <= value < 2**63
+    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def page(
