@@ -192,19 +192,22 @@ async def test_nothing_that_was_acknowledged_is_lost_when_the_server_is_killed(t
         where = servers.S3Endpoint("own", server.endpoint, server.access_key_id, server.secret_access_key)
         store = stores(where.place("x/", timeout_seconds=2.0))
         acknowledged, told = [], []
+        killed = asyncio.Event()
 
         async def write(name):
             for number in range(10_000):
                 try:
                     await store.put_if_absent(f"{name}/{number:05d}", b"%d" % number)
                     acknowledged.append(f"{name}/{number:05d}")
-                except errors.Retryable as exc:
+                except errors.Retryable as exc:  # A busy machine may be slow before it is killed, too.
                     told.append(exc)
-                    return
+                    if killed.is_set():
+                        return
 
         writers = [asyncio.create_task(write(name)) for name in "abcd"]
         while len(acknowledged) < 100:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        killed.set()
         await asyncio.to_thread(server.kill)
         await asyncio.gather(*writers)
         assert {type(one) for one in told} <= {errors.OutcomeUnknown, errors.StoreUnavailable}
@@ -217,7 +220,7 @@ async def test_nothing_that_was_acknowledged_is_lost_when_the_server_is_killed(t
             <= there
             <= set(acknowledged) | {f"{n}/{i:05d}" for n in "abcd" for i in range(9999)}
         )
-        assert len(there) <= len(acknowledged) + 4
+        assert len(there) <= len(acknowledged) + len(told)
         bodies = await store.get_many(acknowledged)
         assert [one.body for one in bodies] == [b"%d" % int(key[2:]) for key in acknowledged]
     finally:
