@@ -6,7 +6,7 @@ BIN := .venv/bin
 BUS ?= sqlite
 STORE ?= directory
 
-.PHONY: demo test lint schemas bench-memory bench-pipeline bench-cluster clean
+.PHONY: demo test lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
 
 # A real broker and a real S3 server need more than the base install.
 demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real agent runs in, a seeded workspace out; no key, no server. BUS=kafka STORE=s3: on real ones.
@@ -29,6 +29,9 @@ bench-pipeline: .venv/.base  ## What the embedded pipeline costs.
 bench-cluster: .venv/.dev  ## What it costs on a real broker and a real S3 server; about ten minutes.
 	$(BIN)/python benchmarks/pipeline.py --cluster
 
+bench-lookup: .venv/.dev  ## What a lookup costs, against bare routes, bare GETs and the SDK; about fifteen minutes.
+	$(BIN)/python benchmarks/lookup.py
+
 .venv/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -36,7 +39,7 @@ bench-cluster: .venv/.dev  ## What it costs on a real broker and a real S3 serve
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server]' --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server,agents]' --group dev
 	touch $@
 
 clean:

@@ -62,6 +62,7 @@ RUNS_PER_ROLLOUT = 4
 MEMORIES = 4
 ROUNDS = 3
 SNAPSHOTS_MAX = 400
+STEADY_EVENTS = MEMORIES * RUNS_PER_ROLLOUT * 150
 DRAIN_SECONDS_MAX = 600.0
 
 
@@ -336,7 +337,8 @@ def measure_scaling(place: Place, events: int, *, quick: bool) -> dict[str, Any]
 
 def measure_freshness(place: Place, minutes: float) -> dict[str, Any]:
     """Runs at half of what one worker bears: when each is in the head's revision, and the worker's memory."""
-    full = measured(place, runs(600), stages="record,consolidate")["per_second"]
+    # Of memories as large as those that the steady load meets: a pass over more rollouts costs more.
+    full = measured(place, runs(STEADY_EVENTS), stages="record,consolidate,snapshot")["per_second"]
     environment = place.environment()
     process = Process(environment, "working.py", "record,consolidate,snapshot", "")
     try:

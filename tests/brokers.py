@@ -32,7 +32,7 @@ def broker(folder: Path):
     problem = dev_kafka.missing()
     if problem and not is_required("kafka"):
         pytest.skip(problem)
-    with dev_kafka.KafkaServer(folder) as server:
+    with dev_kafka.KafkaServer(folder, brief=True) as server:
         yield server
 
 

@@ -1,7 +1,7 @@
 """The servers that tests share: one of each for a test process, started by the first test that asks for it.
 
 Where a server can not be started its tests are skipped with the reason, unless RUNLORE_TEST_REQUIRE names it
-(`kafka,s3`: as CI does), which makes that a failure.
+(`kafka,s3,node`: as CI does), which makes that a failure.
 """
 
 from __future__ import annotations

@@ -17,10 +17,13 @@ locals {
     workspaces = "*/workspaces/??/*"
     outcomes   = "*/outcomes/??/*"
     audit      = "*/audit/????-??/*"
+    requests   = "*/requests/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
     probes     = "_operations/probes/*"
+    keys       = "_operations/keys/*"
+    secrets    = "_operations/secrets/*"
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
@@ -28,7 +31,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "keys", "secrets"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks that were worked and its own status; probes are what `runlore doctor`
@@ -39,7 +42,15 @@ locals {
       delete = ["marks", "workers", "probes"]
     }
 
-    # Whoever serves seeds and search: reads what heads name, and no raw record.
+    # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
+    # a line's branches. It keeps this machine's index, and says how it is.
+    serve = {
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes"]
+      write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
+      delete = ["workers"]
+    }
+
+    # Whoever reads seeds without asking the service: reads what heads name, and no raw record.
     lookup = {
       read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
       write  = []
@@ -57,13 +68,13 @@ locals {
     sweeper = {
       read   = ["memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
       write  = ["audit"]
-      delete = ["manifests", "packs", "snapshots", "blobs"]
+      delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
-    # A person at the command line: revert, review, snapshot merge and tag, pause, dead, doctor, verify.
+    # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes"]
-      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes", "keys"]
+      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }
 

@@ -72,3 +72,8 @@ def new_id() -> str:
     """A name never used before, that sorts by time: 48 bits of milliseconds and 80 of randomness, in hex."""
     milliseconds = int(now().timestamp() * 1000)
     return f"{milliseconds:012x}{_world.get().random_bytes(10).hex()}"
+
+
+def secret_hex(bytes_count: int) -> str:
+    """What nobody can guess, in hex."""
+    return _world.get().random_bytes(bytes_count).hex()

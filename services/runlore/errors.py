@@ -77,6 +77,18 @@ class BadMapping(InvalidInput):
     kind = "bad_mapping"
 
 
+class BodyTooLarge(InvalidInput):
+    """The request's body is beyond the limit."""
+
+    kind = "body_too_large"
+
+
+class BadRange(InvalidInput):
+    """The range that was asked for is not in what there is."""
+
+    kind = "bad_range"
+
+
 class NotFound(RunloreError):
     """There is no such thing."""
 
@@ -143,6 +155,18 @@ class SeedExpired(Refused):
     """The seed's term has ended."""
 
     kind = "seed_expired"
+
+
+class OutboxFull(Refused):
+    """The outbox beside the agent holds as much as it may."""
+
+    kind = "outbox_full"
+
+
+class IdempotencyConflict(Refused):
+    """Another body came under the same idempotency key."""
+
+    kind = "idempotency_conflict"
 
 
 class ProblemsFound(RunloreError):
@@ -367,6 +391,12 @@ class BusUnavailable(Retryable):
     kind = "bus_unavailable"
 
 
+class ServiceUnavailable(Retryable):
+    """The lookup service can not be reached, or answers with a fault that may pass."""
+
+    kind = "service_unavailable"
+
+
 class PreconditionFailed(RunloreError):
     """Somebody else's write is there (412): read again before anything else."""
 
@@ -386,11 +416,41 @@ class CommitTooLate(Retryable):
     kind = "commit_too_late"
 
 
+class WaitTimeout(Retryable):
+    """What was waited for did not come within the time."""
+
+    kind = "wait_timeout"
+
+
+class SeedBehind(Retryable):
+    """What is there now is older than the seed that was seen last."""
+
+    kind = "seed_behind"
+
+
+class Overloaded(Retryable):
+    """The service does as much of this at once as it may."""
+
+    kind = "overloaded"
+
+
 class Blocked(RunloreError):
     """A permission or a credential is missing; a person must act."""
 
     kind = "blocked"
     exit_code = 5
+
+
+class Unauthorized(Blocked):
+    """The request has no key that is good."""
+
+    kind = "unauthorized"
+
+
+class Forbidden(Blocked):
+    """The key does not allow this."""
+
+    kind = "forbidden"
 
 
 class Fatal(RunloreError):

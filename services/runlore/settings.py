@@ -43,6 +43,13 @@ class Settings(BaseSettings):
         (),
         description="Folders (a JSON list) below which a run's event may name its workspace. None: none may.",
     )
+    # --- beside an agent (`runlore.agents`) ---
+    url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Lookup service that `runlore.agents` asks; empty: the home on this machine.",
+    )
+    key: SecretStr = Field(SecretStr(""), description="API key for the lookup service.")
     # --- past one machine ---
     bus: Literal["sqlite", "kafka"] = Field(
         "sqlite", description="What carries events: a log in the home, or Kafka."
@@ -106,6 +113,17 @@ class Settings(BaseSettings):
     queue_bytes_max: int = Field(
         64 * 1024 * 1024, ge=1024 * 1024, description="Bytes of messages of a stage in hand."
     )
+    # --- the lookup service ---
+    http_host: str = Field(
+        "127.0.0.1", description="Address of `runlore serve`; any but this machine's own needs `http_keys`."
+    )
+    http_port: int = Field(7077, ge=0, le=65535, description="Port of `runlore serve`; 0: any free one.")
+    http_keys: bool = Field(
+        False, description="Whether each request needs a key of its project (`runlore keys create`)."
+    )
+    http_requests_max: int = Field(
+        256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
+    )
     # --- being watched ---
     health_port: int = Field(
         0, ge=0, le=65535, description="Port of /livez, /readyz, /status and /metrics of a worker; 0: none."
@@ -147,3 +165,8 @@ class Settings(BaseSettings):
     @property
     def root(self) -> Path:
         return self.home.expanduser().absolute()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Stat caches, and what is known of the folders that were saved and restored. May be deleted."""
+        return self.root / "cache"

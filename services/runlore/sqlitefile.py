@@ -11,13 +11,22 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+BUSY_SECONDS_MAX = 30.0
+"""How long another process may hold a file before a call gives up."""
 WAIT_SECONDS = 0.01
 
 
-def use_wal(connection: sqlite3.Connection, *, seconds_max: float) -> None:
+def connect(path: Path, *, wait_seconds_max: float = BUSY_SECONDS_MAX) -> sqlite3.Connection:
+    """A connection that any thread may use, one at a time. It begins no transaction by itself."""
+    # Legacy transaction control with no implicit BEGIN: every transaction is written out.
+    return sqlite3.connect(path, timeout=wait_seconds_max, isolation_level=None, check_same_thread=False)
+
+
+def use_wal(connection: sqlite3.Connection) -> None:
     """Put the file into WAL mode. Raises `sqlite3.OperationalError` if another process holds it for longer."""
-    for tries_left in reversed(range(int(seconds_max / WAIT_SECONDS))):
+    for tries_left in reversed(range(int(BUSY_SECONDS_MAX / WAIT_SECONDS))):
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             return

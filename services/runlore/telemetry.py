@@ -198,6 +198,12 @@ MODEL_TOKENS = Metric(
 )
 MODEL_COST = Metric("counter", "runlore_model_cost_usd_total", "What they cost, in US dollars.", ("model",))
 
+_ROUTE = ("route", "method", "status")
+HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to the lookup service.", _ROUTE)
+HTTP_SECONDS = Metric(
+    "histogram", "runlore_http_request_duration_seconds", "To the first byte.", ("route",), _REQUEST_SECONDS
+)
+
 METRICS: tuple[Metric, ...] = tuple(one for one in list(vars().values()) if isinstance(one, Metric))
 
 CONFLICT_KINDS = (

@@ -4,6 +4,7 @@
 <home>/log.db       the bus: a durable SQLite log
 <home>/store/       the object store: a directory
 <home>/index.db     the index: a cache; delete it and it is made again
+<home>/agents/      outboxes of `runlore.agents`: runs that were not handed over yet
 <home>/run/         the lock and the status of a running `runlore up`
 """
 
@@ -43,11 +44,6 @@ class Home:
     @property
     def index_path(self) -> Path:
         return self.root / "index.db"
-
-    @property
-    def cache_dir(self) -> Path:
-        """Stat caches, and what is known of the folders that were saved and restored. May be deleted."""
-        return self.root / "cache"
 
     @property
     def status_path(self) -> Path:
@@ -153,6 +149,7 @@ def check_home(root: Path, *, create: bool) -> None:
         "store",
         "index.db",
         "run",
+        "agents",
     } and not any(name.startswith("home.json.") for name in strangers):
         raise errors.Refused(f"{root} holds other files", hint="choose an empty or a new folder for --home")
     root.mkdir(parents=True, exist_ok=True)

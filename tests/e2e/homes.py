@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -27,6 +28,16 @@ WAIT_SECONDS_MAX = 60
 STARTED: list[subprocess.Popen] = []
 """Processes of the present test: those that it leaves running, because it failed, end with it."""
 MEANT = ("--project", "acme", "--memory", "support")
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(
+    [
+        "runlore.cli.main",
+        "runlore.wiring",
+        "runlore.worker.loop",
+        "runlore.store.directory",
+        "runlore.bus.sqlite",
+    ]
+)
 
 
 class Done:
@@ -118,6 +129,12 @@ class Home:
         STARTED.append(process)
         return process
 
+    def fork(self, *words):
+        """`start` for a process that is there at once: forked from one that has loaded Runlore. It is not heard."""
+        process = FORKING.Process(target=_forked, args=([*map(str, words)], self.environment), daemon=True)
+        process.start()
+        return process
+
     def emit(self, raw):
         """Publish these lines, and expect them to be sent."""
         return self.json("emit", "-", stdin=raw)
@@ -199,6 +216,16 @@ class Home:
         found["rollouts"] = rollouts
         found["records"] = self.objects(keys.RECORDS)
         return found
+
+
+def _forked(words, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    sys.argv = ["runlore", *words]
+    main.main()
 
 
 def tree(folder):

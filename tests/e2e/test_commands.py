@@ -97,6 +97,9 @@ COMMANDS = {
     ("source", "run", ORDERS, "--dry-run"): (0, 0, 3),
     ("source", "redrive"): (2, 2, 2),
     ("source", "redrive", ORDERS, "--all"): (0, 0, 3),
+    ("mcp",): (0, 2, 3),  # No project to be fixed on.
+    ("mcp", "-p", "acme", "-m", "support"): (0, 0, 3),
+    ("mcp", "-p", "../x"): (2, 2, 3),
     ("import",): (0, 0, 0),
     ("import", "no-format"): (2, 2, 2),
     ("import", "chat"): (2, 2, 2),
@@ -108,6 +111,14 @@ COMMANDS = {
     ("up", "--once"): (0, 0, 0),
     ("worker",): (4, 4, 4),  # On one machine it is `up`.
     ("index",): (4, 4, 4),
+    ("serve", "--host", "0.0.0.0"): (4, 4, 4),  # Open to everybody, without keys.
+    ("serve", "--host", "no.such.host.invalid"): (4, 4, 4),
+    ("keys", "create"): (2, 2, 2),
+    ("keys", "create", "acme", "--name", "ci"): (2, 2, 2),  # No reason.
+    ("keys", "list"): (2, 2, 2),
+    ("keys", "list", "acme"): (0, 0, 3),
+    ("keys", "revoke"): (2, 2, 2),
+    ("keys", "revoke", "nothing", "--reason", "x"): (3, 3, 3),
 }
 
 
@@ -182,6 +193,7 @@ DOCUMENTED = {
     "`doctor`": ("doctor",),
     "`pause` without STAGE": ("pause",),
     "`audit`": ("audit",),
+    "`mcp`": ("mcp",),
     "`topics plan`": ("topics", "plan"),
     "`dead list`": ("dead", "list"),
     "`dead redrive`, `dead drop`": ("dead", "redrive", "--all"),

@@ -78,11 +78,13 @@ def test_fifty_kills_of_up_over_an_import_end_as_an_undisturbed_run(tmp_path):
     worked = 0
     for kill in range(KILLS):
         publish(home, every[kill * share : (kill + 1) * share])
-        process = home.start("up")
+        process = home.fork("up")
         homes.wait_until(lambda process=process: home.is_up(process.pid), "up to begin")
         time.sleep(dice.random() ** 2 * 0.35)
-        worked += process.poll() is None
-        homes.kill(process)
+        worked += process.is_alive()
+        process.kill()
+        process.join()
+        process.close()
     assert worked == KILLS, f"up ended by itself (seed {SEED})"
     home.up_once()
 

@@ -83,7 +83,8 @@ def test_every_service_that_stays_says_how_it_is_and_what_it_waits_for_exists(co
 def test_prometheus_asks_the_port_and_the_service_that_the_compose_file_gives_it(infra, compose):
     text = (infra / "prometheus/prometheus.yml").read_text("utf-8")
     port = compose["services"]["worker"]["environment"]["RUNLORE_HEALTH_PORT"]
-    assert text.count(f"port: {port}") == 2 and "names: [worker]" in text and "names: [index]" in text
+    assert text.count(f"port: {port}") == 3
+    assert all(f"names: [{name}]" in text for name in ("worker", "index", "lookup"))
     assert f"EXPOSE {port}" in (infra / "docker/Dockerfile").read_text("utf-8")
 
 

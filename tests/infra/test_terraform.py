@@ -12,6 +12,7 @@ import re
 import tarfile
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import hcl2
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import made
+from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
 from runlore.commit import age, keys, lines, marks, revisions, sweep
@@ -28,7 +30,7 @@ from runlore.lookup import seeds, workspaces
 from runlore.snapshots import library
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import doctor, verify
+from runlore.upkeep import access, doctor, verify
 
 KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
     keys.OPERATIONS
@@ -221,6 +223,9 @@ def objects(draw):
                 (keys.PAUSES, keys.pause("consolidate", project, memory)),
                 (keys.WORKERS, keys.worker("w-1")),
                 (keys.PROBES, keys.probe("p")),
+                (keys.ACCESS, keys.access_key("0" * 32)),
+                (keys.SECRETS, keys.secret("seed-signing")),
+                (keys.REQUESTS, keys.request(project, SHA)),
             ]
         )
     )
@@ -296,8 +301,12 @@ class Deployment:
 
 
 async def deployed(rights):
-    """A deployment that has seen runs of every kind."""
-    one = Deployment(rights)
+    """A deployment that has seen runs of every kind, and whose snapshot heads forget soon."""
+    with mock.patch.object(lines, "VERSIONS_MAX", 1):
+        return await _deployed(Deployment(rights))
+
+
+async def _deployed(one):
     source = one.views["source"]
     claim = (await producer.put_claim(source, "acme", archive(b"one"))).model_dump()
     await one.publish(
@@ -305,14 +314,15 @@ async def deployed(rights):
         made.data(2, record=made.payload(2, text="x" * 300_000)),
         made.data(3, rollout="ab", memory="marks"),
     )
-    seed, _ = await one.seed("conv")
-    other = (await producer.put_claim(source, "acme", archive(b"two", LARGE))).model_dump()
-    await one.publish(made.data(4, rollout="conv", workspaces=[{"archive": other, "base": seed.base}]))
-    # What the first version became is an outcome now: who redelivers its run with a snapshot is compared with it.
-    head = await lines.read(one.store, lines.line_of("acme", "conv", None))
-    await one.publish(
-        made.data(1, rollout="conv", workspaces=[{"snapshot": head.body["versions"][0]["ref"]}])
-    )
+    ref = (await lines.read(one.store, lines.line_of("acme", "conv", None))).body["ref"]
+    for number, contents in ((4, [b"half"]), (5, [b"two", LARGE])):
+        seed, _ = await one.seed("conv")
+        claim = (await producer.put_claim(source, "acme", archive(*contents))).model_dump()
+        await one.publish(
+            made.data(number, rollout="conv", workspaces=[{"archive": claim, "base": seed.base}])
+        )
+    # The head forgot the first version, so it is an outcome only: who redelivers its run is compared with that.
+    await one.publish(made.data(1, rollout="conv", workspaces=[{"snapshot": ref}]))
     # A crash between a record and its rollout's head: who takes the run again meets its record.
     await one.store.delete(keys.rollout_head("acme", "marks", "ab"))
     await one.work()
@@ -350,11 +360,47 @@ async def test_a_seed_is_served_with_the_rights_of_lookup(rights, tmp_path):
     assert used == set(rights.roles["lookup"]["read"])
 
 
+async def test_the_service_answers_with_the_rights_of_serve(rights, tmp_path):
+    one = await deployed(rights)
+    seed, _ = await one.seed("conv")
+    view = one.views["serve"]
+    async with served(tmp_path, store=view, bus=one.bus) as asked:
+        claim = await asked.post("archives", archive(b"three"), status=201)
+        event = made.data(9, rollout="conv", workspaces=[{"archive": claim}])
+        await asked.post("events", event, status=202, headers={"Idempotency-Key": "k"})
+        await asked.post("events", event, status=202, headers={"Idempotency-Key": "k"})
+        large = made.data(10, record=made.payload(10, text="x" * 300_000))
+        await asked.post("events", large, status=202)
+        await one.work()
+        # Its base was not the head, so it became a branch.
+        assert (await asked.post("snapshots/merge", {"rollout": "conv"}, status=200))["state"] == "moved"
+        found = await asked.seed("conv", wait_for="run-9")
+        assert found["base"]["counter"] > seed.base["counter"]
+        for path in (
+            f"seeds/{found['seed']}/workspace.tar",
+            f"seeds/{found['seed']}/memory.tar",
+            "snapshots",
+            "memories",
+            "memories/support/search?q=task",
+            "memories/support/revisions/head/why/memory_summary.md?line=3",
+            "memories/support/diff",
+            "runs/run-9",
+        ):
+            await asked.get(path)
+        writer, token = await access.create(one.views["operator"], "acme", scope="read", name="x")
+        assert (await access.read(view, writer.id)).opens_with(token.rpartition("_")[2])
+        with pytest.raises(errors.Blocked):
+            await access.create(view, "acme", scope="admin", name="its own")
+    with pytest.raises(errors.Blocked):
+        await view.delete(keys.memory_head("acme", "support"))
+
+
 async def test_a_sweep_runs_with_the_rights_of_the_sweeper(rights):
     one = await deployed(rights)
     sweeper = one.views["sweeper"]
     plan = await sweep.scan(sweeper, "acme")
-    assert plan.kept.keys() == set(sweep.KINDS)
+    # Nothing ever names what an idempotency key stood for.
+    assert plan.kept.keys() == set(sweep.KINDS) - {keys.REQUESTS}
     plan.victims = [
         sweep.Victim(row.key, row.size, row.modified)
         for kind in sweep.KINDS
@@ -371,7 +417,7 @@ async def test_a_person_reverts_and_verifies_with_the_rights_of_an_operator(righ
     number, _ = await consolidate.revert(
         operator, one.bus, revisions.Reader(operator), "acme", "support", to=1, reason="test"
     )
-    assert number == 3
+    assert number == 4
     await marks.put(operator, "acme", "support", ["conv"], releases={"conv": 1}, reason="test")
     assert not (await verify.verify(operator, one.bus)).violations
     for letter in await dead.read_all(one.bus):

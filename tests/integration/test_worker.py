@@ -10,7 +10,7 @@ import pytest
 
 import made
 from runlore import errors
-from runlore.commit import keys, marks, revisions
+from runlore.commit import keys, marks, puts, revisions
 from runlore.consumers import consolidate, dead, record
 from runlore.events import envelope, models
 from runlore.lookup import explain
@@ -19,7 +19,7 @@ from runlore.lookup import status as lookup_status
 from runlore.memory import guards
 from runlore.settings import Settings
 from runlore.testing import buses, invariants, stores
-from runlore.worker import concurrency, loop
+from runlore.worker import concurrency, loop, retry
 
 FAST = {
     "poll_timeout_seconds": 0.02,
@@ -132,6 +132,8 @@ async def until(condition, seconds=20):
 
 
 async def test_a_store_that_is_away_for_a_while_loses_nothing(world):
+    # It is away for a number of calls: how long the worker waits between them changes nothing.
+    world.settings = world.settings.model_copy(update={"retry_seconds_max": 0.01})
     await world.emit(*(made.event(number) for number in range(40)))
     failed = 0
 
@@ -409,7 +411,8 @@ async def test_a_replay_from_the_start_changes_nothing(world):
 
 
 async def test_once_gives_up_on_a_store_that_stays_away_and_says_why(world, monkeypatch):
-    monkeypatch.setattr(loop, "RETRY_SECONDS_MIN", 0.001)
+    monkeypatch.setattr(retry, "RETRY_SECONDS_MIN", 0.001)
+    monkeypatch.setattr(puts, "WAIT_SECONDS_MIN", 0.0001)
     await world.emit(made.event(1))
     world.store.fault = lambda call, key: errors.StoreUnavailable("503") if call == "put" else None
     with pytest.raises(errors.StoreUnavailable):

@@ -341,7 +341,7 @@ async def test_partitions_that_are_added_are_read_too(group):
 async def test_a_stage_slower_than_the_groups_patience_keeps_its_place(group):
     async with group:
         await group.create("t")
-        group.seconds = 5.0
+        group.seconds = 2.5
         sent = pairs(0, 30)
         bus = group.bus(poll_interval_seconds_max=1.5)
         await bus.produce(outgoing(sent))

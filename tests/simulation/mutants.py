@@ -26,7 +26,7 @@ from harness import (
     worker,
 )
 
-from runlore.commit import heads, marks, revisions, rollouts
+from runlore.commit import heads, marks, puts, revisions, rollouts
 from runlore.consumers import consolidate, record
 from runlore.testing import invariants
 from runlore.testing.world import Faults
@@ -177,9 +177,9 @@ ORDER = [
             (
                 record.RecordStage.process,
                 "    moved: list[heads.Head] = []\n",
-                "    moved = []\n    await self._mark(groups)\n",
+                "    moved = []\n    await self._mark(dict.fromkeys(groups, 0))\n",
             ),
-            (record.RecordStage.process, "    await self._mark(groups)\n    ordered", "    ordered"),
+            (record.RecordStage.process, "    await self._mark(counters)\n    ordered", "    ordered"),
         ],
         loops(),
         {MARKED},
@@ -200,7 +200,7 @@ ORDER = [
     Mutant(
         "offset before the mark",
         [
-            (record.RecordStage.process, "    await self._mark(groups)\n", "    self.late = groups\n"),
+            (record.RecordStage.process, "    await self._mark(counters)\n", "    self.late = counters\n"),
             (
                 loop.Worker._take,
                 "    await consumer.commit(processed.offsets)\n",
@@ -212,7 +212,7 @@ ORDER = [
     ),
     Mutant(
         "the offset on a bell alone",
-        [(record.RecordStage.process, "    await self._mark(groups)\n", "")],
+        [(record.RecordStage.process, "    await self._mark(counters)\n", "")],
         crash(0),
         {MARKED},
     ),
@@ -221,9 +221,9 @@ ORDER = [
         [
             (
                 record.RecordStage.process,
-                "    await self._mark(groups)\n",
+                "    await self._mark(counters)\n",
                 "    there = {number for number, one in outcomes.items() if one.state == ALREADY}\n"
-                "    await self._mark({line: 0 for line, members in groups.items()"
+                "    await self._mark({line: counters[line] for line, members in groups.items()"
                 " if not there.issuperset(number for number, _ in members)})\n",
             )
         ],
@@ -406,6 +406,7 @@ MARKS = [
             (marks.put, "clock.new_id()", '"one"'),
             (marks.put, "store.put_if_absent(", "store.put("),
             (marks.put, '        "put_at": clock.now_iso(),\n', ""),
+            (marks.put, 'body["counters"] = dict(counters)', "pass"),
             (
                 marks.delete,
                 "        await store.delete(mark.key)\n",
@@ -448,8 +449,6 @@ MARKS = [
 
 # --- holes in how an outcome is read --------------------------------------------------------------------------
 
-_RETRIED = "except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):"
-
 OUTCOMES = [
     Mutant(
         "a head moved without compare-and-set",
@@ -468,7 +467,7 @@ OUTCOMES = [
         [
             (
                 heads.move,
-                "await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))",
+                "await puts.wait(attempt)",
                 "return Head(head.key, body, head.etag)",
             )
         ],
@@ -512,11 +511,6 @@ OUTCOMES = [
                 "    except errors.OutcomeUnknown:\n            return record, True\n"
                 "        except errors.PreconditionFailed:\n",
             ),
-            (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.WriteConflict:",
-            ),
         ],
         lost(),
         {DANGLING},
@@ -530,11 +524,6 @@ OUTCOMES = [
                 "    except errors.WriteConflict:\n            return record, True\n"
                 "        except errors.PreconditionFailed:\n",
             ),
-            (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.OutcomeUnknown:",
-            ),
         ],
         refused(),
         {DANGLING},
@@ -544,9 +533,9 @@ OUTCOMES = [
         [
             (
                 marks.put,
-                "    except (\n            errors.WriteConflict,\n            errors.OutcomeUnknown,\n",
+                "    except errors.PreconditionFailed as exc:\n",
                 "    except errors.OutcomeUnknown:\n            return key\n"
-                "        except (\n            errors.WriteConflict,\n",
+                "        except errors.PreconditionFailed as exc:\n",
             )
         ],
         lost(),
@@ -561,19 +550,19 @@ OUTCOMES = [
                 "except (errors.Poison, errors.OutcomeUnknown) as exc:",
             ),
             (
-                rollouts.put_record,
-                _RETRIED,
-                "except errors.WriteConflict:",
+                puts.again,
+                "except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable) as exc:",
+                "except errors.WriteConflict as exc:",
             ),
         ],
         lost(),
-        {ONCE},
+        {ONCE, ENDS},
     ),
     Mutant(
         "a 412 taken for a rival without reading what is there",
         [(rollouts.put_record, "if known.received != record.received:", "if True:")],
         crash(),
-        {ONCE},
+        {ONCE, ENDS},
     ),
     Mutant(
         "sameness judged after redaction",

@@ -115,12 +115,25 @@ def state(simulation):
     return number.get(body.get("ref")), branches, letters
 
 
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch):
+    """A head that keeps no earlier version: each move makes it forget a run, which else takes a hundred moves."""
+    monkeypatch.setattr(lines, "VERSIONS_MAX", 0)
+
+
 CHAIN = [("a", 0, None), ("b", 1, (1, 0)), ("c", 0, (2, 1))]
 
 
 def chain():
     """X → Y → X: the second Y must not come back when the topic is replayed."""
     return [run(*one) for one in CHAIN]
+
+
+@pytest.mark.parametrize("versions_max", [1, 100])
+def test_a_line_that_keeps_its_earlier_versions_knows_their_runs(monkeypatch, versions_max):
+    monkeypatch.setattr(lines, "VERSIONS_MAX", versions_max)
+    explore(chain(), wanted=(0, {}, []), faults=Faults(crashes=1))
+    explore(chain()[:2], wanted=(1, {}, []), processes=2)
 
 
 def test_a_chain_survives_every_crash_and_a_replay():
@@ -217,6 +230,19 @@ def test_mutant_the_outcome_is_read_before_the_head(monkeypatch):
     monkeypatch.setattr(lines, "outcomes", seen_before)
     monkeypatch.setattr(snapshot_invariants, "forgets_nothing", _no_violation)
     caught(chain()[:2], wanted=(1, {}, []), processes=2)
+
+
+def test_mutant_a_head_does_not_say_that_it_forgot(monkeypatch):
+    monkeypatch.setattr(lines, "may_have_forgotten", lambda head: False)
+    monkeypatch.setattr(snapshot_invariants, "forgets_nothing", _no_violation)
+    caught(chain(), wanted=(0, {}, []))
+
+
+def test_mutant_the_runs_of_earlier_versions_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(lines, "VERSIONS_MAX", 100)
+    monkeypatch.setattr(lines, "known", lambda body, run: {})
+    monkeypatch.setattr(lines, "_remember", _nothing)
+    caught(chain(), wanted=(0, {}, []))
 
 
 async def _no_violation(*_):

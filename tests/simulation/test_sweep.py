@@ -113,10 +113,9 @@ def test_a_writer_paused_anywhere_for_any_time_has_all_it_names_or_fails_cleanly
 
     explored = explore(run)
     assert explored.states > 1000
-    # The cases that the test is about did come up.
+    # The cases that the test is about did come up. A signature that the store refuses is no end of its own: the move
+    # is signed anew, after its age was checked anew.
     assert {"moved", "commit_too_late"} <= results
-    if jumps > 1:
-        assert "store_unavailable" in results
 
 
 @DEEP

@@ -57,7 +57,7 @@ class Part:
     why: tuple = ()
 
 
-def parts(notes, layout):
+def parts(notes, layout, memo=None):
     found = {name: Part(" ".join(entry["texts"]), name) for name, entry in notes.entries().items()}
     return {**found, "all": Part("\n".join(part.text for part in found.values()))}
 
@@ -98,6 +98,6 @@ def install(monkeypatch):
     monkeypatch.setattr(consolidate, "rules", rules)
     monkeypatch.setattr(consolidate, "notes", SimpleNamespace(Notes=Notes))
     monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
-    monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part))
+    monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part, Memo=object))
     monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=Violation))
     monkeypatch.setattr(record, "redact", SimpleNamespace(line=redact))

@@ -17,7 +17,17 @@ from runlore.settings import Settings
 
 DOCS = {
     name: (reference.ROOT / name).read_text("utf-8")
-    for name in ("README.md", "docs/CLI.md", "docs/DESIGN.md")
+    for name in (
+        "README.md",
+        "docs/CLI.md",
+        "docs/DESIGN.md",
+        "docs/AGENTS.md",
+        "docs/HTTP.md",
+        "docs/MCP.md",
+        "docs/OPERATING.md",
+        "docs/SOURCES.md",
+        "examples/any-agent/README.md",
+    )
 }
 
 
@@ -81,7 +91,7 @@ def snippets(text):
                 yield re.sub(r"\s+#.*$", "", found.group(1)).split()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/CLI.md", "docs/DESIGN.md"])
+@pytest.mark.parametrize("name", DOCS)
 def test_commands_in_snippets_exist_with_their_options(name):
     known = reference.commands()
     groups = {words[0] for words in known if len(words) > 1}
@@ -91,6 +101,36 @@ def test_commands_in_snippets_exist_with_their_options(name):
         if path in known:
             options = {option for one in known[path].params for option in one.opts} | {"-h", "--help"}
             assert {word for word in words if re.fullmatch(r"--?[a-z-]+", word)} <= options, words
+
+
+def test_the_readme_names_every_command():
+    table = DOCS["README.md"].split("## Commands")[1].split("\n## ")[0]
+    named = set(re.findall(r"[a-z]+", " ".join(re.findall(r"^\| (.+?) \| [^|]+ \|$", table, re.M))))
+    assert {words[0] for words in reference.commands()} <= named
+
+
+def test_the_layout_in_the_design_has_every_folder():
+    part = DOCS["docs/DESIGN.md"].split("## Layout")[1].split("\n## ")[0]
+    named = {one for row in re.findall(r"^\| (`.+?) \|", part, re.M) for one in re.findall(r"`(\w+)/`", row)}
+    package = reference.ROOT / "services" / "runlore"
+    assert named == {path.parent.name for path in package.glob("*/__init__.py")}
+
+
+def test_every_route_of_the_service_is_in_its_contract():
+    text = (reference.ROOT / "docs/HTTP.md").read_text("utf-8")
+    shown = {
+        (method, one)
+        for row in text.splitlines()
+        if row.startswith("| `")
+        for method, one in re.findall(r"`(GET|POST|PUT|DELETE) ([^` ?]+)[^`]*`", row.split(" | ")[0])
+    }
+    published = json.loads((reference.ROOT / "schemas/openapi.json").read_text("utf-8"))["paths"]
+    routes = {
+        (method.upper(), path.replace("/v1/projects/{project}", "…"))
+        for path, operations in published.items()
+        for method in operations
+    }
+    assert shown == routes
 
 
 def test_a_setting_is_named_nowhere_that_does_not_exist():

@@ -34,13 +34,20 @@ FORBIDDEN_CALLS = {
 }
 FORBIDDEN_IMPORTS = {"uuid": set(), "random": {"clock.py"}, "secrets": set()}
 SERVER = {
-    # what only `runlore[server]` installs → the modules that may import it; nobody imports those at its top
+    # what only an extra installs (first `runlore[server]`) → who may import it; nobody imports those at its top
     "aiokafka": ("bus/kafka", "bus/topics", "cli/", "upkeep/"),
     "boto3": ("store/s3", "sources/mapping/objects"),
     "botocore": ("store/s3", "sources/mapping/objects"),
     "jmespath": ("sources/",),
     "prometheus_client": ("telemetry",),
     "opentelemetry": ("telemetry",),
+    "fastapi": ("lookup/http/",),
+    "starlette": ("lookup/http/",),
+    "uvicorn": ("lookup/http/", "cli/serve"),
+    "mcp": ("lookup/mcp",),
+    # what only `runlore[agents]` installs
+    "agents": ("agents/",),
+    "httpx2": ("agents/",),
 }
 APART = {
     # folder → what it must not import, and why
@@ -74,7 +81,8 @@ APART = {
     "store/": ("runlore.commit", "runlore.consumers", "runlore.memory", "runlore.events", "runlore.cli"),
     "bus/": ("runlore.commit", "runlore.consumers", "runlore.memory", "runlore.events", "runlore.cli"),
     "worker/": ("runlore.cli", "runlore.wiring"),
-    "": ("openai", "agents", "fastapi", "pytest", "hypothesis", *SERVER),
+    "agents/": ("runlore.cli",),
+    "": ("openai", "pytest", "hypothesis", *SERVER),
 }
 MAY_IMPORT_TESTING = ("testing/", "upkeep/verify.py")
 
@@ -142,6 +150,11 @@ OWN = [
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".md") and "__pycache__" not in path.parts
     ),
+    *sorted(
+        path
+        for path in (ROOT / "clients").rglob("*")
+        if path.suffix in (".ts", ".mjs", ".md") and not {"node_modules", "dist"} & set(path.parts)
+    ),
     ROOT / "README.md",
     ROOT / "pyproject.toml",
     ROOT / "Makefile",
@@ -168,6 +181,7 @@ HEAVY = (
     "rich.progress",
     "structlog",
     "stamina",
+    "mcp",
     "runlore.memory",
     "runlore.store",
 )

@@ -10,14 +10,14 @@ import json
 import pytest
 
 from runlore import clock, errors
-from runlore.commit import keys, sweep
+from runlore.commit import keys, puts, sweep
 from runlore.settings import Settings
 from runlore.store import port
 from runlore.testing.stores import MemoryStore
 from runlore.upkeep import audit
 
 BY = {"user": "ada", "host": "desk"}
-FAULTS = ("ok", "conflict", "lost but landed", "lost", "down")
+FAULTS = ("ok", "conflict", "refused", "lost but landed", "lost", "down")
 ENDS = ("done", "refused", "bug", "interrupted")
 
 
@@ -33,7 +33,7 @@ class Faulty(MemoryStore):
         fault = self.planned.get(part, "ok")
         if fault != "down":
             self.planned[part] = "ok"
-        if fault == "down":
+        if fault in ("refused", "down"):
             raise errors.StoreUnavailable("503")
         if fault == "conflict":
             raise errors.WriteConflict("409")
@@ -43,6 +43,11 @@ class Faulty(MemoryStore):
         if fault == "lost but landed":
             raise errors.OutcomeUnknown("reset")
         return etag
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(puts, "WAIT_SECONDS_MIN", 0.0)
 
 
 async def do(store, end, effects):

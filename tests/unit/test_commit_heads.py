@@ -264,3 +264,13 @@ async def test_a_pack_may_leave_the_cache_while_another_of_the_same_revision_is_
     monkeypatch.setattr(store, "get_many", another_reader_fills_the_cache)
     loaded = await reader.load("acme", "support", 2, two.sha256)
     assert loaded.frames.content(packs.name(kept)) == kept
+
+
+async def test_a_reader_keeps_nothing_of_what_the_newest_revision_does_not_name():
+    store = stores.MemoryStore()
+    reader = revisions.Reader(store)
+    parent = None
+    for number in range(40):
+        parent = await written(store, reader, parent, f"text {number} " * 200)
+        assert reader._packs.keys() == {pack["sha256"] for pack in parent.body["packs"]}
+    assert (await reader.load("acme", "support", 40, parent.sha256)).number == 40

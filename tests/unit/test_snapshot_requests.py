@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 import made
+from runlore.commit import lines
 from runlore.consumers import snapshot
 from runlore.producer import Producer
 from runlore.snapshots import library
@@ -61,9 +62,17 @@ async def test_the_first_workspace_of_a_line_costs_its_pack_and_its_head(tmp_pat
     assert await asked_for(tmp_path, [None]) == [(snapshot.MOVED, {"put": 2})]
 
 
-async def test_a_branch_costs_one_list_more(tmp_path):
+async def test_a_branch_costs_no_more(tmp_path):
     _, branch = await asked_for(tmp_path, [None, None])
-    assert branch == (snapshot.BRANCHED, {"put": 2, "list": 1})
+    assert branch == (snapshot.BRANCHED, {"put": 2})
+
+
+async def test_a_line_that_forgot_runs_costs_a_list_and_an_outcome_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "VERSIONS_MAX", 0)
+    branches = [None] * 3
+    monkeypatch.setattr(lines, "may_move", lambda body, offer: True)
+    *_, last = await asked_for(tmp_path, branches)
+    assert last == (snapshot.MOVED, {"put": 3, "list": 1})
 
 
 async def read_of(monkeypatch, tmp_path, cache_dir):

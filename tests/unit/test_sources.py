@@ -1,6 +1,6 @@
 """Importers: the same bytes give the same runs; what is broken costs itself and no other; memory is bounded.
 
-Each format's own rules are in `test_sources_chat` and `test_sources_swe_agent`.
+Each format's own rules are in `test_sources_<format>`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+import sessions
 from runlore import errors, sources
 from runlore.events import envelope, ids, models, records
 from runlore.sources import Imported, Problem, files
@@ -23,8 +24,10 @@ LINE = json.dumps({"updated_at": "unknown", "rollout_id": "r1", "input": [ITEM],
 CHAT = json.dumps({"id": "c1", "messages": [ITEM, {"role": "assistant", "content": "hi"}]})
 STEP = {"action": "ls", "observation": "a.txt", "thought": "Look."}
 TRAJ = json.dumps({"trajectory": [STEP], "history": [], "info": {}})
-GOOD = {"agents-sdk": LINE, "chat": CHAT, "swe-agent": TRAJ}
-SUFFIX = {"agents-sdk": "jsonl", "chat": "jsonl", "swe-agent": "traj"}
+CODEX = "\n".join(json.dumps(one) for one in (sessions.meta(), sessions.user("hello"), sessions.said("hi")))
+CLAUDE = "\n".join(json.dumps(one) for one in (sessions.asked("u1", "hello"), sessions.answered("a1", "hi")))
+GOOD = {"agents-sdk": LINE, "chat": CHAT, "swe-agent": TRAJ, "codex": CODEX, "claude-code": CLAUDE}
+SUFFIX = {name: "jsonl" for name in GOOD} | {"swe-agent": "traj"}
 
 formats = pytest.mark.parametrize("name", GOOD)
 by_line = pytest.mark.parametrize("name", ["agents-sdk", "chat"])
@@ -134,6 +137,17 @@ def test_no_bytes_make_an_importer_raise(write, name, content):
     read(name, write(content, f"one.{SUFFIX[name]}"))
 
 
+SESSION_TYPES = (
+    "response_item",
+    "event_msg",
+    "session_meta",
+    "message",
+    "function_call",
+    "function_call_output",
+    "task_started",
+    "tool_use",
+    "tool_result",
+)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -173,12 +187,24 @@ json_values = st.recursive(
                     "rollout_id",
                     "type",
                     "text",
+                    "payload",
+                    "call_id",
+                    "source",
+                    "subagent",
+                    "turn_id",
+                    "message",
+                    "uuid",
+                    "parentUuid",
+                    "isSidechain",
+                    "sessionId",
+                    "toolUseResult",
+                    "tool_use_id",
                 ]
             ),
             inner,
             max_size=5,
         )
-        | st.sampled_from(["user", "assistant", "tool", "system", "function"])
+        | st.sampled_from(["user", "assistant", "tool", "system", "function", *SESSION_TYPES])
     ),
     max_leaves=25,
 )
@@ -189,6 +215,28 @@ json_values = st.recursive(
 @hypothesis.given(value=json_values)
 def test_no_json_makes_an_importer_raise_and_what_it_yields_is_valid(write, name, value):
     for one in read(name, write(json.dumps(value), f"one.{SUFFIX[name]}")):
+        if isinstance(one, Imported):
+            records.check(one.data["record"])
+
+
+ODD = st.one_of(
+    json_values,
+    st.sampled_from(["team/child", "u1", 7, True, "<environment_context>x</environment_context>"]),
+)
+
+
+@pytest.mark.parametrize("name", ["codex", "claude-code"])
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_no_odd_field_of_a_session_file_makes_an_importer_raise(write, name, data):
+    lines = [json.loads(line) for line in GOOD[name].splitlines() * 2]
+    for line in lines:
+        # The inner object first: afterwards it may be none any more.
+        for holder in (line.get("payload") or line["message"], line):
+            named = st.sampled_from([*sorted(holder), "source", "toolUseResult"])
+            for key in data.draw(st.lists(named, max_size=2)):
+                holder[key] = data.draw(ODD)
+    for one in read(name, write("\n".join(map(json.dumps, lines)), "rollout-1.jsonl")):
         if isinstance(one, Imported):
             records.check(one.data["record"])
 

@@ -217,9 +217,9 @@ def test_a_conversation_of_many_wrong_messages_is_told_in_one_short_line():
 def test_a_large_conversation_is_mapped_in_time_that_grows_with_it():
     def seconds(count):
         value = {"chat": {"id": "c"}, "turns": [{"role": "user", "content": "x" * 50}] * count}
-        started = time.perf_counter()
+        started = time.process_time()
         foreign.mapped(MADE["defaults"], value)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     seconds(100)
     assert seconds(20_000) < 40 * max(seconds(2_000), 0.01)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -141,15 +142,8 @@ class KafkaBus:
                     max_batch_size=BATCH_BYTES_MAX,
                     max_request_size=MESSAGE_BYTES_MAX + 64 * 1024,
                 )
-                try:
-                    async with asyncio.timeout(PRODUCE_SECONDS_MAX):
-                        await producer.start()
-                except (kafka_errors.KafkaError, OSError, TimeoutError) as exc:
-                    await kafka_clients.stop_producer(producer, flush=False)
-                    raise await self._fault(exc, "take messages") from exc
-                except BaseException:
-                    await kafka_clients.stop_producer(producer, flush=False)
-                    raise
+                stop = functools.partial(kafka_clients.stop_producer, flush=False)
+                await self._begin(producer, "take messages", stop=stop, seconds_max=PRODUCE_SECONDS_MAX)
                 self._producer = producer
             return self._producer
 
@@ -404,27 +398,27 @@ class KafkaBus:
             self._must_be_open()
             if self._admin is None:
                 admin = AIOKafkaAdminClient(**self._options)
-                try:
-                    async with asyncio.timeout(ASK_SECONDS_MAX):
-                        await admin.start()
-                except BaseException as exc:
-                    await kafka_clients.stop_admin(admin)
-                    if isinstance(exc, kafka_errors.KafkaError | OSError | TimeoutError):
-                        raise await self._fault(exc, "answer") from exc
-                    raise
+                await self._begin(admin, "answer", stop=kafka_clients.stop_admin)
                 self._admin = admin
             return self._admin
 
     # --- faults -------------------------------------------------------------------------------------------
 
-    async def _begin(self, client: AIOKafkaConsumer, what: str) -> None:
-        """Start a client that is in no group."""
+    async def _begin(
+        self,
+        client: Any,
+        what: str,
+        *,
+        stop: Callable[[Any], Awaitable[None]] = kafka_clients.stop_consumer,
+        seconds_max: float | None = None,
+    ) -> None:
+        """Start a client that is in no group, within `seconds_max` (None: a question's). One that fails is ended."""
         self._must_be_open()
         try:
-            async with asyncio.timeout(ASK_SECONDS_MAX):
+            async with asyncio.timeout(seconds_max or ASK_SECONDS_MAX):
                 await client.start()
         except BaseException as exc:
-            await kafka_clients.stop_consumer(client)
+            await stop(client)
             if isinstance(exc, kafka_errors.KafkaError | OSError | TimeoutError):
                 raise await self._fault(exc, what) from exc
             raise

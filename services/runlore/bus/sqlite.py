@@ -31,8 +31,6 @@ from runlore import clock, errors, sqlitefile
 from runlore.bus.port import Listener, Message, Outgoing, TopicPartition, partition_of
 
 PARTITIONS = 8
-BUSY_SECONDS_MAX = 30.0
-"""How long a call waits for another process's write."""
 WAIT_SECONDS_MIN = 0.01
 WAIT_SECONDS_MAX = 0.25
 """An idle poll looks for other processes' messages at least this often; this process's wake it at once."""
@@ -243,10 +241,7 @@ class _Connection:
 
 def _connect(path: Path, partitions: int, synchronous: str) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Legacy transaction control with no implicit BEGIN: every transaction in this file is written out.
-    connection = sqlite3.connect(
-        path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
-    )
+    connection = sqlitefile.connect(path)
     try:
         if _pragma(connection, "user_version") != SCHEMA_VERSION:
             _migrate(connection, partitions)
@@ -267,7 +262,7 @@ def _migrate(connection: sqlite3.Connection, partitions: int) -> None:
 
     if _pragma(connection, "user_version") > SCHEMA_VERSION:
         raise errors.Blocked("the log was written by a newer Runlore", hint="upgrade runlore")
-    sqlitefile.use_wal(connection, seconds_max=BUSY_SECONDS_MAX)
+    sqlitefile.use_wal(connection)
     steps = Migrations("runlore-bus")
 
     @steps()

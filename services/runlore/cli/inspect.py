@@ -91,11 +91,13 @@ def log(
     """
 
     async def work(out: ui.Out) -> None:
+        from runlore.lookup import memories
+
         async with _open(home) as (opened, index):
             meant = _meant(out, index, project, memory or name or None, "runlore log")
             rows = []
             async for body in opened.reader.line(*meant):
-                rows.append(_log_row(body))
+                rows.append(memories.log_row(body))
                 if len(rows) == limit:
                     break
             if not rows:
@@ -105,47 +107,6 @@ def log(
             out.table(columns, [[row[name] for name in columns] for row in rows])
 
     ui.run(work, as_json=as_json)
-
-
-def _log_row(body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "revision": body["revision"],
-        "created_at": body["created_at"],
-        "reason": body["reason"]
-        + (f" to {body['reverted_to']}: {body['note']}" if body["reason"] == "revert" else ""),
-        "engine": body["engine"]["name"],
-        "rollouts": len(body["covers"]),
-        "runs": sum(len(covers["runs"]) for covers in body["covers"]),
-        "notes": body["totals"]["notes"],
-        "files": body["totals"]["files"],
-        "bytes": body["totals"]["bytes"],
-        "tokens": body["tokens"],
-        "cost_usd": body["cost_usd"],
-        "parent": (body.get("parent") or {}).get("revision"),
-        "manifest": body["sha256"],
-    }
-
-
-async def _tree(
-    opened: Home, project: str, memory: str, at: int | None, subject: str | None
-) -> tuple[int, dict[str, Any]]:
-    """(the revision's number, its files as a seed for `subject` would hold them, without the memory's folder)."""
-    from runlore.events import models
-    from runlore.lookup import seeds
-    from runlore.memory import render
-
-    revision = await opened.reader.at(project, memory, at)
-    whom = whom_of(subject)
-    parts = seeds.visible_parts(revision, subject=whom, rollout=None)
-    files = render.compose(parts, subject=whom, rollout=None, layout=models.Layout(**revision.body["layout"]))
-    return revision.number, dict(files)
-
-
-def whom_of(subject: str | None) -> str | None:
-    """The alias of a subject as given on the command line."""
-    from runlore.events import ids
-
-    return ids.subject_alias(subject.strip()) if subject and subject.strip() else None
 
 
 def show(
@@ -165,11 +126,13 @@ def show(
     """
 
     async def work(out: ui.Out) -> None:
+        from runlore.lookup import memories
+
         async with _open(home) as (opened, index):
             meant = _meant(out, index, project, memory, "runlore show")
-            number, files = await _tree(opened, *meant, at, subject)
+            number, files = await memories.files_of(opened.reader, *meant, at, subject)
             if path:
-                name, one = _file(files, path)
+                name, one = memories.file_of(files, path)
                 out.answer({"revision": number, "path": name, "text": one.text})
                 out.say(one.text.rstrip("\n"))
                 return
@@ -178,16 +141,6 @@ def show(
             out.table(("path", "bytes"), [[row["path"], row["bytes"]] for row in rows])
 
     ui.run(work, as_json=as_json)
-
-
-def _file(files: dict[str, Any], path: str) -> tuple[str, Any]:
-    """The file that `path` means, with or without the memory's folder before it. Raises `errors.NotFound`."""
-    from runlore import errors
-
-    for name in (path, path.partition("/")[2]):
-        if name in files:
-            return name, files[name]
-    raise errors.NotFound(f"the revision has no file {path!r}", hint="`runlore show` lists its files")
 
 
 def diff(
@@ -215,15 +168,16 @@ def diff(
 
     async def work(out: ui.Out) -> None:
         from runlore import errors
+        from runlore.lookup import memories
 
         async with _open(home) as (opened, index):
             meant = _meant(out, index, project, memory, "runlore diff")
-            newer, after = await _tree(opened, *meant, b, subject)
+            newer, after = await memories.files_of(opened.reader, *meant, b, subject)
             older = a if a is not None else newer - 1
             if older < 0:
                 raise errors.InvalidInput("revisions are numbered from 1")
-            before = (await _tree(opened, *meant, older, subject))[1] if older else {}
-            changes = _changes(before, after)
+            before = (await memories.files_of(opened.reader, *meant, older, subject))[1] if older else {}
+            changes = memories.changes(before, after)
             out.answer(
                 {"project": meant[0], "memory": meant[1], "from": older, "to": newer, "files": changes}
             )
@@ -238,32 +192,6 @@ def diff(
                 out.note(f"revisions {older} and {newer} hold the same files")
 
     ui.run(work, as_json=as_json)
-
-
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    import difflib
-
-    changes = []
-    for path in sorted({*before, *after}):
-        old, new = (files[path].text if path in files else "" for files in (before, after))
-        if old == new and (path in before) == (path in after):
-            continue
-        lines = list(
-            difflib.unified_diff(
-                old.splitlines(keepends=True), new.splitlines(keepends=True), f"a/{path}", f"b/{path}", n=2
-            )
-        )
-        body = [line for line in lines if not line.startswith(("+++", "---"))]
-        changes.append(
-            {
-                "path": path,
-                "change": "added" if path not in before else "removed" if path not in after else "changed",
-                "added": sum(line.startswith("+") for line in body),
-                "removed": sum(line.startswith("-") for line in body),
-                "diff": "".join(line if line.endswith("\n") else line + "\n" for line in lines),
-            }
-        )
-    return changes
 
 
 def why(
@@ -284,10 +212,11 @@ def why(
 
     async def work(out: ui.Out) -> None:
         from runlore import errors
+        from runlore.lookup import memories
 
         async with _open(home) as (opened, index):
             meant = _meant(out, index, project, memory, "runlore why PATH:LINE")
-            number, files = await _tree(opened, *meant, at, subject)
+            number, files = await memories.files_of(opened.reader, *meant, at, subject)
             if not where:
                 lines = [
                     {"path": name, "lines": one.text.count("\n"), "spans": len(one.why)}
@@ -300,8 +229,8 @@ def why(
             path, _, line = where.rpartition(":")
             if not path or not line.isdigit() or int(line) < 1:
                 raise errors.InvalidInput(f"{where!r} is not PATH:LINE", hint="like memory_summary.md:12")
-            name, one = _file(files, path)
-            await _answer_why(out, opened, meant, number, name, one, int(line), whom_of(subject))
+            name, one = memories.file_of(files, path)
+            await _answer_why(out, opened, meant, number, name, one, int(line), memories.whom_of(subject))
 
     ui.run(work, as_json=as_json)
 
@@ -361,13 +290,14 @@ def search(
     """
 
     async def work(out: ui.Out) -> None:
+        from runlore.lookup import memories
 
         async with _open(home) as (_, index):
             meant = ui.pick(index.memories(), project, memory)
             if meant is None or not query.strip():
                 _list_memories(out, index, project, "runlore search WORDS")
                 return
-            rows = index.search(query, *meant, subject=whom_of(subject), limit=limit)
+            rows = index.search(query, *meant, subject=memories.whom_of(subject), limit=limit)
             out.answer({"project": meant[0], "memory": meant[1], "results": rows})
             for row in rows:
                 out.say(f"{row['rollout']}")

@@ -8,7 +8,19 @@ import sys
 
 import typer
 
-from runlore.cli import control, inspect, operate, pipeline, snapshots, sources, stages, topics, workspaces
+from runlore.cli import (
+    control,
+    inspect,
+    mcp,
+    operate,
+    pipeline,
+    serve,
+    snapshots,
+    sources,
+    stages,
+    topics,
+    workspaces,
+)
 
 EPILOG = (
     "Exit codes: 0 done · 1 internal error · 2 bad input or usage · 3 no such thing · 4 refused by the present "
@@ -54,6 +66,8 @@ workspaces.register(app, snapshots.app)
 topics.register(app)
 control.register(app)
 sources.register(app)
+mcp.register(app)
+serve.register(app)
 
 
 def _shorten(group: typer.Typer) -> None:

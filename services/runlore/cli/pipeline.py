@@ -93,7 +93,10 @@ async def _emit(out: ui.Out, producer: Any, stream: Any, name: str) -> None:
 
 def import_(
     fmt: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="agents-sdk, chat or swe-agent.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="FORMAT", help="agents-sdk, chat, swe-agent, codex or claude-code.", show_default=False
+        ),
     ] = "",
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH…", help="Files or folders.", show_default=False)
@@ -341,7 +344,7 @@ async def _restore(out: ui.Out, opened: Any, found: Any, into: Path, *, force: b
     from runlore.lookup import workspaces
     from runlore.snapshots.library import Snapshots
 
-    made = Snapshots(opened.store, found.seed.project, cache_dir=opened.cache_dir / "stat")
+    made = Snapshots(opened.store, found.seed.project, cache_dir=opened.settings.cache_dir / "stat")
     with out.progress() as bar:
         task = bar.add_task("restore", total=None, detail="")
         show = lambda files, size: bar.update(task, completed=files, detail=f"{size / 1e6:,.1f} MB")  # noqa: E731

@@ -56,7 +56,7 @@ def _made(opened: Home, project: str) -> Snapshots:
     if not project:
         raise errors.InvalidInput("--project is needed", hint="`runlore snapshot ls` lists what there is")
     ids.check_name(project, "project")
-    return Snapshots(opened.store, project, cache_dir=opened.cache_dir / "stat")
+    return Snapshots(opened.store, project, cache_dir=opened.settings.cache_dir / "stat")
 
 
 @asynccontextmanager
@@ -89,30 +89,12 @@ def _bar(out: ui.Out, what: str) -> Any:
 
 async def _lines(opened: Home, project: str) -> list[dict[str, Any]]:
     from runlore.commit import lines, sweep
+    from runlore.lookup import workspaces
 
     rows = []
     for name in [project] if project else await sweep.projects(opened.store):
-        rows += [_row(head) for head in await lines.all_heads(opened.store, name)]
+        rows += [workspaces.row_of(head) for head in await lines.all_heads(opened.store, name)]
     return sorted(rows, key=lambda row: (row["moved_at"], row["rollout"]), reverse=True)
-
-
-def _row(head: Any) -> dict[str, Any]:
-    from runlore.commit import lines
-
-    body = head.body
-    return {
-        "project": body["project"],
-        "rollout": body["rollout"],
-        "agent": body["agent"],
-        "snapshot": lines.id_of(body["ref"]) if body.get("ref") else None,
-        "ref": body.get("ref"),
-        "version": int(body.get("version", 0)),
-        "moved_at": body["moved_at"],
-        "moved_by": body.get("moved_by"),
-        "versions": list(reversed(body.get("versions", ()))),
-        "branches": body.get("branches", {}),
-        "tags": body.get("tags", {}),
-    }
 
 
 def _table(out: ui.Out, rows: list[dict[str, Any]]) -> None:
@@ -232,7 +214,11 @@ async def _save(
     made = _made(opened, project)
     line = lines.line_of(project, *where)
     head = await lines.read(opened.store, line)
-    base = None if replace else await asyncio.to_thread(workspaces.began_as, opened.cache_dir, path, line)
+    base = (
+        None
+        if replace
+        else await asyncio.to_thread(workspaces.began_as, opened.settings.cache_dir, path, line)
+    )
     if replace:
         base = lines.base_of(head.body)
     receipt = await asyncio.to_thread(seeds.receipt_of, path)
@@ -255,7 +241,7 @@ async def _save(
     # Only where the head is what this folder holds. An unchanged folder of an older version (or a branch that is
     # there already) did not see the head: noted as its base, the next save would undo what others did.
     if now.snapshot == saved.id:
-        await asyncio.to_thread(workspaces.remember, opened.cache_dir, path, line, now)
+        await asyncio.to_thread(workspaces.remember, opened.settings.cache_dir, path, line, now)
     _told(out, saved, placed, line)
 
 

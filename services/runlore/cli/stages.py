@@ -41,15 +41,15 @@ def up(
         from runlore import wiring
 
         settings = ui.settings_of(home)
-        stopping = _stopped_by_signals()
+        stopping = stopped_by_signals()
         async with wiring.open_home(settings, create=True) as opened:
             with wiring.only_one(opened.root):
-                async with _worker(opened, stopping) as made:
+                async with working(opened, stopping) as made:
                     if once:
                         await _drain(out, made, opened)
                     else:
                         out.note(f"runlore is up on {opened.root}; Ctrl-C or SIGTERM drains and ends it")
-                        await _run(made, opened, "up")
+                        await run(made, opened, "up")
                 _report(out, made.progress)
 
     ui.run(work, as_json=as_json)
@@ -94,13 +94,13 @@ def _work_on(what: str, wanted: Any, home: Any, as_json: bool) -> None:
                 hint="past one machine set RUNLORE_BUS=kafka and RUNLORE_STORE=s3",
             )
         stages = wanted()
-        stopping = _stopped_by_signals()
+        stopping = stopped_by_signals()
         async with wiring.open_home(settings) as opened:
-            async with _worker(opened, stopping, stages) as made:
+            async with working(opened, stopping, stages) as made:
                 out.note(
                     f"runlore {what} runs {', '.join(sorted(stages))}; Ctrl-C or SIGTERM drains and ends it"
                 )
-                await _run(made, opened, what)
+                await run(made, opened, what)
             _report(out, made.progress)
 
     ui.run(work, as_json=as_json)
@@ -120,7 +120,7 @@ def _stages(text: str) -> list[str]:
     return named
 
 
-def _stopped_by_signals() -> Any:
+def stopped_by_signals() -> Any:
     """An event that SIGTERM and Ctrl-C set. Before anything says that it is up, so that whoever waits can stop it."""
     import asyncio
     import signal
@@ -132,7 +132,7 @@ def _stopped_by_signals() -> Any:
 
 
 @asynccontextmanager
-async def _worker(
+async def working(
     opened: Home, stopping: Any, stages: Collection[str] | None = None
 ) -> AsyncIterator[Worker]:
     from runlore.lookup.index import Index
@@ -171,7 +171,7 @@ def _index_group(opened: Home) -> str:
     return f"index-{path.read_text().strip()}"
 
 
-async def _run(made: Worker, opened: Home, what: str) -> None:
+async def run(made: Worker, opened: Home, what: str) -> None:
     """Run the stages, telling meanwhile how they are: to a file on one machine, to the store past it."""
     import asyncio
     import contextlib

@@ -66,7 +66,7 @@ def restore(
                 )
             # A folder from which links were left out is not the whole base: saved again, it would drop them.
             if line is not None and base is not None and not done.skipped:
-                await asyncio.to_thread(workspaces.remember, opened.cache_dir, into, line, base)
+                await asyncio.to_thread(workspaces.remember, opened.settings.cache_dir, into, line, base)
         skipped = [{"path": path, "why": why} for path, why in done.skipped]
         answer = {"snapshot": found.ref.id, "into": str(into), "stats": done.stats, "skipped": skipped}
         out.answer({**answer, "report": done.report})
@@ -172,21 +172,9 @@ def merge(
                 ) as act:
                     done = await merging.merge_branches(made, line, branches or None)
                     act.result |= {"state": done.state, "snapshot": done.saved.id if done.saved else None}
-        conflicts = [one.as_dict() for one in done.merged.conflicts]
-        snapshot = done.saved.id if done.saved else done.merged.record.id
-        out.answer(
-            {
-                "snapshot": snapshot,
-                "project": line.project,
-                "rollout": line.rollout,
-                "agent": line.agent,
-                "state": done.state,
-                "branches": done.branches,
-                "files": done.merged.record.files,
-                "conflicts": conflicts,
-                "dry_run": dry_run,
-            }
-        )
+        told = merging.told(done, line, dry_run=dry_run)
+        out.answer(told)
+        conflicts, snapshot = told["conflicts"], told["snapshot"]
         count = len(conflicts)
         out.say(
             f"merged {len(done.branches)} branches · {done.merged.record.files:,} files · "

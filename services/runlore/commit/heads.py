@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runlore import clock, errors, telemetry
-from runlore.commit import age
+from runlore.commit import age, puts
 from runlore.events import envelope
 from runlore.store import port
 
@@ -92,7 +92,7 @@ async def move(
             continue  # Paused between making and sending it: its dates would be wrong.
         except (errors.WriteConflict, errors.StoreUnavailable) as exc:
             refused = exc if isinstance(exc, errors.StoreUnavailable) else None
-            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
+            await puts.wait(attempt)
         except errors.CommitTooLate as exc:
             telemetry.CONFLICTS.inc(kind=exc.kind)
             raise

@@ -14,15 +14,17 @@ MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
+REQUESTS = "requests"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
 """Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
+ACCESS, SECRETS = "keys", "secrets"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS),
 )
 """Every kind that a project may hold."""
 
@@ -153,3 +155,22 @@ def worker(name: str) -> str:
 def probe(name: str) -> str:
     """Where `doctor` tries what a store can do."""
     return f"{OPERATIONS}/{PROBES}/{name}"
+
+
+def access_keys() -> str:
+    """The prefix of the keys of the lookup service, of all projects."""
+    return f"{OPERATIONS}/{ACCESS}/"
+
+
+def access_key(key_id: str) -> str:
+    return f"{access_keys()}{key_id}.json"
+
+
+def secret(name: str) -> str:
+    """Where a secret of the deployment's own lies, that it drew once."""
+    return f"{OPERATIONS}/{SECRETS}/{name}.json"
+
+
+def request(project: str, name: str) -> str:
+    """What an idempotency key stood for: `name` is its hash. A sweep takes it once it is older than the term."""
+    return f"{project}/{REQUESTS}/{name[:2]}/{name}.json"

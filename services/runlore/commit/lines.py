@@ -7,9 +7,10 @@ base that it replaces, and a base is (version, id): by ids alone, X → Y → X 
 came after. A run that is refused becomes the branch of its own name, and stays until somebody merges or
 deletes it; a run with a parent always does.
 
-A redelivered run is recognised by what the head says of it (it moved the head, or is a branch), else by its
-*outcome*: an object put, if absent, before the move that makes the head forget the run. So head, then outcome,
-is the order of reading; the other way round a run that was moved past in between would be seen nowhere.
+A redelivered run is recognised by what the head says of it (it made its version or one of the earlier ones it
+keeps, or is a branch), else by its *outcome*: an object put, if absent, before the move that makes the head forget
+the run. So head, then outcome, is the order of reading; the other way round a run that was moved past in between
+would be seen nowhere. A head says whether it ever forgot one (`forgot`): until then nobody asks for outcomes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runlore import clock, errors
-from runlore.commit import age, heads, keys
+from runlore.commit import age, heads, keys, puts
 from runlore.events import envelope, ids
 from runlore.store import port
 
@@ -37,7 +38,6 @@ VERSIONS_MAX = 100
 SUPERSEDED_MAX = 5000
 """Versions that a head remembers until their term ends; a line that moves more often within it has to wait."""
 RESTARTS_MAX = 32
-PUT_ATTEMPTS_MAX = 8
 
 MOVED, BRANCHED, ALREADY, SUPERSEDED, UNCHANGED = "moved", "branched", "already", "superseded", "unchanged"
 
@@ -138,15 +138,22 @@ def kept(body: Body, now: dt.datetime) -> set[str]:
 # --- the pure rule ----------------------------------------------------------------------------------------
 
 
-def known(body: Body, run: str) -> dict[int, str | None]:
-    """The attempts of a run that a head names, with their refs."""
-    found: dict[int, str | None] = {}
-    by, branch = body.get("moved_by", {}), body.get("branches", {}).get(run)
-    if by.get("run") == run:
-        found[int(by["attempt"])] = body.get("ref")
-    if branch and branch.get("attempt") is not None:
-        found[int(branch["attempt"])] = branch["ref"]
+def runs_of(body: Body) -> dict[tuple[str, int], tuple[str, str]]:
+    """The runs that a head names: (run, attempt) → (`moved` or `branched`, its ref)."""
+    found = {}
+    rows = [*body.get("versions", ()), {"by": body.get("moved_by", {}), "ref": body.get("ref")}]
+    for one in rows:
+        if one["by"].get("run"):
+            found[one["by"]["run"], int(one["by"]["attempt"])] = (MOVED, one["ref"])
+    for one in body.get("branches", {}).values():
+        if one.get("attempt") is not None:
+            found[one["run"], int(one["attempt"])] = (BRANCHED, one["ref"])
     return found
+
+
+def known(body: Body, run: str) -> dict[int, str]:
+    """The attempts of a run that a head names, with their refs."""
+    return {attempt: ref for (name, attempt), (_, ref) in runs_of(body).items() if name == run}
 
 
 def place(body: Body, done: Mapping[int, Any], run: str, attempt: int) -> str | None:
@@ -232,7 +239,8 @@ def finish(head: heads.Head, line: Line, changes: heads.Changes) -> Callable[[st
                 f"{line} moved {len(left)} times within {age.SUPERSEDED_KEPT}; at most {SUPERSEDED_MAX} are kept"
             )
         identity = {"project": line.project, "rollout": line.rollout, "agent": line.agent}
-        return {**identity, **change, "superseded": left}
+        forgot = may_have_forgotten(head) or bool(runs_of(head.body).keys() - runs_of(after).keys())
+        return {**identity, **change, "superseded": left, "forgot": forgot}
 
     return completed
 
@@ -245,12 +253,14 @@ async def read(store: port.ObjectStore, line: Line) -> heads.Head:
     return await heads.read(store, line.key, fmt=HEAD_FORMAT)
 
 
-async def forgotten(store: port.ObjectStore, line: Line, run: str, head: heads.Head) -> dict[int, str]:
-    """The attempts of a run that `head` may have forgotten → the key of each outcome.
+def may_have_forgotten(head: heads.Head) -> bool:
+    """Whether some run may have an outcome only. A head from before it was noted may."""
+    return bool(head.counter) and bool(head.body.get("forgot", True))
 
-    A line without a head has forgotten nothing: a LIST less for the first run of each.
-    """
-    return await outcomes(store, line, run) if head.counter else {}
+
+async def forgotten(store: port.ObjectStore, line: Line, run: str, head: heads.Head) -> dict[int, str]:
+    """The attempts of a run that `head` has forgotten → the key of each outcome. A LIST, where it forgot any run."""
+    return await outcomes(store, line, run) if may_have_forgotten(head) else {}
 
 
 async def outcomes(store: port.ObjectStore, line: Line, run: str) -> dict[int, str]:
@@ -317,29 +327,17 @@ async def move(
 
 async def _remember(store: port.ObjectStore, line: Line, before: Body, after: Body) -> None:
     """Put the outcome of each run that `before` names and `after` does not."""
-    forgotten = []
-    by = before.get("moved_by", {})
-    if by.get("run") and by != after.get("moved_by"):
-        forgotten.append((by["run"], by["attempt"], MOVED, before["ref"]))
-    for name, entry in before.get("branches", {}).items():
-        if entry.get("attempt") is not None and entry != after.get("branches", {}).get(name):
-            forgotten.append((entry["run"], entry["attempt"], BRANCHED, entry["ref"]))
-    for run, attempt, state, ref in forgotten:
-        key = keys.outcome(line.project, line.rollout, line.agent, run, int(attempt))
-        body = {"format": OUTCOME_FORMAT, "run": run, "attempt": int(attempt), "state": state, "ref": ref}
+    names, still = runs_of(before), runs_of(after)
+    for run, attempt in sorted(names.keys() - still.keys()):
+        state, ref = names[run, attempt]
+        key = keys.outcome(line.project, line.rollout, line.agent, run, attempt)
+        body = {"format": OUTCOME_FORMAT, "run": run, "attempt": attempt, "state": state, "ref": ref}
         await _put_outcome(store, key, envelope.dump({**body, "head": int(before["counter"])}))
 
 
 async def _put_outcome(store: port.ObjectStore, key: str, raw: bytes) -> None:
-    for attempt in range(PUT_ATTEMPTS_MAX):
-        try:
-            await store.put_if_absent(key, raw)
-            return
-        except errors.PreconditionFailed:
-            return  # Whoever put it meant the same: a run and attempt has one outcome.
-        except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):
-            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
-    raise errors.StoreUnavailable(f"the outcome {key} could not be put", key=key)
+    # Whoever put it meant the same: a run and attempt has one outcome.
+    await puts.once(store, key, raw, what=f"the outcome {key}")
 
 
 async def advance(

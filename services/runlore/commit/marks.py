@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runlore import clock, errors
-from runlore.commit import keys
+from runlore.commit import keys, puts
 from runlore.events import envelope
 from runlore.store import port
 
 FORMAT = "runlore.mark/1"
-PUT_ATTEMPTS_MAX = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Mark:
     put_at: str
     releases: Mapping[str, int] = field(default_factory=dict)
     """Rollout → the hold on it that this mark lifts (the counter of the head's move that made the hold)."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """Rollout → the counter at which its head covers what this mark waits for, where whoever put it saw that."""
 
 
 async def put(
@@ -37,10 +38,15 @@ async def put(
     memory: str,
     rollouts: Iterable[str],
     *,
+    counters: Mapping[str, int] | None = None,
     releases: Mapping[str, int] | None = None,
     reason: str | None = None,
 ) -> str:
-    """Put one mark for `rollouts` of a memory; its key. `releases` and `reason`: the holds that a person lifts."""
+    """Put one mark for `rollouts` of a memory; its key.
+
+    `counters`: where each one's head stands that covers the runs which the mark is put for. `releases` and `reason`:
+    the holds that a person lifts.
+    """
     body = {
         "format": FORMAT,
         "project": project,
@@ -48,22 +54,21 @@ async def put(
         "rollouts": sorted(set(rollouts)),
         "put_at": clock.now_iso(),
     }
+    if counters:
+        body["counters"] = dict(counters)
     if releases:
         body |= {"releases": dict(releases), "reason": reason}
-    for attempt in range(PUT_ATTEMPTS_MAX):
+
+    async def put_one() -> str:
         # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
         key = keys.mark(project, memory, clock.new_id())
         try:
             await store.put_if_absent(key, envelope.dump(body))
             return key
-        except (
-            errors.WriteConflict,
-            errors.OutcomeUnknown,
-            errors.PreconditionFailed,
-            errors.StoreUnavailable,
-        ):
-            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
-    raise errors.StoreUnavailable(f"no mark could be put for {project}/{memory}")
+        except errors.PreconditionFailed as exc:
+            raise errors.WriteConflict(f"the name of a mark is taken: {key}", key=key) from exc
+
+    return await puts.again(put_one, what=f"a mark for {project}/{memory}")
 
 
 async def read_all(store: port.ObjectStore, project: str, memory: str, *, marks_max: int) -> list[Mark]:
@@ -81,9 +86,23 @@ async def read_all(store: port.ObjectStore, project: str, memory: str, *, marks_
 def parse(key: str, raw: bytes) -> Mark:
     try:
         body = json.loads(raw)
-        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), body.get("releases", {}))
+        releases, counters = body.get("releases", {}), body.get("counters", {})
+        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), releases, counters)
     except (ValueError, KeyError, TypeError):
         raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None
+
+
+def covered_from(marks: Iterable[Mark]) -> dict[str, int]:
+    """Rollout → the counter from which its head covers what all these marks wait for, where each of them says it."""
+    found: dict[str, int] = {}
+    unsaid: set[str] = set()
+    for mark in marks:
+        for rollout in mark.rollouts:
+            if rollout in mark.counters:
+                found[rollout] = max(found.get(rollout, 0), int(mark.counters[rollout]))
+            else:
+                unsaid.add(rollout)
+    return {rollout: counter for rollout, counter in found.items() if rollout not in unsaid}
 
 
 async def delete(store: port.ObjectStore, marks: Sequence[Mark]) -> None:

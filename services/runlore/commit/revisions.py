@@ -58,21 +58,25 @@ class Revision:
 
 
 class Reader:
-    """Reads revisions; keeps the packs it read, which never change, up to `CACHE_BYTES_MAX`."""
+    """Reads revisions; keeps the packs it read, which never change, up to `CACHE_BYTES_MAX`.
+
+    What a revision made here no longer names is let go at once: so a worker that makes one after the other keeps what
+    its memories hold now, and not the last minutes of their past.
+    """
 
     def __init__(self, store: port.ObjectStore) -> None:
-        self.store = self._store = store
+        self.store = store
         self._packs: OrderedDict[str, packs.Pack] = OrderedDict()
         self._bytes = 0
 
     async def head(self, project: str, memory: str) -> heads.Head:
         """The memory's head; counter 0 where it has no revision yet."""
-        return await heads.read(self._store, keys.memory_head(project, memory), fmt=HEAD_FORMAT)
+        return await heads.read(self.store, keys.memory_head(project, memory), fmt=HEAD_FORMAT)
 
     async def manifest(self, project: str, memory: str, number: int, sha256: str) -> dict[str, Any]:
         """A manifest's body, verified. Raises `errors.Corrupt`."""
         key = keys.manifest(project, memory, number, sha256)
-        stored = await self._store.get(key)
+        stored = await self.store.get(key)
         if stored is None:
             raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest is missing", key=key)
         if packs.name(stored.body) != sha256:
@@ -93,7 +97,7 @@ class Reader:
         # Held from here on: while the others are read, another reader may drop them from the cache.
         held = {name: self._packs[name] for name in names if name in self._packs}
         missing = [name for name in names if name not in held]
-        found = await self._store.get_many([keys.pack(project, name) for name in missing])
+        found = await self.store.get_many([keys.pack(project, name) for name in missing])
         for name, stored in zip(missing, found, strict=True):
             if stored is None:
                 raise errors.Corrupt(f"revision {number} of {project}/{memory}: pack {name[:12]} is missing")
@@ -111,6 +115,11 @@ class Reader:
         while self._bytes > CACHE_BYTES_MAX and len(self._packs) > 1:
             _, dropped = self._packs.popitem(last=False)
             self._bytes -= _size(dropped)
+
+    def let_go(self, pack: packs.Pack) -> None:
+        """Forget a pack that is not likely to be read again."""
+        if self._packs.pop(pack.sha256, None) is not None:
+            self._bytes -= _size(pack)
 
     async def current(self, head: heads.Head, project: str, memory: str) -> Revision | None:
         """The revision that `head` names; None before the first."""
@@ -142,7 +151,7 @@ class Reader:
         only one is the parent of the next: then the line is walked from the head.
         """
         prefix = keys.manifests(project, memory, number)
-        named = [row.key.removeprefix(prefix) async for row in self._store.list(prefix)]
+        named = [row.key.removeprefix(prefix) async for row in self.store.list(prefix)]
         if len(named) == 1:
             return named[0]
         at, sha256 = int(head.body["revision"]), str(head.body["manifest"])
@@ -157,8 +166,17 @@ class Reader:
 
     async def line(self, project: str, memory: str) -> AsyncIterator[dict[str, Any]]:
         """The manifests of a memory from the newest back, each with its own `sha256` added."""
-        head = await self.head(project, memory)
-        at, sha256 = int(head.body.get("revision", 0)), head.body.get("manifest")
+        async for body in self.line_from(project, memory, None):
+            yield body
+
+    async def line_from(
+        self, project: str, memory: str, start: tuple[int, str] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The same from a revision back: `start` is its number and its manifest's name; None: the newest."""
+        at, sha256 = start or (0, None)
+        if start is None:
+            head = await self.head(project, memory)
+            at, sha256 = int(head.body.get("revision", 0)), head.body.get("manifest")
         while sha256:
             body = await self.manifest(project, memory, at, sha256)
             yield {**body, "sha256": sha256}
@@ -216,4 +234,8 @@ async def write(
     raw = envelope.dump(body)
     sha256 = packs.name(raw)
     await store.put(keys.manifest(project, memory, body["revision"], sha256), raw)
+    named = {pack.sha256 for pack in held}
+    for pack in parent.frames.packs if parent else ():
+        if pack.sha256 not in named:
+            reader.let_go(pack)
     return Revision(project, memory, sha256, body, packs.Frames(held))

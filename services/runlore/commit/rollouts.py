@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runlore import clock, errors
-from runlore.commit import keys
+from runlore import errors
+from runlore.commit import keys, puts
 from runlore.events import envelope
 from runlore.store import port
 
 HEAD_FORMAT = "runlore.rollout/1"
 RECORD_FORMAT = "runlore.record/1"
-PUT_ATTEMPTS_MAX = 8
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,21 @@ async def put_record(store: port.ObjectStore, key: str, record: Record) -> tuple
     `errors.RunConflict` when the record that is there was received with other bytes.
     """
     raw = record.encode()
-    for attempt in range(PUT_ATTEMPTS_MAX):
+
+    async def put() -> tuple[Record, bool]:
         try:
             await store.put_if_absent(key, raw)
             return record, True
-        except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable):
-            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
         except errors.PreconditionFailed:
             there = await store.get(key)
             if there is None:
-                continue
+                raise errors.WriteConflict(f"the record {key} went between two looks", key=key) from None
             known = decode(key, there.body)
             if known.received != record.received:
                 raise conflict(record.run, record.attempt) from None
             return known, False
-    raise errors.StoreUnavailable(f"the record {key} could not be put", key=key)
+
+    return await puts.again(put, what=f"the record {key}", key=key)
 
 
 def conflict(run: str, attempt: int) -> errors.RunConflict:

@@ -7,9 +7,9 @@ older than the term at the start of the scan. Writers commit no later than a ter
 to what was named when they began, or to what they wrote since (`commit/age.py`): so what this chooses can never
 be named again, however long the deleting takes, and how often it is interrupted or run twice at once.
 
-It takes snapshot packs (`snapshots/`, `blobs/`) and the packs and manifests of memories that lost a race. It
-leaves everything else: heads and outcomes are never deleted; a claim may be what a replay of the bus needs,
-and records, marks and dead letters are not garbage.
+It takes snapshot packs (`snapshots/`, `blobs/`), the packs and manifests of memories that lost a race, and what the
+idempotency keys of requests stood for (`requests/`). It leaves everything else: heads and outcomes are never deleted;
+a claim may be what a replay of the bus needs, and records, marks and dead letters are not garbage.
 
 Where a head names something that can not be read nothing is deleted in that project: what a broken snapshot
 still needs can not be known.
@@ -31,7 +31,7 @@ CLOCK_SLACK = dt.timedelta(minutes=1)
 DELETES_PER_SECOND = 200
 DELETES_AT_ONCE_MAX = 1000
 """Objects of one request, where the store takes several: what S3 takes."""
-KINDS = (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS, keys.MANIFESTS)
+KINDS = (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS, keys.MANIFESTS, keys.REQUESTS)
 
 Progress = Callable[[int, str], None]
 """Called with (objects done, what)."""

@@ -10,6 +10,7 @@ guilty rollouts stand alone; those are held in the head for review, the rest pro
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ ROLLOUTS_SELECTED_MAX = 256
 ROLLOUTS_PER_REVISION_MAX = 256
 """Rollouts that one revision takes in."""
 MARKS_PER_PASS_MAX = 512
+MEMOS_MAX = 16
+"""Memories of which the last rendering is kept, a few MB each."""
 HELD_MAX = 2000
 """Rollouts that one memory holds for review at most; past it consolidation of that memory stops and says so."""
 
@@ -88,6 +91,15 @@ class ConsolidateStage:
         self._bus = bus
         self._reader = reader or revisions.Reader(store)
         self._runtime = runtime
+        self._memos: OrderedDict[tuple[str, str], render.Memo] = OrderedDict()
+
+    def _memo(self, project: str, memory: str) -> render.Memo:
+        """What was rendered of this memory last. One pass works a memory at a time, so it has no lock."""
+        found = self._memos.setdefault((project, memory), render.Memo())
+        self._memos.move_to_end((project, memory))
+        while len(self._memos) > MEMOS_MAX:
+            self._memos.popitem(last=False)
+        return found
 
     async def work(self, project: str, memory: str) -> Pass:
         """One pass over the memory's marks. Raises `errors.Retryable` or `errors.Blocked` as the store does."""
@@ -104,7 +116,7 @@ class ConsolidateStage:
             return Pass()
         head = await self._reader.head(project, memory)
         named = sorted({rollout for mark in found for rollout in mark.rollouts})
-        inputs = await self._inputs(project, memory, named)
+        inputs = await self._inputs(project, memory, named, marks.covered_from(found))
         before = await self._reader.current(head, project, memory)
         held: dict[str, Any] = dict(head.body.get("held", {}))
         pending = uncovered(before, held, released(held, found), inputs)
@@ -121,10 +133,14 @@ class ConsolidateStage:
         more = bool(left) or len(found) == MARKS_PER_PASS_MAX
         return Pass(made.revision, made.covered, made.held, len(done), more)
 
-    async def _inputs(self, project: str, memory: str, named: Sequence[str]) -> dict[str, heads.Head]:
+    async def _inputs(
+        self, project: str, memory: str, named: Sequence[str], covered: Mapping[str, int]
+    ) -> dict[str, heads.Head]:
         """The head of each named rollout that has one, after its summary covers its records."""
         jobs = [
-            lambda name=name: summarize.bring_up(self._store, project, memory, name, self._runtime)
+            lambda name=name: summarize.bring_up(
+                self._store, project, memory, name, self._runtime, covered=covered.get(name)
+            )
             for name in named
         ]
         found = await self._runtime.gather(jobs)
@@ -141,7 +157,9 @@ class ConsolidateStage:
         """Make the revision that takes `batch` in, and move the head to it."""
         layout = head.body.get("layout") or next(iter(batch.values())).body["layout"]
         state = await self._runtime.offload(load_state, before)
-        accepted, guilty, made = await self._runtime.offload(accept, state, batch, layout)
+        accepted, guilty, made = await self._runtime.offload(
+            accept, state, batch, layout, self._memo(project, memory)
+        )
         held: dict[str, Any] = {
             name: why for name, why in head.body.get("held", {}).items() if name not in accepted
         }
@@ -209,7 +227,10 @@ def load_state(revision: revisions.Revision | None) -> Memory:
 
 
 def accept(
-    state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]
+    state: Memory,
+    batch: Mapping[str, heads.Head],
+    layout: Mapping[str, Any],
+    memo: render.Memo | None = None,
 ) -> tuple[list[str], dict[str, list[guards.Violation]], Made]:
     """Take in as much of `batch` as passes the guards: (accepted, guilty with reasons, the state after).
 
@@ -222,7 +243,7 @@ def accept(
 
     def attempt(names: list[str]) -> None:
         nonlocal best
-        made, violations = judge(state, {name: batch[name] for name in [*accepted, *names]}, layout)
+        made, violations = judge(state, {name: batch[name] for name in [*accepted, *names]}, layout, memo)
         if made is not None and not violations:
             accepted.extend(names)
             best = made
@@ -238,14 +259,17 @@ def accept(
 
 
 def judge(
-    state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]
+    state: Memory,
+    batch: Mapping[str, heads.Head],
+    layout: Mapping[str, Any],
+    memo: render.Memo | None = None,
 ) -> tuple[Made | None, list[guards.Violation]]:
     """The state after `batch`, and what the guards say against it.
 
     An engine that fails on a rollout is a reason to hold that rollout, not to stop its memory.
     """
     try:
-        made = take_in(state, batch, layout)
+        made = take_in(state, batch, layout, memo)
     except Exception as exc:
         log.exception("the engine failed", rollouts=len(batch))
         return None, [
@@ -256,7 +280,12 @@ def judge(
     return made, guards.check(state.notes, made.state.notes, made.parts)
 
 
-def take_in(state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str, Any]) -> Made:
+def take_in(
+    state: Memory,
+    batch: Mapping[str, heads.Head],
+    layout: Mapping[str, Any],
+    memo: render.Memo | None = None,
+) -> Made:
     """The state after `batch`: selection first, then the operations of what is selected."""
     candidates = {**state.selected, **{name: head.body["updated_at"] for name, head in batch.items()}}
     chosen = select(candidates)
@@ -271,7 +300,7 @@ def take_in(state: Memory, batch: Mapping[str, heads.Head], layout: Mapping[str,
             now, rejected = operations.apply(now, proposed, shown=None)
             refused += [{"note": op.note, "rollout": op.rollout, "reason": why} for op, why in rejected]
     selected = {name: candidates[name] for name in chosen}
-    return Made(Memory(now, selected), render.parts(now, models.Layout(**layout)), refused)
+    return Made(Memory(now, selected), render.parts(now, models.Layout(**layout), memo), refused)
 
 
 def select(candidates: Mapping[str, str]) -> set[str]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from runlore import clock, errors
+from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import keys
 from runlore.events import envelope, ids
@@ -178,6 +179,14 @@ def project_of(letter: Letter) -> str | None:
     return None
 
 
+def run_of(letter: Letter) -> str | None:
+    """The run that a dead event says it is of, as its producer wrote it; None where it says none."""
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        named = json.loads(letter.value or b"").get("run_id")
+        return named if isinstance(named, str) else None
+    return None
+
+
 def fits(letter: Letter) -> bool:
     """Whether the event can be published again as it came: the bus takes its size, and it is of a topic of ours."""
     return letter.source is None and letter.size <= envelope.EVENT_BYTES_MAX
@@ -225,6 +234,21 @@ async def resolve(bus: bus_port.Bus, letter: Letter, resolution: str, why: str) 
     ]
     headers = [(name, text.encode("utf-8", "replace")) for name, text in fields]
     await bus.produce([bus_port.Outgoing("dead", letter.key, None, headers)])
+
+
+def tell(log: Any, stage: str, outcomes: Iterable[tuple[bus_port.Message, errors.Poison | None]]) -> None:
+    """Count and log the messages that became a letter of `stage`, each by where it stands."""
+    for message, error in outcomes:
+        if error is not None:
+            telemetry.DEAD_LETTERS.inc(stage=stage, reason=error.kind)
+            log.warning(
+                "dead letter",
+                stage=stage,
+                reason=error.kind,
+                topic=message.topic,
+                partition=message.partition,
+                offset=message.offset,
+            )
 
 
 def _letter(name: str, fields: dict[str, str], message: bus_port.Message) -> Letter:

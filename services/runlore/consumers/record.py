@@ -17,7 +17,7 @@ from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, marks, rollouts
+from runlore.commit import heads, keys, lines, marks, rollouts
 from runlore.consumers import dead, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, ids, models, records
@@ -101,10 +101,12 @@ class RecordStage:
             for line, members in groups.items()
         ]
         moved: list[heads.Head] = []
-        for found, head in await self._runtime.gather(jobs):
+        counters: dict[tuple[str, str, str], int] = {}
+        for line, (found, head, is_moved) in zip(groups, await self._runtime.gather(jobs), strict=True):
             outcomes |= found
-            moved += [head] if head else []
-        await self._mark(groups)
+            moved += [head] if is_moved else []
+            counters[line] = head.counter
+        await self._mark(counters)
         ordered = [outcomes[number] for number in range(len(messages))]
         await self._bury([outcome for outcome in ordered if outcome.error])
         await self._ring(groups, moved)
@@ -115,8 +117,8 @@ class RecordStage:
 
     async def _rollout(
         self, line: tuple[str, str, str], members: Sequence[tuple[int, Incoming]]
-    ) -> tuple[dict[int, Outcome], heads.Head | None]:
-        """The effect of a rollout's messages; their outcomes, and the head if this moved it."""
+    ) -> tuple[dict[int, Outcome], heads.Head, bool]:
+        """The effect of a rollout's messages; their outcomes, the head that covers them, whether this moved it."""
         for restart in range(summarize.RESTARTS_MAX):
             head = await summarize.read(self._store, *line)
             outcomes, recorded = await self._put(head, members)
@@ -129,7 +131,7 @@ class RecordStage:
             except errors.HeadMoved:
                 await clock.sleep(0.005 * restart * clock.jitter())
                 continue
-            return outcomes, after if after is not head else None
+            return outcomes, after, after is not head
         raise errors.StoreUnavailable(f"the head of rollout {line[2]} in {line[0]}/{line[1]} is contended")
 
     async def _put(
@@ -178,13 +180,13 @@ class RecordStage:
             )
         return await self._runtime.offload(open_claim, claim, stored.body)
 
-    async def _mark(self, groups: Mapping[tuple[str, str, str], Any]) -> None:
+    async def _mark(self, counters: Mapping[tuple[str, str, str], int]) -> None:
         """One mark per memory for the whole batch, after its effects: also where they were there before."""
-        by_memory: dict[tuple[str, str], list[str]] = {}
-        for project, memory, rollout in groups:
-            by_memory.setdefault((project, memory), []).append(rollout)
-        for (project, memory), names in by_memory.items():
-            await marks.put(self._store, project, memory, names)
+        by_memory: dict[tuple[str, str], dict[str, int]] = {}
+        for (project, memory, rollout), counter in counters.items():
+            by_memory.setdefault((project, memory), {})[rollout] = counter
+        for (project, memory), found in by_memory.items():
+            await marks.put(self._store, project, memory, found, counters=found)
 
     async def _bury(self, outcomes: Sequence[Outcome]) -> None:
         letters = [
@@ -289,6 +291,8 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
         "ids": {"kind": data.rollout.kind, "original": data.rollout.original, "run_id": data.run_id, **given},
         "subject_alias": summarize.subject_of(data.subject),
         "agents": list(data.agents),
+        # Whoever waits for the run waits for these lines too.
+        "workspaces": sorted({_agent(one) for one in data.workspaces}),
         "layout": data.layout.model_dump(),
         "usage": data.usage.model_dump() if data.usage else None,
         "redacted": redacted,
@@ -296,6 +300,12 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
         "extra": redact_extra(data.model_extra or {}),
     }
     return kept, {name: value for name, value in meta.items() if value not in (None, {}, [])}
+
+
+def _agent(workspace: models.Workspace) -> str:
+    """The agent of a workspace's line, as an alias."""
+    named = (workspace.agent or "").strip()
+    return ids.alias(named) if named else lines.MAIN
 
 
 def redact_extra(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from runlore.commit import age, heads, keys, lines
 from runlore.consumers import dead, record
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import ids, models
-from runlore.snapshots import library, names, reading, streams
+from runlore.snapshots import library, names, reading, statcache, streams
 from runlore.store import port as store_port
 
 RESTARTS_MAX = 8
@@ -179,15 +179,14 @@ class SnapshotStage:
         if work.workspace.snapshot is not None:
             return await self._named(work, head)
         base = await self._base(work, head)
-        made = library.Snapshots(self._store, work.line.project)
         try:
-            if work.workspace.folder is not None:
-                folder = await self._runtime.offload(self._allowed, work.workspace.folder)
-                cache_dir = await self._runtime.offload(self._cache_for, folder)
-                made = library.Snapshots(self._store, work.line.project, cache_dir=cache_dir)
-                saved = await made.save(folder, base=base, without=_own(work))
-                return str(saved.ref), head.read_at
-            return await self._ingest(work, made, base), head.read_at
+            if work.workspace.folder is None:
+                return await self._ingest(work, base), head.read_at
+            folder = await self._runtime.offload(self._allowed, work.workspace.folder)
+            cache_dir = await self._runtime.offload(self._cache_for, folder)
+            made = library.Snapshots(self._store, work.line.project, cache_dir=cache_dir)
+            saved = await made.save(folder, base=base, without=_own(work))
+            return str(saved.ref), head.read_at
         except errors.InvalidInput as exc:
             raise errors.ArchiveRefused(f"{exc.kind}: {exc.message}", hint=exc.hint) from exc
 
@@ -201,7 +200,7 @@ class SnapshotStage:
             return None
         return ref
 
-    async def _ingest(self, work: Work, made: library.Snapshots, base: str | None) -> str:
+    async def _ingest(self, work: Work, base: str | None) -> str:
         claim = work.workspace.archive
         assert claim is not None
         key = keys.claim(work.line.project, claim.sha256)
@@ -215,6 +214,7 @@ class SnapshotStage:
                 hint="upload the archive, then `runlore dead redrive`",
             )
         with streams.ObjectFile(self._store, key, claim.size) as archive:
+            made = library.Snapshots(self._store, work.line.project)
             saved = await made.ingest(archive, base=base, without=_own(work))  # type: ignore[arg-type]
             # Before anything names it: until then a lie about the bytes has no effect.
             if await self._runtime.offload(archive.finish) != claim.sha256:
@@ -238,9 +238,8 @@ class SnapshotStage:
 
     def _cache_for(self, folder: str) -> Path | None:
         """Where the stat cache of `folder` lies; None where that is in the folder itself. Blocking."""
-        if self._cache_dir is None or os.path.realpath(self._cache_dir).startswith(folder.rstrip("/") + "/"):
-            return None
-        return self._cache_dir
+        here = self._cache_dir
+        return None if here is None or statcache.lies_in(here, folder) else here
 
     async def _named(self, work: Work, head: heads.Head) -> tuple[str, dt.datetime]:
         """A snapshot that somebody saved: every pack of it is named by the head now, or young enough.
@@ -277,7 +276,7 @@ class SnapshotStage:
 
 def _own(work: Work) -> list[str]:
     """What is never part of a snapshot: the memory directories, which a seed overlays, and Runlore's own."""
-    layout = work.incoming.data.layout
+    layout = work.workspace.layout or work.incoming.data.layout
     return [layout.memories_dir, layout.sessions_dir, *OWN_DIRS]
 
 

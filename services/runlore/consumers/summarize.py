@@ -2,9 +2,11 @@
 
     head → LIST of records → GET those not covered → CAS the head
 
-The record stage does it for the runs in its hand; whoever works a mark does it again from a LIST, so a
-record whose writer died between its record and its head is found. The summary is a function of the set of
-runs, so whoever comes later, with whatever batch, writes the same.
+The record stage does it for the runs in its hand, and its mark gives the head's counter after that. A head that
+stands there covers what the mark waits for. Where it does not (the mark says no counter, or the store was restored
+from a backup) whoever works the mark does it again from a LIST. A record whose writer died before its head was
+moved comes again from the bus, and costs no mark until then. The summary is a function of the set of runs, so
+whoever comes later, with whatever batch, writes the same.
 """
 
 from __future__ import annotations
@@ -114,11 +116,19 @@ async def advance(
 
 
 async def bring_up(
-    store: port.ObjectStore, project: str, memory: str, rollout: str, runtime: Runtime
+    store: port.ObjectStore,
+    project: str,
+    memory: str,
+    rollout: str,
+    runtime: Runtime,
+    *,
+    covered: int | None = None,
 ) -> heads.Head:
-    """The rollout's head, after it covers every record that a LIST shows."""
+    """The rollout's head once it stands at `covered`; else after it covers every record that a LIST shows."""
     for _ in range(RESTARTS_MAX):
         head = await read(store, project, memory, rollout)
+        if covered is not None and head.counter >= covered:
+            return head
         listed = await rollouts.recorded(store, project, memory, rollout)
         missing = [
             key

@@ -87,6 +87,8 @@ class Workspace(_Data):
     """A folder that the snapshot stage can reach, below one that its settings allow."""
     base: WorkspaceBase | None = None
     """What the run began from; none where the line had nothing."""
+    layout: Layout | None = None
+    """Where memory lies in this workspace, where that is not the event's: it is never part of a snapshot."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Workspace:

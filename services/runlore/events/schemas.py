@@ -1,4 +1,4 @@
-"""The published contract: JSON Schemas, golden samples and AsyncAPI, generated from the models and the map.
+"""The published contract: JSON Schemas, golden samples, AsyncAPI and OpenAPI, from the models, the map, the routes.
 
     python -m runlore.events.schemas [FOLDER]          # write them (default: schemas)
     python -m runlore.events.schemas --check [FOLDER]  # exit 1 and name each file that is not current
@@ -25,6 +25,7 @@ from runlore.events import envelope, models
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ASYNCAPI = "asyncapi.json"
+OPENAPI = "openapi.json"
 GOLDEN = "golden"
 BINDING_VERSION = "0.5.0"
 """Of AsyncAPI's Kafka bindings."""
@@ -84,7 +85,15 @@ def documents() -> dict[str, str]:
     out = {f"{name}.json": _text(event_schema(name)) for name in models.DATA_BY_TYPE}
     out |= {f"{GOLDEN}/{name}.json": _text(_golden(name)) for name in models.DATA_BY_TYPE}
     out[ASYNCAPI] = _text(asyncapi())
+    out[OPENAPI] = _text(openapi())
     return out
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI document of the lookup service, which its routes make. Needs `runlore[server]`."""
+    from runlore.lookup.http import app
+
+    return app.openapi()
 
 
 def _text(document: Any) -> str:

@@ -9,6 +9,7 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +71,29 @@ async def explain(
     Raises `errors.NotFound` where nothing has that name.
     """
     await lookup_index.reconcile(index, store)
-    wanted = {name, ids.alias(name.strip())} if name.strip() else {name}
-    rows = [row for one in sorted(wanted) for row in index.runs(one, project)]
+    return await tell(store, bus, reader, name, rows_of(index, name, project), project=project)
+
+
+def rows_of(index: lookup_index.Index, name: str, project: str | None) -> list[dict[str, Any]]:
+    """The recorded runs that `name` can mean."""
+    return [row for one in sorted(_meanings(name)) for row in index.runs(one, project)]
+
+
+def _meanings(name: str) -> set[str]:
+    return {name, ids.alias(name.strip())} if name.strip() else {name}
+
+
+async def tell(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    reader: revisions.Reader,
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    *,
+    project: str | None = None,
+) -> list[Story]:
+    """The stories of what the index knows under a name (`rows`), and of what waits on the bus or is dead under it."""
+    wanted = _meanings(name)
     stories = [await _recorded(store, reader, row) for row in rows]
     waiting = await _waiting(bus, wanted, {story.event for story in stories})
     stories += [story for story in waiting if project in (None, story.project)]
@@ -154,7 +176,9 @@ async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:
         elif branch.get("attempt") == story.attempt:
             why = f"kept as the branch {story.run}: {branch['why']}"
             story.step("snapshot", why, snapshot=branch["ref"][:12], agent=agent, at=branch["at"])
-        elif story.attempt in (done := await lines.outcomes(store, line, story.run)):
+        elif (ref := lines.known(body, story.run).get(story.attempt)) is not None:
+            story.step("snapshot", "was the workspace's version", snapshot=ref[:12], agent=agent)
+        elif story.attempt in (done := await lines.forgotten(store, line, story.run, head)):
             found = await lines.outcome(store, done[story.attempt])
             what = {lines.MOVED: "was the workspace's version", lines.BRANCHED: "was a branch"}[
                 found["state"]

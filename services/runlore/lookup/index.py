@@ -8,7 +8,9 @@ by tombstone, never by absence from a LIST. Writing is sqlite-utils inside one t
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,11 @@ from runlore.store import port
 
 log = structlog.get_logger("runlore.index")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RESULTS_MAX = 100
 TEXT_CHARS_MAX = 200_000
 """Characters of one rollout's summary that are searchable."""
 APPLY_BATCH = 256
-BUSY_SECONDS_MAX = 30.0
-"""How long another process may hold the file before a call gives up."""
 
 _SCHEMA = """
 CREATE TABLE heads (key TEXT PRIMARY KEY, counter INTEGER NOT NULL, etag TEXT NOT NULL) STRICT;
@@ -37,13 +37,20 @@ CREATE TABLE memories (
   manifest TEXT, held INTEGER NOT NULL, moved_at TEXT NOT NULL, PRIMARY KEY (project, memory)
 ) STRICT;
 CREATE TABLE rollouts (
+  id INTEGER PRIMARY KEY,
   project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, kind TEXT NOT NULL, original TEXT NOT NULL,
   subject TEXT, counter INTEGER NOT NULL, runs INTEGER NOT NULL, updated_at TEXT NOT NULL, moved_at TEXT NOT NULL,
-  PRIMARY KEY (project, memory, rollout)
+  place TEXT AS (CASE updated_at WHEN 'unknown' THEN '' ELSE updated_at END) VIRTUAL,
+  UNIQUE (project, memory, rollout)
+) STRICT;
+CREATE TABLE totals (
+  project TEXT NOT NULL, memory TEXT NOT NULL, rollouts INTEGER NOT NULL, runs INTEGER NOT NULL,
+  PRIMARY KEY (project, memory)
 ) STRICT;
 CREATE TABLE runs (
   project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, run TEXT NOT NULL, attempt INTEGER NOT NULL,
   event TEXT NOT NULL, ended_at TEXT NOT NULL, superseded INTEGER NOT NULL,
+  place TEXT AS (CASE ended_at WHEN 'unknown' THEN '' ELSE ended_at END) VIRTUAL,
   PRIMARY KEY (project, memory, rollout, run, attempt)
 ) STRICT;
 CREATE TABLE snapshots (
@@ -51,14 +58,22 @@ CREATE TABLE snapshots (
   version INTEGER NOT NULL, ref TEXT, versions INTEGER NOT NULL, branches INTEGER NOT NULL, tags TEXT NOT NULL,
   moved_at TEXT NOT NULL, PRIMARY KEY (project, rollout, agent)
 ) STRICT;
+CREATE INDEX rollouts_by_place ON rollouts (project, memory, place DESC, rollout);
+CREATE INDEX runs_by_place ON runs (project, place);
 CREATE INDEX runs_by_event ON runs (event);
 CREATE INDEX runs_by_run ON runs (run);
-CREATE VIRTUAL TABLE summaries USING fts5(
-  project UNINDEXED, memory UNINDEXED, rollout UNINDEXED, subject UNINDEXED, text, tokenize = 'unicode61'
-);
+CREATE INDEX runs_by_rollout ON runs (rollout);
+CREATE INDEX snapshots_by_time ON snapshots (project, moved_at DESC, rollout, agent);
+CREATE INDEX snapshots_tagged ON snapshots (project, moved_at DESC, rollout, agent) WHERE tags <> '';
+CREATE VIRTUAL TABLE summaries USING fts5(text, tokenize = 'unicode61');
 """
+"""Every list has an index in its own order, so that a page costs the same however many rows there are; `totals` is
+kept with the rows for the same reason. A rollout's text in `summaries` has the rollout's `id` as its rowid: FTS5 finds
+a row by that alone, and by any column of it only by reading the whole table."""
 
 
+_ROLLOUT = ("project", "memory", "rollout")
+"""What names a row of a rollout."""
 _MAY_PASS = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -80,8 +95,8 @@ class IndexRemade(errors.Retryable):
 class Index:
     """The index file at `path`. Not safe for two threads; each process may open its own."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, wait_seconds_max: float = sqlitefile.BUSY_SECONDS_MAX) -> None:
+        self.path, self._wait_seconds_max = path, wait_seconds_max
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = self._open()
         self._file_id = _file_id(path)
@@ -116,12 +131,10 @@ class Index:
             raise IndexRemade() from exc
 
     def _prepare(self) -> Database:
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlitefile.connect(self.path, wait_seconds_max=self._wait_seconds_max)
         try:
             if _version(connection) != SCHEMA_VERSION:
-                sqlitefile.use_wal(connection, seconds_max=BUSY_SECONDS_MAX)
+                sqlitefile.use_wal(connection)
                 _make(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             return Database(connection)
@@ -143,82 +156,66 @@ class Index:
 
     def apply(self, found: Iterable[heads.Head]) -> int:
         """Take these heads in, where their counters are higher than the rows'; how many were."""
-        applied = 0
+        newest: dict[str, heads.Head] = {}
         with self._file(), sqlitefile.transaction(self._db.conn):
             for head in found:
                 row = self._one("SELECT counter FROM heads WHERE key = ?", [head.key])
-                if head.counter == 0 or (row and row["counter"] >= head.counter):
-                    continue
-                self._db["heads"].upsert(
-                    {"key": head.key, "counter": head.counter, "etag": head.etag or ""}, pk="key"
+                known = max(
+                    row["counter"] if row else 0, newest[head.key].counter if head.key in newest else 0
                 )
-                if head.body["format"] == rollouts.HEAD_FORMAT:
-                    self._rollout(head)
-                elif head.body["format"] == lines.HEAD_FORMAT:
-                    self._snapshot(head)
-                else:
-                    self._memory(head)
-                applied += 1
-        return applied
+                if head.counter > known:
+                    newest[head.key] = head
+            rows = [
+                {"key": one.key, "counter": one.counter, "etag": one.etag or ""} for one in newest.values()
+            ]
+            self._put("heads", rows, "key")
+            by_format: dict[str, list[heads.Head]] = {}
+            for head in newest.values():
+                by_format.setdefault(head.body["format"], []).append(head)
+            self._rollouts(by_format.pop(rollouts.HEAD_FORMAT, []))
+            snapshots = map(_snapshot, by_format.pop(lines.HEAD_FORMAT, []))
+            self._put("snapshots", snapshots, "project", "rollout", "agent")
+            for others in by_format.values():
+                self._put("memories", map(_memory, others), "project", "memory")
+        return len(newest)
 
-    def _memory(self, head: heads.Head) -> None:
-        body = head.body
-        row = {
-            "project": body["project"],
-            "memory": body["memory"],
-            "counter": head.counter,
-            "revision": int(body.get("revision", 0)),
-            "manifest": body.get("manifest"),
-            "held": len(body.get("held", {})),
-            "moved_at": body["moved_at"],
-        }
-        self._db["memories"].upsert(row, pk=("project", "memory"))
+    def _put(self, table: str, rows: Iterable[dict[str, Any]], *key: str) -> None:
+        """Rows of one kind at once: for a single one sqlite-utils looks as long at the table as for a hundred."""
+        if made := list(rows):
+            self._db[table].upsert_all(made, pk=key if len(key) > 1 else key[0])
 
-    def _snapshot(self, head: heads.Head) -> None:
-        body = head.body
-        row = {
-            **{name: body[name] for name in ("project", "rollout", "agent", "moved_at")},
-            "counter": head.counter,
-            "version": int(body.get("version", 0)),
-            "ref": body.get("ref"),
-            "versions": len(body.get("versions", ())),
-            "branches": len(body.get("branches", {})),
-            "tags": " ".join(sorted(body.get("tags", {}))),
-        }
-        self._db["snapshots"].upsert(row, pk=("project", "rollout", "agent"))
-
-    def _rollout(self, head: heads.Head) -> None:
-        body = head.body
-        where = {name: body[name] for name in ("project", "memory", "rollout")}
-        row = {
-            **where,
-            "kind": body["kind"],
-            "original": body["original"],
-            "subject": body.get("subject"),
-            "counter": head.counter,
-            "runs": len(body["runs"]),
-            "updated_at": body["updated_at"],
-            "moved_at": body["moved_at"],
-        }
-        self._db["rollouts"].upsert(row, pk=("project", "memory", "rollout"))
-        runs = []
-        for run, entry in body["runs"].items():
-            common = {**where, "run": run, "ended_at": entry["ended_at"]}
-            runs.append({**common, "attempt": entry["attempt"], "event": entry["event"], "superseded": 0})
-            for attempt, _, event in entry.get("earlier", ()):
-                runs.append({**common, "attempt": attempt, "event": event, "superseded": 1})
-        self._db["runs"].upsert_all(runs, pk=("project", "memory", "rollout", "run", "attempt"))
-        match = [where["project"], where["memory"], where["rollout"]]
-        self._db.execute("DELETE FROM summaries WHERE project = ? AND memory = ? AND rollout = ?", match)
-        self._db.execute(
-            "INSERT INTO summaries (project, memory, rollout, subject, text) VALUES (?, ?, ?, ?, ?)",
-            [*match, body.get("subject"), text_of(body["summary"])],
+    def _rollouts(self, found: Sequence[heads.Head]) -> None:
+        rows = [_rollout(head) for head in found]
+        totals: Counter[tuple[str, str, str]] = Counter()
+        for row in rows:
+            before = self._one(
+                "SELECT runs FROM rollouts WHERE project = ? AND memory = ? AND rollout = ?", _name(row)
+            )
+            totals[row["project"], row["memory"], "rollouts"] += before is None
+            totals[row["project"], row["memory"], "runs"] += row["runs"] - (before["runs"] if before else 0)
+        self._put("rollouts", rows, *_ROLLOUT)
+        self._put("runs", (run for head in found for run in _runs(head)), *_ROLLOUT, "run", "attempt")
+        for project, memory in dict.fromkeys((row["project"], row["memory"]) for row in rows):
+            added = [totals[project, memory, name] for name in ("rollouts", "runs")]
+            self._db.execute(
+                """INSERT INTO totals (project, memory, rollouts, runs) VALUES (?, ?, ?, ?)
+                   ON CONFLICT DO UPDATE SET rollouts = rollouts + excluded.rollouts, runs = runs + excluded.runs""",
+                [project, memory, *added],
+            )
+        # A text is put whole: FTS5 changes no part of one.
+        self._db.conn.executemany(
+            """INSERT OR REPLACE INTO summaries (rowid, text)
+               SELECT id, ? FROM rollouts WHERE project = ? AND memory = ? AND rollout = ?""",
+            [(text_of(head.body["summary"]), *_name(row)) for head, row in zip(found, rows, strict=True)],
         )
 
     # --- reading --------------------------------------------------------------------------------------
 
-    def etags(self) -> dict[str, str]:
-        return {row["key"]: row["etag"] for row in self._all("SELECT key, etag FROM heads")}
+    def etags(self, wanted: Sequence[str]) -> dict[str, str]:
+        """The ETags of these heads, as far as they are known."""
+        # Not of all that there are: that holds up every other thread while it is read.
+        sql = "SELECT key, etag FROM heads WHERE key IN (SELECT value FROM json_each(?))"
+        return {row["key"]: row["etag"] for row in self._all(sql, [json.dumps(wanted)])}
 
     def behind(self, counters: Mapping[str, int]) -> list[str]:
         """The heads, of those named with a counter, of which the rows are older; with 0, which says nothing, all."""
@@ -233,11 +230,10 @@ class Index:
         """Memories with their revision and how many rollouts and runs they have."""
         return self._all(
             """SELECT m.project, m.memory, COALESCE(h.revision, 0) AS revision, COALESCE(h.held, 0) AS held,
-                      h.moved_at, COUNT(r.rollout) AS rollouts, COALESCE(SUM(r.runs), 0) AS runs
-               FROM (SELECT project, memory FROM memories UNION SELECT project, memory FROM rollouts) m
-               LEFT JOIN memories h USING (project, memory) LEFT JOIN rollouts r USING (project, memory)
-               WHERE :project IS NULL OR m.project = :project
-               GROUP BY m.project, m.memory ORDER BY m.project, m.memory""",
+                      h.moved_at, COALESCE(t.rollouts, 0) AS rollouts, COALESCE(t.runs, 0) AS runs
+               FROM (SELECT project, memory FROM memories UNION SELECT project, memory FROM totals) m
+               LEFT JOIN memories h USING (project, memory) LEFT JOIN totals t USING (project, memory)
+               WHERE :project IS NULL OR m.project = :project ORDER BY m.project, m.memory""",
             {"project": project},
         )
 
@@ -245,62 +241,204 @@ class Index:
         """Rollouts that all memories hold for review."""
         return int(self._all("SELECT COALESCE(SUM(held), 0) AS held FROM memories", {})[0]["held"])
 
-    def rollouts(self, project: str, memory: str, *, limit: int = RESULTS_MAX) -> list[dict[str, Any]]:
-        """The rollouts of a memory, newest first."""
+    def rollouts(
+        self, project: str, memory: str, *, limit: int = RESULTS_MAX, after: tuple[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rollouts of a memory, newest first; those behind `after` (when it was updated, its alias)."""
+        # A rollout of an unknown time sorts behind every other: no time is below ''.
+        behind = "AND place <= :place AND (place < :place OR rollout > :rollout)" if after else ""
+        rows = self._all(
+            f"""SELECT * FROM rollouts WHERE project = :project AND memory = :memory {behind}
+                ORDER BY place DESC, rollout LIMIT :limit""",
+            {"project": project, "memory": memory, "limit": limit, **_place(("place", "rollout"), after)},
+        )
+        return [_without(row, "place", "id") for row in rows]
+
+    def snapshots(
+        self,
+        project: str | None = None,
+        *,
+        limit: int = RESULTS_MAX,
+        after: tuple[str, str, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The lines of workspaces, the one that moved last first; those behind `after` (when, rollout, agent)."""
+        where = _where(
+            "project = :project" if project is not None else "",
+            "moved_at <= :at AND (moved_at < :at OR (rollout, agent) > (:rollout, :agent))" if after else "",
+        )
         return self._all(
-            """SELECT * FROM rollouts WHERE project = ? AND memory = ?
-               ORDER BY updated_at = 'unknown', updated_at DESC, rollout LIMIT ?""",
-            [project, memory, limit],
+            f"SELECT * FROM snapshots {where} ORDER BY moved_at DESC, project, rollout, agent LIMIT :limit",
+            {"project": project, "limit": limit, **_place(("at", "rollout", "agent"), after)},
         )
 
-    def snapshots(self, project: str | None = None, *, limit: int = RESULTS_MAX) -> list[dict[str, Any]]:
-        """The lines of workspaces, the one that moved last first."""
+    def tagged(self, project: str, tag: str = "template") -> list[dict[str, Any]]:
+        """The lines of workspaces with a snapshot of this tag, the one that moved last first."""
         return self._all(
-            """SELECT * FROM snapshots WHERE :project IS NULL OR project = :project
-               ORDER BY moved_at DESC, project, rollout, agent LIMIT :limit""",
-            {"project": project, "limit": limit},
+            # Named: by itself SQLite takes the index of all lines, which has the same order.
+            """SELECT * FROM snapshots INDEXED BY snapshots_tagged
+               WHERE project = ? AND tags <> '' AND instr(' ' || tags || ' ', ?) > 0
+               ORDER BY moved_at DESC, rollout, agent LIMIT 100""",
+            [project, f" {tag} "],
         )
 
     def runs(self, name: str, project: str | None = None) -> list[dict[str, Any]]:
         """The runs with this event id, run id alias or rollout alias."""
-        return self._all(
+        rows = self._all(
             """SELECT * FROM runs WHERE (event = :name OR run = :name OR rollout = :name)
                AND (:project IS NULL OR project = :project)
                ORDER BY ended_at DESC, run, attempt LIMIT 100""",
             {"name": name, "project": project},
         )
+        return [_without(row, "place") for row in rows]
 
-    def recent_runs(self, project: str | None = None, *, limit: int = 20) -> list[dict[str, Any]]:
-        return self._all(
-            """SELECT * FROM runs WHERE :project IS NULL OR project = :project
-               ORDER BY ended_at = 'unknown', ended_at DESC, rowid DESC LIMIT :limit""",
-            {"project": project, "limit": limit},
+    def recent_runs(
+        self,
+        project: str | None = None,
+        *,
+        limit: int = 20,
+        after: tuple[str, int] | None = None,
+        numbered: bool = False,
+    ) -> list[dict[str, Any]]:
+        """The newest runs first; those behind `after` (when one ended, its `number`: with `numbered`)."""
+        where = _where(
+            "project = :project" if project is not None else "",
+            "place <= :place AND (place < :place OR rowid < :number)" if after else "",
         )
+        rows = self._all(
+            f"SELECT *, rowid AS number FROM runs {where} ORDER BY place DESC, rowid DESC LIMIT :limit",
+            {"project": project, "limit": limit, **_place(("place", "number"), after)},
+        )
+        return [_without(row, "place", *(() if numbered else ("number",))) for row in rows]
 
     def search(
         self, query: str, project: str, memory: str, *, subject: str | None = None, limit: int = 20
     ) -> list[dict[str, Any]]:
         """Summaries that match every word of `query`, best first. Only those without a subject, or of `subject`."""
-        # Half a surrogate pair, as a terminal may hand in, is no character that SQLite could take.
-        query = query.encode("utf-8", "replace").decode("utf-8")
+        # Half a surrogate pair, as a terminal may hand in, is no character that SQLite could take; and a NUL would end
+        # the expression inside of its quotes, which would look like a damaged file.
+        query = query.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
         words = " ".join('"' + word.replace('"', '""') + '"' for word in query.split())
         if not words:
             raise errors.InvalidInput("the query has no word")
+        # The best first, and only then their snippets: made for every match, they cost more than all the rest.
         return self._all(
-            """SELECT rollout, snippet(summaries, 4, '[', ']', ' … ', 16) AS snippet, bm25(summaries) AS rank
-               FROM summaries
-               WHERE summaries MATCH ? AND project = ? AND memory = ? AND (subject IS NULL OR subject = ?)
-               ORDER BY rank LIMIT ?""",
-            [words, project, memory, subject, min(limit, RESULTS_MAX)],
+            """WITH best AS MATERIALIZED (
+                 SELECT r.id, r.rollout, bm25(summaries) AS rank
+                 FROM summaries JOIN rollouts r ON r.id = summaries.rowid
+                 WHERE summaries MATCH :words AND r.project = :project AND r.memory = :memory
+                   AND (r.subject IS NULL OR r.subject = :subject)
+                 ORDER BY rank LIMIT :limit
+               )
+               SELECT best.rollout, snippet(summaries, 0, '[', ']', ' … ', 16) AS snippet, best.rank
+               FROM best CROSS JOIN summaries ON summaries.rowid = best.id
+               WHERE summaries MATCH :words ORDER BY best.rank""",
+            {
+                "words": words,
+                "project": project,
+                "memory": memory,
+                "subject": subject,
+                "limit": min(limit, RESULTS_MAX),
+            },
+        )
+
+    def runs_for(
+        self, project: str, memory: str | None, *, subject: str | None = None, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """The newest runs of a project, or of one memory of it; only those without a subject, or of `subject`."""
+        return self._all(
+            """SELECT u.memory, u.rollout, u.run, u.attempt, u.ended_at FROM runs u
+               JOIN rollouts r USING (project, memory, rollout)
+               WHERE u.project = :project AND (:memory IS NULL OR u.memory = :memory) AND u.superseded = 0
+                     AND (r.subject IS NULL OR r.subject = :subject)
+               ORDER BY u.place DESC, u.rowid DESC LIMIT :limit""",
+            {"project": project, "memory": memory, "subject": subject, "limit": limit},
         )
 
     def _all(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         with self._file():
-            return list(self._db.query(sql, parameters))
+            # Not by `Database.query`, which costs several times the query of one row.
+            found = self._db.conn.execute(sql, parameters)
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found]
 
     def _one(self, sql: str, parameters: Sequence[Any]) -> dict[str, Any] | None:
         rows = self._all(sql, parameters)
         return rows[0] if rows else None
+
+
+def _memory(head: heads.Head) -> dict[str, Any]:
+    body = head.body
+    return {
+        "project": body["project"],
+        "memory": body["memory"],
+        "counter": head.counter,
+        "revision": int(body.get("revision", 0)),
+        "manifest": body.get("manifest"),
+        "held": len(body.get("held", {})),
+        "moved_at": body["moved_at"],
+    }
+
+
+def _snapshot(head: heads.Head) -> dict[str, Any]:
+    body = head.body
+    return {
+        **{name: body[name] for name in ("project", "rollout", "agent", "moved_at")},
+        "counter": head.counter,
+        "version": int(body.get("version", 0)),
+        "ref": body.get("ref"),
+        "versions": len(body.get("versions", ())),
+        "branches": len(body.get("branches", {})),
+        "tags": " ".join(sorted(body.get("tags", {}))),
+    }
+
+
+def _rollout(head: heads.Head) -> dict[str, Any]:
+    body = head.body
+    return {
+        **{name: body[name] for name in _ROLLOUT},
+        "kind": body["kind"],
+        "original": body["original"],
+        "subject": body.get("subject"),
+        "counter": head.counter,
+        "runs": len(body["runs"]),
+        "updated_at": body["updated_at"],
+        "moved_at": body["moved_at"],
+    }
+
+
+def _runs(head: heads.Head) -> Iterator[dict[str, Any]]:
+    """The runs of a rollout, each attempt a row."""
+    where = {name: head.body[name] for name in _ROLLOUT}
+    for run, entry in head.body["runs"].items():
+        common = {**where, "run": run, "ended_at": entry["ended_at"]}
+        yield {**common, "attempt": entry["attempt"], "event": entry["event"], "superseded": 0}
+        for attempt, _, event in entry.get("earlier", ()):
+            yield {**common, "attempt": attempt, "event": event, "superseded": 1}
+
+
+def _name(row: Mapping[str, Any]) -> list[str]:
+    """What a rollout's row is found by."""
+    return [row[name] for name in _ROLLOUT]
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def place(time: str) -> str:
+    """A time as lists sort by it: an unknown one behind every other."""
+    return "" if time == "unknown" else time
+
+
+def _where(*conditions: str) -> str:
+    """A WHERE of those that there are."""
+    found = [one for one in conditions if one]
+    return f"WHERE {' AND '.join(found)}" if found else ""
+
+
+def _place(names: Sequence[str], after: Sequence[Any] | None) -> dict[str, Any]:
+    """Where a list goes on, as parameters of its query."""
+    return dict(zip(names, after or [None] * len(names), strict=True))
 
 
 def text_of(summary: Any) -> str:
@@ -331,17 +469,28 @@ async def reconcile(index: Index, store: port.ObjectStore) -> int:
 
 
 async def _reconcile(index: Index, store: port.ObjectStore) -> int:
-    known = index.etags()
     applied = 0
     batch: list[str] = []
+    listed: list[port.Listed] = []
+
+    async def differing() -> int:
+        """What differs of those listed goes into the batch; how many heads were applied."""
+        known = index.etags([row.key for row in listed])
+        batch.extend(row.key for row in listed if known.get(row.key) != row.etag)
+        listed.clear()
+        done = 0
+        while len(batch) >= APPLY_BATCH:
+            done += await take_in(index, store, batch[:APPLY_BATCH])
+            del batch[:APPLY_BATCH]
+        return done
+
     for project in await marks.projects(store):
         for kind in (keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES):
             async for row in store.list(f"{project}/{kind}/"):
-                if known.get(row.key) != row.etag:
-                    batch.append(row.key)
-                if len(batch) == APPLY_BATCH:
-                    applied += await take_in(index, store, batch)
-                    batch = []
+                listed.append(row)
+                if len(listed) == APPLY_BATCH:
+                    applied += await differing()
+    applied += await differing()
     return applied + await take_in(index, store, batch)
 
 

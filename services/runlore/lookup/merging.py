@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from runlore import errors
 from runlore.commit import lines
@@ -21,6 +22,21 @@ class Done:
     saved: library.Saved | None
     state: str
     branches: list[str]
+
+
+def told(done: Done, line: lines.Line, *, dry_run: bool = False) -> dict[str, Any]:
+    """What a merge did, as people and programs are told."""
+    return {
+        "snapshot": done.saved.id if done.saved else done.merged.record.id,
+        "project": line.project,
+        "rollout": line.rollout,
+        "agent": line.agent,
+        "state": done.state,
+        "branches": done.branches,
+        "files": done.merged.record.files,
+        "conflicts": [one.as_dict() for one in done.merged.conflicts],
+        "dry_run": dry_run,
+    }
 
 
 async def merge_branches(
@@ -65,6 +81,49 @@ async def merge_branches(
         merged={name: listed[name]["ref"] for name in chosen},
     )
     return Done(merged, saved, placed.state, chosen)
+
+
+async def merge_rollouts(
+    made: library.Snapshots,
+    line: lines.Line,
+    rollouts: Mapping[str, str],
+    *,
+    base: str | None = None,
+    dry_run: bool = False,
+) -> Done:
+    """Merge the present versions of other rollouts (label → id as given) into the line; theirs stay as they are.
+
+    `base` is the snapshot that all of them began from; without it everything that differs is a conflict. Raises
+    `errors.NotFound` where none of them has a version.
+    """
+    head = await lines.read(made.store, line)
+    found = {}
+    for label, rollout in rollouts.items():
+        other = lines.Line(line.project, lines.line_of(line.project, rollout, None).rollout, line.agent)
+        one = await lines.read(made.store, other)
+        if one.body.get("ref"):
+            found[label] = one
+    if not found:
+        raise errors.NotFound(f"none of the {len(rollouts)} rollouts has a version to merge into {line}")
+    # What the result refers to must be named by a head now: the base is looked for by its content.
+    refs = [lines.named(one.body) for one in (head, *found.values())]
+    start = next(
+        (ref for ref in sorted(set().union(*refs)) if base and lines.id_of(ref) == lines.id_of(base)), None
+    )
+    sides = [merge.Side(label, await _open(made, one.body["ref"])) for label, one in sorted(found.items())]
+    present = head.body.get("ref")
+    ours = merge.Side(HEAD, await _open(made, present)) if present else sides.pop(0)
+    began = min(head.read_at, *(one.read_at for one in found.values()))
+    opened = await _open(made, start) if start else None
+    merged = await merge.merge(opened, ours, sides, offload=asyncio.to_thread)
+    if dry_run:
+        return Done(merged, None, "dry run", sorted(found))
+    saved = await merge.write(made.store, made.project, merged, offload=asyncio.to_thread)
+    reason = f"merged {', '.join(sorted(found))}"[:500]
+    placed = await lines.save(
+        made.store, line, str(saved.ref), lines.base_of(head.body), reason=reason, began=began
+    )
+    return Done(merged, saved, placed.state, sorted(found))
 
 
 async def _open(made: library.Snapshots, ref: str) -> reading.Opened:

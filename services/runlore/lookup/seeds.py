@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runlore import clock, errors
-from runlore.commit import age, lines, packs, revisions
+from runlore.commit import age, heads, keys, lines, packs, revisions
 from runlore.events import envelope, ids, models
 from runlore.memory import render
 from runlore.snapshots import names
@@ -50,17 +50,21 @@ class Seed:
     """The version of the workspace's line that the run will replace."""
     snapshot: str | None = None
     """The workspace: `<id>/<root pack>`; none where the line has nothing."""
+    template: bool = False
+    """Whether that is the project's template: the line itself has nothing, so the run replaces nothing."""
 
     @property
     def base(self) -> dict[str, Any]:
         """What the next run's event gives as its workspace's `base`."""
-        return {"counter": self.version, "snapshot": lines.id_of(self.snapshot) if self.snapshot else None}
+        own = self.snapshot is not None and not self.template
+        return {"counter": self.version, "snapshot": lines.id_of(self.snapshot) if own else None}
 
     @property
     def id(self) -> str:
-        return PREFIX + base64.urlsafe_b64encode(envelope.dump(list(asdict(self).values()))).decode().rstrip(
-            "="
-        )
+        values = list(asdict(self).values())
+        # Left out where it says nothing, so that a seed has the id that it always had.
+        values = values if self.template else values[:-1]
+        return PREFIX + base64.urlsafe_b64encode(envelope.dump(values)).decode().rstrip("=")
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,21 @@ class Opened:
     layout: Mapping[str, Any]
 
 
-def parse(seed_id: str) -> Seed:
-    """The seed that an id names. Raises `errors.InvalidInput` or `errors.SeedExpired`."""
+def parse(seed_id: str, *, ended: bool = False) -> Seed:
+    """The seed that an id names, signed or not; `ended`: also one whose term has ended.
+
+    Raises `errors.InvalidInput` or `errors.SeedExpired`.
+    """
     try:
-        text = seed_id.removeprefix(PREFIX)
+        text = seed_id.removeprefix(PREFIX).partition(".")[0]
         seed = Seed(*json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))))
         ids.check_name(seed.project, "project")
         ids.check_name(seed.memory, "memory")
         expires = dt.datetime.fromisoformat(seed.expires)
         ids.check_id(seed.rollout, "rollout")
         if not isinstance(seed.subject, str | None) or expires.tzinfo is None:
+            raise ValueError
+        if type(seed.template) is not bool or (seed.template and seed.snapshot is None):
             raise ValueError
         ids.check_id(seed.agent, "agent")
         if type(seed.revision) is not int or type(seed.version) is not int or seed.version < 0:
@@ -94,7 +103,7 @@ def parse(seed_id: str) -> Seed:
             raise ValueError
     except (ValueError, TypeError, AttributeError, RecursionError, errors.InvalidId):
         raise errors.InvalidInput(f"{seed_id[:24]!r} is not a seed id") from None
-    if clock.now() >= expires:
+    if clock.now() >= expires and not ended:
         raise errors.SeedExpired(
             f"the seed of revision {seed.revision} ended at {seed.expires}", hint="ask for a new one"
         )
@@ -124,14 +133,20 @@ async def resolve(
     ids.check_name(memory, "memory")
     ids.check_id(rollout, "the rollout's id")
     line = lines.line_of(project, rollout, agent)
-    workspace = (await lines.read(reader.store, line)).body
-    if at is None and not (await reader.head(project, memory)).body.get("manifest"):
-        if not workspace.get("ref"):
-            return None
-        number, manifest = 0, ""
-    else:
+    # Both heads at once, and nothing else: what the newest revision is, its head says.
+    wanted = [line.key, keys.memory_head(project, memory)]
+    found = await reader.store.get_many(wanted)
+    workspace = heads.parse(wanted[0], found[0], fmt=lines.HEAD_FORMAT).body
+    head = heads.parse(wanted[1], found[1], fmt=revisions.HEAD_FORMAT).body
+    if at is not None:
         revision = await reader.at(project, memory, at)
         number, manifest = revision.number, revision.sha256
+    elif head.get("manifest"):
+        number, manifest = int(head["revision"]), str(head["manifest"])
+    elif workspace.get("ref"):
+        number, manifest = 0, ""
+    else:
+        return None
     return Seed(
         project=project,
         memory=memory,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from runlore import errors
-from runlore.commit import lines
+from runlore.commit import heads, lines
 from runlore.lookup import seeds
-from runlore.snapshots import building, ignore, library, reading, saving, scan, statcache, trees
+from runlore.snapshots import building, ignore, library, names, reading, saving, scan, statcache, trees
 
 OWN_DIR = ".runlore"
 BASES = "workspaces"
@@ -133,8 +133,26 @@ def began_as(cache_dir: Path, folder: Path, line: lines.Line) -> lines.Base | No
         line.agent,
     ]:
         return None
-    ref = receipt.get("snapshot")
+    ref = receipt.get("snapshot") if not receipt.get("template") else None
     return lines.Base(int(receipt.get("version", 0)), lines.id_of(ref) if isinstance(ref, str) else None)
+
+
+def row_of(head: heads.Head) -> dict[str, Any]:
+    """A line as lists tell it."""
+    body = head.body
+    return {
+        "project": body["project"],
+        "rollout": body["rollout"],
+        "agent": body["agent"],
+        "snapshot": lines.id_of(body["ref"]) if body.get("ref") else None,
+        "ref": body.get("ref"),
+        "version": int(body.get("version", 0)),
+        "moved_at": body["moved_at"],
+        "moved_by": body.get("moved_by"),
+        "versions": list(reversed(body.get("versions", ()))),
+        "branches": body.get("branches", {}),
+        "tags": body.get("tags", {}),
+    }
 
 
 async def resolve(
@@ -150,9 +168,9 @@ async def resolve(
         if seed.project != made.project or seed.snapshot is None:
             raise errors.NotFound("the seed holds no workspace of this project")
         line = lines.Line(seed.project, seed.rollout, seed.agent)
-        base = lines.Base(seed.version, lines.id_of(seed.snapshot))
+        base = lines.Base(seed.base["counter"], seed.base["snapshot"])
         return await made.open(seed.snapshot), line, base
-    if "/" in name:
+    if all(map(names.is_id, name.split("/"))) and "/" in name:
         return await made.open(name), None, None
     found = await _named(made, name, rollout, agent)
     if len(found) > 1:

@@ -42,6 +42,8 @@ ENUMERATED_MIN = 3
 
 _PATH = re.compile(r"(?:[\w@%+.~-]*/)*[\w@%+~-][\w@%+.~-]*\.[A-Za-z][\w]{0,7}")
 _WORD = re.compile(r"[^\W\d_]+")
+_OWN = ("MEMORY.md", "memory_summary.md", "raw_memories", "rollout_summaries", "phase_two_selection.json")
+"""The SDK's names for what we wrote. A call that names one looks memory up, or edits it: nothing to remember."""
 _PLACES = ("workdir", "working_directory", "cwd")
 
 
@@ -51,7 +53,8 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
     items = transcript.items(payload)
     made = calls.of(items)
     users = [(item.index, item.text) for item in items if item.kind == "user"]
-    found = failures.find(fixes.Context(made, users))
+    found = [one for one in failures.find(fixes.Context(made, users)) if not _is_lookup(one.call)]
+    work = [call for call in made if not _is_lookup(call)]
     terminal = payload.get("terminal_metadata")
     terminal = terminal if isinstance(terminal, dict) else {}
     digest: dict[str, Any] = {
@@ -76,13 +79,19 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
         "passed": _passed(made, found),
         "broken": _broken(found),
         "last_failing": _last_failing(made, found),
-        "facts": _facts(made, found),
+        "facts": _facts(work, found),
         "corrections": _corrections(items, made, found),
-        "files": _files(made),
+        "files": _files(work),
         "tools": _tools(made),
-        "keywords": _keywords(items, made, found),
+        "keywords": _keywords(items, work, found),
     }
     return _bounded(digest)
+
+
+def _is_lookup(call: calls.Call) -> bool:
+    """Whether a call is about memory itself: every agent is told to search it, in every run."""
+    said = [call.command or "", *(value for _, value in call.leaves)]
+    return any(name in one for name in _OWN for one in said)
 
 
 def _payload(line: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from runlore.memory import documents, handbook, lines, redact, render, summary, text
@@ -162,24 +162,31 @@ def _removals(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
 def _shrinking(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
     still = after.rollouts()
     same = {name for name in before.rollouts() & still if before.card(name) == after.card(name)}
-    was, now = _bytes_of(before, same), _bytes_of(after, same)
-    if was and now < (1 - SHRINK_MAX) * was:
-        message = f"what {len(same)} unchanged rollouts support shrank from {was} to {now} bytes"
+    entries, later = before.entries(), after.entries()
+    # A note that nothing touched is the same object in both: only the others can have shrunk.
+    touched = {one for one in entries.keys() | later.keys() if entries.get(one) is not later.get(one)}
+    lost = _bytes_of(entries, same, touched) - _bytes_of(later, same, touched)
+    if lost <= 0:
+        return
+    was = _bytes_of(entries, same, entries.keys())
+    if lost > SHRINK_MAX * was:
+        message = f"what {len(same)} unchanged rollouts support shrank from {was} to {was - lost} bytes"
         yield Violation("shrink", message, tuple(sorted(still - before.rollouts())))
 
 
-def _bytes_of(notes: _notes.Notes, rollouts: set[str]) -> int:
+def _bytes_of(entries: Mapping[str, Mapping[str, Any]], rollouts: set[str], which: Collection[str]) -> int:
     return sum(
         len(json.dumps(one))
-        for entry in notes.entries().values()
-        for rollout, one in entry["support"].items()
+        for identity in which
+        if identity in entries
+        for rollout, one in entries[identity]["support"].items()
         if rollout in rollouts
     )
 
 
 def _secrets(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Violation]:
     for name, part in parts.items():
-        if redact.text(part.text) == part.text:
+        if part.is_clean:
             continue
         for number, line in enumerate(part.text.split("\n"), 1):
             if redact.text(line) != line:
@@ -191,8 +198,10 @@ def _secrets(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[
 
 def _sizes(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Violation]:
     tokens: dict[str, int] = {}
+    first: dict[str, render.Part] = {}
     for name, part in parts.items():
         owner, _, file = name.partition("/")
+        first.setdefault(owner, part)
         size, limit = len(part.text.encode("utf-8", "surrogatepass")), _BYTES_MAX.get(file, _OTHER_BYTES_MAX)
         if size > limit:
             yield Violation(
@@ -200,7 +209,7 @@ def _sizes(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Vi
             )
         if file in ("preferences.md", "tips.md", "index.md", "resume.md"):
             # The headings that `compose` puts around them cost a few tokens each.
-            tokens[owner] = tokens.get(owner, 0) + text.token_estimate(part.text) + 10
+            tokens[owner] = tokens.get(owner, 0) + part.tokens + 10
     base = tokens.pop(render.BASE, 0)
     subjects = {
         part.subject: f"subject.{part.subject}"
@@ -208,7 +217,7 @@ def _sizes(after: _notes.Notes, parts: Mapping[str, render.Part]) -> Iterable[Vi
         if part.subject and not part.rollout
     }
     for owner, own in tokens.items():
-        part = next(one for name, one in parts.items() if name.startswith(f"{owner}/"))
+        part = first[owner]
         personal = tokens.get(subjects.get(part.subject, ""), 0) if part.rollout else 0
         if base + own + personal >= SUMMARY_TOKENS_MAX:
             message = f"memory_summary.md for {owner} has {base + own + personal} tokens or more"

@@ -7,13 +7,16 @@ No clock is read: every time comes from a record, so the same runs give the same
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runlore.memory import documents, handbook, lines, values
+from runlore.memory import documents, handbook, lines, redact, values
 from runlore.memory import notes as _notes
+from runlore.memory import text as _text
 
 BASE = "base"
 
@@ -29,6 +32,42 @@ class Part:
     subject: str | None = None
     why: Why = field(default_factory=list)
 
+    @functools.cached_property
+    def tokens(self) -> int:
+        """How many model tokens it is, estimated from above."""
+        return _text.token_estimate(self.text)
+
+    @functools.cached_property
+    def is_clean(self) -> bool:
+        """Whether it holds nothing that redaction would take out."""
+        return redact.text(self.text) == self.text
+
+
+class Memo:
+    """The parts of one memory's rollouts, by all that they were made of, from the last time that it was rendered.
+
+    A revision changes a few rollouts of 256; with a memo only those are written and checked anew. It holds what the
+    last rendering used, and changes nothing in what is rendered.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, dict[str, Part]] = {}
+        self._used: dict[bytes, dict[str, Part]] = {}
+
+    def begin(self) -> None:
+        """A rendering begins: what the one before it did not use is forgotten."""
+        self._last, self._used = self._used or self._last, {}
+
+    def get(self, key: bytes) -> dict[str, Part] | None:
+        found = self._used.get(key) or self._last.get(key)
+        if found is not None:
+            self._used[key] = found
+        return found
+
+    def keep(self, key: bytes, made: dict[str, Part]) -> dict[str, Part]:
+        self._used[key] = made
+        return made
+
 
 @dataclass(frozen=True)
 class Composed:
@@ -38,8 +77,10 @@ class Composed:
     why: Why = field(default_factory=list)
 
 
-def parts(notes: _notes.Notes, layout: values.Layout) -> dict[str, Part]:
+def parts(notes: _notes.Notes, layout: values.Layout, memo: Memo | None = None) -> dict[str, Part]:
     """Every part, by name: `<owner>/<file>`, the owner being `base`, `subject.<alias>` or `rollout.<alias>`."""
+    memo = memo or Memo()
+    memo.begin()
     cards = {
         entry["key"]["rollout"]: card
         for _, entry in notes.of_kind("rollout")
@@ -57,7 +98,10 @@ def parts(notes: _notes.Notes, layout: values.Layout) -> dict[str, Part]:
     for own in by_subject.values():
         common = documents.Common(own.values())
         for rollout, card in own.items():
-            out |= _rollout_parts(rollout, card, layout, by_rollout.get(rollout, {}), common)
+            learnt = by_rollout.get(rollout, {})
+            made_of = [rollout, card, layout.sessions_dir, learnt, documents.title(card, common)]
+            key = hashlib.sha256(json.dumps(made_of).encode()).digest()
+            out |= memo.get(key) or memo.keep(key, _rollout_parts(rollout, card, layout, learnt, common))
     return dict(sorted(out.items()))
 
 

@@ -22,10 +22,12 @@ OUTPUT_CHARS_MAX = 200_000
 DEPTH_MAX = 12
 """How deep content parts are searched for text."""
 
-# agents.sandbox.capabilities.tools.shell_tool._format_response: the SDK's own header of a command's output.
+# agents.sandbox.capabilities.tools.shell_tool._format_response: the SDK's own header of a command's output; and
+# Codex's (openai/codex, core/src/tools/mod.rs), which shares its tools.
 _SDK_EXEC = re.compile(
-    r"\AChunk ID: \w*\nWall time: [\d.]+ seconds\n(?:Process exited with code (-?\d+)\n)?"
-    r"(?:Process running with session ID \d+\n)?(?:Original token count: \d+\n)?Output:(?:\n|\Z)"
+    r"\A(?:Exit code: (-?\d+)\n|Chunk ID: \w*\n)?Wall time: [\d.]+ seconds?\n(?:Process exited with code (-?\d+)\n)?"
+    r"(?:Process running with session ID \d+\n)?(?:Original token count: \d+\n)?(?:Total output lines: \d+\n)?"
+    r"Output:(?:\n|\Z)"
 )
 _DATA_KEY = re.compile(r"\d{3}|[@\s]")
 _EXIT_KEYS = ("exit_code", "exitCode", "returncode", "return_code")
@@ -173,6 +175,8 @@ def output_of(index: int, entry: dict[str, Any], body: Any) -> Output:
     else:
         text, exit_code, timed_out = _from_parts(body)
         failed = failed or (isinstance(body, dict) and _is_error(body))
+    if exit_code is None:
+        exit_code = _exit_code(entry)
     if error is not None and not text.strip():
         text = error if isinstance(error, str) else _canonical(error)
     if len(text) > OUTPUT_CHARS_MAX:
@@ -189,7 +193,7 @@ def _is_error(entry: dict[str, Any]) -> bool:
 def _from_text(body: str) -> tuple[str, int | None, bool]:
     header = _SDK_EXEC.match(body[:400])
     if header:
-        code = header.group(1)
+        code = header.group(1) or header.group(2)
         return body[header.end() :], int(code) if code else None, False
     # `local_shell_call_output.output` is a JSON string; other shells answer the same way.
     if body.startswith("{") and any(f'"{key}"' in body for key in _EXIT_KEYS):

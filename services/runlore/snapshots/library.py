@@ -155,8 +155,7 @@ class Snapshots:
     def _cache_path(self, root: bytes) -> Path | None:
         if self._cache_dir is None:
             return None
-        inside = os.path.realpath(root).rstrip(b"/") + b"/"
-        if os.fsencode(os.path.realpath(self._cache_dir) + "/").startswith(inside):
+        if statcache.lies_in(self._cache_dir, root):
             raise errors.InvalidInput(
                 f"the stat cache lies in the workspace: {self._cache_dir}", hint="put it outside"
             )

@@ -108,7 +108,8 @@ class _Blobs:
         return found
 
     async def tree(self, entry: trees.Entry | None) -> trees.Tree:
-        if not isinstance(entry, trees.Dir):
+        # What branches began from may be nothing at all: then no snapshot holds the empty tree.
+        if not isinstance(entry, trees.Dir) or entry.tree == _EMPTY_TREE.tree:
             return trees.EMPTY
         return trees.decode((await self.many({entry.tree}))[entry.tree])
 

@@ -80,6 +80,12 @@ def path_of(folder: Path, project: str, root: bytes) -> Path:
     return folder / f"{name[:40]}.stat"
 
 
+def lies_in(folder: Path, root: str | bytes) -> bool:
+    """Whether the caches' `folder` lies in the workspace `root`, which a save would then change. Blocking."""
+    inside = os.path.realpath(os.fsencode(root)).rstrip(b"/") + b"/"
+    return (os.path.realpath(os.fsencode(folder)) + b"/").startswith(inside)
+
+
 def load(path: Path | None, where: tuple[int, int], *, xattrs: bool) -> StatCache:
     """What is known, or nothing: a cache that is missing, damaged, or speaks of elsewhere is no error."""
     fresh = StatCache(where, xattrs)

@@ -14,7 +14,7 @@ import asyncio
 import bisect
 import io
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from runlore import errors
@@ -236,8 +236,16 @@ class Export(io.RawIOBase):
         return body[offset - start : offset - start + most]
 
 
-async def export(opened: reading.Opened) -> io.RawIOBase:
-    """The tar of a snapshot; of a provider's reference, the reference itself. Raises `errors.Corrupt`."""
+async def export(
+    opened: reading.Opened, *, without: Callable[[bytes, trees.Entry], bool] | None = None
+) -> io.RawIOBase:
+    """The tar of a snapshot; of a provider's reference, the reference itself. Raises `errors.Corrupt`.
+
+    `without` says which entries are left out: something else takes their place. Raises `errors.NativeSnapshot` where
+    a reference has none.
+    """
+    if without is not None:
+        opened.whole()
     if opened.record.kind == trees.NATIVE:
         body = b"".join([await opened.blob(chunk) for chunk in opened.record.chunks])
         if len(body) != opened.record.bytes:
@@ -262,6 +270,8 @@ async def export(opened: reading.Opened) -> io.RawIOBase:
             folders.pop(path, None)
             continue
         at = path + b"/" + entry.name if path else entry.name
+        if without is not None and without(at, entry):
+            continue
         why = refused(at, entry, links)
         if why is not None:
             left_out.append((names.to_text(at), why))

@@ -10,10 +10,10 @@ A broken file or line costs itself and no other. Memory is bounded by the larges
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PROBLEMS_PER_FILE_MAX = 100
 """After this many problems and not one run a file is given up: it is not of this format."""
@@ -51,8 +51,8 @@ class Format:
     description: str
     globs: tuple[str, ...]
     module: str
-    by_line: bool
-    """Whether a file holds one run a line, or is one run."""
+    unit: Literal["line", "file", "turn"]
+    """What one run is: a line, a whole file, or one turn of the conversation that a file holds."""
 
 
 FORMATS: dict[str, Format] = {
@@ -63,21 +63,35 @@ FORMATS: dict[str, Format] = {
             "OpenAI Agents SDK session files, sessions/<rollout>.jsonl (Python or JavaScript): a run a line",
             ("*.jsonl",),
             "runlore.sources.agents_sdk",
-            by_line=True,
+            unit="line",
         ),
         Format(
             "chat",
             "OpenAI chat messages (also tau-bench): one conversation a JSONL line",
             ("*.jsonl",),
             "runlore.sources.chat",
-            by_line=True,
+            unit="line",
         ),
         Format(
             "swe-agent",
             "SWE-agent trajectories (.traj): one run a file",
             ("*.traj",),
             "runlore.sources.swe_agent",
-            by_line=False,
+            unit="file",
+        ),
+        Format(
+            "codex",
+            "Codex CLI sessions (~/.codex/sessions): a run for each turn",
+            ("rollout-*.jsonl", "rollout-*.jsonl.zst"),
+            "runlore.sources.codex",
+            unit="turn",
+        ),
+        Format(
+            "claude-code",
+            "Claude Code sessions (~/.claude/projects): a run for each turn, also of subagents",
+            ("*.jsonl",),
+            "runlore.sources.claude_code",
+            unit="turn",
         ),
     )
 }
@@ -103,7 +117,8 @@ def read(format: str, path: str | Path, *, project: str, memory: str) -> Iterato
 def _read(form: Format, path: Path, project: str, memory: str) -> Iterator[Imported | Problem]:
     from runlore.sources import files
 
-    importer = importlib.import_module(form.module)
+    module = importlib.import_module(form.module)
+    importer = module.Importer() if form.unit == "turn" else module
     for file in files.under(path, form.globs):
         if isinstance(file, Problem):
             yield file
@@ -117,28 +132,42 @@ def _read_file(
     from runlore.sources import files
 
     problems = runs = 0
-    for raw in files.lines(file) if form.by_line else files.whole(file):
+    for raw in _units(form, importer, file):
         if isinstance(raw, Problem):
             one: Imported | Problem = raw
+        elif isinstance(raw, files.Raw):
+            one = _one(
+                file, raw.line, lambda raw=raw: importer.run(raw.text, stem=file.stem), project, memory
+            )
         else:
-            one = _one(importer, file, raw.text, raw.line, project, memory)
+            one = _one(file, raw.line, lambda raw=raw: raw.data, project, memory)
         yield one
         problems += isinstance(one, Problem)
         runs += isinstance(one, Imported)
         if problems >= PROBLEMS_PER_FILE_MAX and not runs:
             yield Problem(str(file), 0, files.GIVEN_UP, f"given up after {problems} problems in this file")
             return
-    if not problems and not runs:
+    if not problems and not runs and form.unit != "turn":
         yield Problem(str(file), 0, files.EMPTY, "the file is empty")
 
 
-def _one(importer: Any, file: Path, text: str, line: int, project: str, memory: str) -> Imported | Problem:
+def _units(form: Format, importer: Any, file: Path) -> Iterator[Any]:
+    """What each run of `file` is made from: a `files.Raw`, or a `turns.Run` that is read already."""
+    from runlore.sources import files
+
+    if form.unit == "turn":
+        return importer.runs(file)
+    return files.lines(file) if form.unit == "line" else files.whole(file)
+
+
+def _one(
+    file: Path, line: int, found: Callable[[], dict[str, Any]], project: str, memory: str
+) -> Imported | Problem:
     from runlore import errors
     from runlore.events import models
 
     try:
-        found = importer.run(text, stem=file.stem)
-        data = {"project": project, "memory": memory, "layout": models.Layout().model_dump(), **found}
+        data = {"project": project, "memory": memory, "layout": models.Layout().model_dump(), **found()}
         if len(data["record"].encode("utf-8", "surrogatepass")) > models.RECORD_BYTES_MAX:
             raise errors.RecordTooLarge()
         models.run_completed(data)

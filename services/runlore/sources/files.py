@@ -6,6 +6,7 @@ The kinds of problem found here, before any format is looked at: `not_found`, `u
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
+
+import zstandard
 
 from runlore import errors
 from runlore.events import models
@@ -25,6 +28,10 @@ GIVEN_UP = "given_up"
 
 SKIP_BYTES = 1024 * 1024
 """How much of an oversized line is read at a time while it is skipped, in bytes."""
+
+ZSTD_SUFFIX = ".zst"
+ZSTD_WINDOW_BYTES_MAX = 128 * 1024 * 1024
+"""Largest window that a compressed file may ask for, in bytes."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -79,13 +86,22 @@ def _guarded(path: Path, read: _Reader) -> Iterator[Raw | Problem]:
             yield Problem(str(path), 0, UNREADABLE, "not a regular file")
             return
         with path.open("rb") as stream:
-            yield from read(path, stream)
+            yield from read(path, _unpacked(stream) if path.suffix == ZSTD_SUFFIX else stream)
+    except zstandard.ZstdError:
+        yield Problem(str(path), 0, UNREADABLE, "the file is no zstd stream")
     except FileNotFoundError:
         yield Problem(str(path), 0, NOT_FOUND, "there is no such file")
     except OSError as exc:
         yield Problem(
             str(path), 0, UNREADABLE, f"the file cannot be read: {exc.strerror or type(exc).__name__}"
         )
+
+
+def _unpacked(stream: BinaryIO) -> BinaryIO:
+    """The stream's content as it was before compression; read on as it comes, so that no bomb goes off."""
+    return io.BufferedReader(
+        zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).stream_reader(stream)
+    )
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[Raw | Problem]:

@@ -48,12 +48,18 @@ class Transcript:
         self.items.append({"call_id": call_id, "input": input, "name": name, "type": "custom_tool_call"})
 
     def output(
-        self, text: str, given_id: str | None = None, name: str | None = None, *, failed: bool = False
+        self,
+        text: str,
+        given_id: str | None = None,
+        name: str | None = None,
+        *,
+        failed: bool = False,
+        exit_code: int | None = None,
     ) -> None:
         """A call's output: of the call with the id given, else of that name, else of the oldest still open.
 
         One that answers no call is kept under an id of its own: what a tool said is evidence all the same.
-        `failed` where the log itself calls it an error: the text alone may not show it.
+        `failed` where the log itself calls it an error, `exit_code` where it knows one: the text alone may not show it.
         """
         found = self._answered(given_id, name)
         if found is None:
@@ -61,8 +67,9 @@ class Transcript:
         else:
             self._open.remove(found)
             call_id, kind = found[2], found[3]
-        flag = {"is_error": True} if failed else {}
-        self.items.append({"call_id": call_id, **flag, "output": text, "type": kind})
+        flags: dict[str, Any] = {} if exit_code is None else {"exit_code": exit_code}
+        flags |= {"is_error": True} if failed else {}
+        self.items.append({"call_id": call_id, **flags, "output": text, "type": kind})
 
     def _answered(self, given_id: str | None, name: str | None) -> tuple[str | None, str, str, str] | None:
         if given_id:

@@ -18,7 +18,7 @@ No key is a folder of another (`a` and `a/b`): a directory can not hold both, so
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +78,23 @@ class Listed:
     etag: str
     size: int
     modified: float
+
+
+@dataclass(frozen=True)
+class Presigned:
+    """A request that somebody without rights of their own may send until it expires, with exactly these headers."""
+
+    url: str
+    headers: Mapping[str, str]
+    seconds: int
+
+
+class Presigns(Protocol):
+    """What a store may do besides: hand out the right to put one object of exactly these bytes."""
+
+    async def presigned_put(self, key: str, *, sha256: str, size: int) -> Presigned:
+        """A PUT of `key` with `size` bytes of this hash. Raises `errors.Refused` where no one request takes them."""
+        ...
 
 
 class ObjectStore(Protocol):

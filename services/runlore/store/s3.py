@@ -27,17 +27,19 @@ The order of a LIST is the server's. AWS sorts by key; SeaweedFS sorts each fold
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import contextvars
 import datetime as dt
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from runlore import clock, errors
+from runlore import clock, errors, tasks
 from runlore.settings import Settings
 from runlore.store import s3client, s3errors
-from runlore.store.port import Guard, Listed, Stored, check_key, check_prefix
+from runlore.store.port import Guard, Listed, Presigned, Stored, check_key, check_prefix
 
 SIGNATURE_WINDOW = dt.timedelta(minutes=15)
 """How old a signature S3 takes: `commit/age.py` counts on it."""
@@ -56,6 +58,14 @@ DELETE_KEYS_MAX = 1000
 """Keys that one DeleteObjects takes."""
 RANGE_END_MAX = 2**62
 """Servers read the end of a range as a signed 64-bit number."""
+PRESIGNED_SECONDS = int(SIGNATURE_WINDOW.total_seconds())
+"""How long a presigned URL may be used: the bucket's policy takes no older signature."""
+PRESIGNED_BYTES_MAX = 5 * 1024**3
+"""The largest object that S3 takes in one request."""
+_ENCRYPTION_HEADERS = {
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+}
 PROBE = "_doctor/signature"
 """The key with which `refuses_old_signatures` asks. Nothing is ever written there."""
 
@@ -114,7 +124,7 @@ class S3Store:
                 found[number] = await self.get(keys[number])
 
         # Half of the pool: a large batch must not keep a head's move waiting.
-        await _all(work() for _ in range(min(len(keys), max(1, self.place.connections_max // 2))))
+        await tasks.together(work() for _ in range(min(len(keys), max(1, self.place.connections_max // 2))))
         return found
 
     async def get_range(self, key: str, offset: int, length: int) -> bytes | None:
@@ -248,12 +258,14 @@ class S3Store:
         upload = {"Key": name, "UploadId": begun["UploadId"]}
         try:
             parts = await self._send_parts(upload, memoryview(body))
+            # Off the loop: it reads every byte, which may still lie on a disk.
+            checksum = await asyncio.to_thread(s3client.checksum, body)
             answer = await self._run(
                 "CompleteMultipartUpload",
                 write=True,
                 guard=guard,
                 MultipartUpload={"Parts": parts},
-                ChecksumCRC32=s3client.checksum(body),
+                ChecksumCRC32=checksum,
                 ChecksumType="FULL_OBJECT",
                 **upload,
                 **condition,
@@ -281,7 +293,7 @@ class S3Store:
                 )
                 sent[number] = {"PartNumber": number + 1, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
 
-        await _all(work() for _ in range(min(PARTS_AT_ONCE, len(sent))))
+        await tasks.together(work() for _ in range(min(PARTS_AT_ONCE, len(sent))))
         return sent
 
     def _encryption(self) -> dict[str, str]:
@@ -291,6 +303,23 @@ class S3Store:
             key = {"SSEKMSKeyId": self.place.kms_key} if self.place.kms_key else {}
             return {"ServerSideEncryption": "aws:kms", **key}
         return {}
+
+    async def presigned_put(self, key: str, *, sha256: str, size: int) -> Presigned:
+        """The hash and the length are signed headers: AWS takes other bytes for none. Not every server looks."""
+        if size > PRESIGNED_BYTES_MAX:
+            raise errors.Refused(f"one request takes at most {PRESIGNED_BYTES_MAX} bytes, not {size}")
+        told = base64.b64encode(bytes.fromhex(sha256)).decode()
+        params = {
+            "Key": self._key(key),
+            "ContentLength": size,
+            "ChecksumSHA256": told,
+            **self._encryption(),
+        }
+        headers = {"Content-Length": str(size), "x-amz-checksum-sha256": told}
+        headers |= {_ENCRYPTION_HEADERS[name]: value for name, value in self._encryption().items()}
+        loop = asyncio.get_running_loop()
+        call = functools.partial(self._client.presign, PRESIGNED_SECONDS, **params)
+        return Presigned(await loop.run_in_executor(self._pool, call), headers, PRESIGNED_SECONDS)
 
     # --- beyond the port --------------------------------------------------------------------------------
 
@@ -367,17 +396,6 @@ class S3Store:
         loop = asyncio.get_running_loop()
         call = self._client.call
         return await loop.run_in_executor(self._pool, lambda: context.run(call, operation, **params))
-
-
-async def _all(jobs: Any) -> None:
-    """Run every job to its end at the same time; the first failure ends the others, and is raised."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _etag(answer: Mapping[str, Any]) -> str:

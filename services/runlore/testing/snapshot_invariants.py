@@ -138,12 +138,12 @@ async def forgets_nothing(
     """Each run that a move makes the head forget has an outcome by then."""
     old, new = json.loads(before) if before else {}, json.loads(after)
     line = lines.Line(new["project"], new["rollout"], new["agent"])
-    runs = {(old.get("moved_by", {}).get("run"), old.get("moved_by", {}).get("attempt"))}
-    runs |= {(one.get("run"), one.get("attempt")) for one in old.get("branches", {}).values()}
     out = []
-    for run, attempt in runs:
-        if run is None or attempt in lines.known(new, run):
-            continue
+    for run, attempt in lines.runs_of(old).keys() - lines.runs_of(new).keys():
         if attempt not in await lines.outcomes(store, line, run):
             out.append(Violation(BASES, key, f"run {run} attempt {attempt} is forgotten without an outcome"))
+        elif not new.get("forgot"):
+            out.append(
+                Violation(BASES, key, f"run {run} attempt {attempt} is forgotten, and nobody would ask")
+            )
     return out

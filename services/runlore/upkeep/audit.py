@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from runlore import clock, errors
-from runlore.commit import keys
+from runlore.commit import keys, puts
 from runlore.events import envelope
 from runlore.memory import redact
 from runlore.settings import Settings
@@ -31,7 +31,6 @@ log = structlog.get_logger("runlore.audit")
 FORMAT = "runlore.audit/1"
 BEGUN, ENDED = "begun", "ended"
 DONE, FAILED, UNKNOWN = "done", "failed", "unknown"
-PUT_ATTEMPTS_MAX = 8
 LISTED_MAX = 100
 """Items of a list that an entry keeps; it says how many there were."""
 REASON_CHARS_MAX = 2000
@@ -208,13 +207,5 @@ def _told(value: Any) -> Any:
 
 
 async def _put(store: port.ObjectStore, key: str, body: Mapping[str, Any]) -> None:
-    raw = envelope.dump(body)
-    for attempt in range(PUT_ATTEMPTS_MAX):
-        try:
-            await store.put_if_absent(key, raw)
-            return
-        except errors.PreconditionFailed:
-            return  # The name is never used twice: an earlier try of ours landed after all.
-        except (errors.WriteConflict, errors.OutcomeUnknown):
-            await clock.sleep(0.01 * 2**attempt * (0.5 + clock.jitter()))
-    raise errors.StoreUnavailable("the audit log can not be written")
+    # The name is never used twice: what is there by then is an earlier try of ours, which landed after all.
+    await puts.once(store, key, envelope.dump(body), what="an entry of the audit log")

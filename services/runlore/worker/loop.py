@@ -8,16 +8,15 @@ Nothing is dead-lettered for a fault of the store, the bus or the machine.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import structlog
 
-from runlore import clock, errors, pipeline, telemetry
+from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import marks, revisions
-from runlore.consumers import consolidate, record, snapshot
+from runlore.consumers import consolidate, dead, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
 from runlore.settings import Settings
@@ -27,9 +26,6 @@ from runlore.worker import concurrency, intake, progress, retry
 
 log = structlog.get_logger("runlore.worker")
 
-TRIES_ONCE_MAX = 6
-"""How often `--once` tries a stage that a passing fault stops, before it gives up and says so."""
-RETRY_SECONDS_MIN = retry.RETRY_SECONDS_MIN
 RECONCILE_EVERY = 12
 """The index compares its rows with a LIST so many times less often than marks are listed."""
 MEMORIES_MAX = 4
@@ -69,7 +65,7 @@ class Worker:
             store,
             bus,
             folders=settings.workspace_folders,
-            cache_dir=settings.root / "cache",
+            cache_dir=settings.cache_dir,
             runtime=runtime,
         )
         self._index, self._index_group = index_consumer.IndexStage(store, index), index_group
@@ -143,13 +139,13 @@ class Worker:
     async def _consolidate_loop(self) -> None:
         # Bells only say where to look: they are committed as they come, and a memory takes as long as it takes.
         taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells)
-        await _together(taking_in.run(), self._memories_loop())
+        await tasks.together([taking_in.run(), self._memories_loop()])
 
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
         group = self._index_group
         taking_in = self._intake("index", pipeline.CHANGED, self._apply, group=group, batches_max=1)
-        await _together(taking_in.run(), self._reconcile_loop())
+        await tasks.together([taking_in.run(), self._reconcile_loop()])
 
     def _intake(
         self, stage: str, topic: pipeline.Topic, process: intake.Process, *, group: str = "", **more: Any
@@ -191,7 +187,9 @@ class Worker:
                     self._due.discard(one)
                     at_work[one] = asyncio.create_task(self._attempt_memory(*one))
                     at_work[one].add_done_callback(lambda task, one=one: ended(one))
-                await self._rung_or(listed + self._settings.marks_interval_seconds - clock.monotonic())
+                # A bell, the end of a memory's work, the stop, or the next look at the marks.
+                next_look = listed + self._settings.marks_interval_seconds
+                await tasks.any_of(self._rung, self.stopping, seconds_max=next_look - clock.monotonic())
                 if failed:
                     raise failed[0]
             if at_work:
@@ -204,21 +202,11 @@ class Worker:
     async def _attempt_memory(self, project: str, memory: str) -> None:
         await self._attempt("consolidate", f"{project}/{memory}", lambda: self._work_memory(project, memory))
 
-    async def _rung_or(self, seconds: float) -> None:
-        """Until a bell, the end of a memory's work, the stop, or so many seconds."""
-        waits = {asyncio.create_task(self._rung.wait()), asyncio.create_task(self.stopping.wait())}
-        try:
-            await asyncio.wait(waits, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in waits:
-                one.cancel()
-
     async def _reconcile_loop(self) -> None:
         while not self.stopping.is_set():
             await self._attempt("index", "list", self._reconcile)
-            with contextlib.suppress(asyncio.TimeoutError):
-                every = self._settings.marks_interval_seconds * RECONCILE_EVERY
-                await asyncio.wait_for(self.stopping.wait(), every)
+            every = self._settings.marks_interval_seconds * RECONCILE_EVERY
+            await tasks.any_of(self.stopping, seconds_max=every)
 
     # --- until there is nothing left ----------------------------------------------------------------------
 
@@ -281,7 +269,7 @@ class Worker:
         for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.DEAD):
             setattr(counts, state, getattr(counts, state) + processed.count(state))
         counts.stages["record"].done += len(messages)
-        _log_dead("record", processed)
+        dead.tell(log, "record", ((one.message, one.error) for one in processed.outcomes))
         telemetry.worked("record", messages, [one.state for one in processed.outcomes])
         self._tell()
         return processed
@@ -294,7 +282,7 @@ class Worker:
         counts.branches += processed.count(snapshot.BRANCHED)
         counts.dead += processed.count(record.DEAD)
         counts.stages["snapshot"].done += len(messages)
-        _log_dead("snapshot", processed)
+        dead.tell(log, "snapshot", ((one.message, one.error) for one in processed.outcomes))
         telemetry.worked("snapshot", messages, [one.state for one in processed.outcomes])
         self._tell()
         return processed
@@ -397,37 +385,5 @@ class Worker:
 
     async def _tries(self, stage: str, step: Callable[[], Awaitable[Any]]) -> Any:
         """`step`, a few times while a fault may pass; then its error."""
-        for attempt in range(TRIES_ONCE_MAX):
-            try:
-                return await step()
-            except errors.Retryable as exc:
-                self.progress.stages[stage].fail(WAITING, exc)
-                if attempt == TRIES_ONCE_MAX - 1:
-                    raise
-                await clock.sleep(RETRY_SECONDS_MIN * 2**attempt)
-
-
-async def _together(*parts: Coroutine[Any, Any, None]) -> None:
-    """Parts of one stage: they end together, and the error of one is the stage's."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _log_dead(stage: str, processed: record.Processed) -> None:
-    for outcome in processed.outcomes:
-        if outcome.error is not None:
-            telemetry.DEAD_LETTERS.inc(stage=stage, reason=outcome.error.kind)
-            at = outcome.message
-            log.warning(
-                "dead letter",
-                stage=stage,
-                reason=outcome.error.kind,
-                topic=at.topic,
-                partition=at.partition,
-                offset=at.offset,
-            )
+        status = self.progress.stages[stage]
+        return await retry.few_tries(step, tell=lambda exc: status.fail(WAITING, exc))

@@ -8,13 +8,12 @@ here (a stage makes a dead letter of it), `errors.Fatal` ends the stage.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
 
-from runlore import clock, errors
+from runlore import clock, errors, tasks
 from runlore.worker import progress
 
 log = structlog.get_logger("runlore.worker")
@@ -23,7 +22,25 @@ RETRY_SECONDS_MIN = 0.1
 BLOCKED_TRIES = 8
 """A missing permission waits as long as a fault that was tried so often: a person has to act."""
 
+TRIES_MAX = 6
+"""How often a step is tried where somebody waits for an end, before it gives up and says so."""
+
 T = TypeVar("T")
+
+
+async def few_tries(
+    step: Callable[[], Awaitable[T]], *, tell: Callable[[errors.Retryable], None] = lambda exc: None
+) -> T:
+    """The result of `step`, tried a few times while a fault may pass; then its error. `tell` is told of each."""
+    for attempt in range(TRIES_MAX):
+        try:
+            return await step()
+        except errors.Retryable as exc:
+            tell(exc)
+            if attempt == TRIES_MAX - 1:
+                raise
+        await clock.sleep(RETRY_SECONDS_MIN * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 class Retries:
@@ -95,15 +112,4 @@ class Retries:
 
     async def _wait(self, seconds: float) -> None:
         """Between a half and the whole of `seconds`; shorter once the stage stops or is woken."""
-        waits = {
-            asyncio.ensure_future(self._stopping.wait()),
-            asyncio.ensure_future(self._awake.wait()),
-        }
-        try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait(
-                    waits, timeout=seconds * (0.5 + clock.jitter() / 2), return_when=asyncio.FIRST_COMPLETED
-                )
-        finally:
-            for one in waits:
-                one.cancel()
+        await tasks.any_of(self._stopping, self._awake, seconds_max=seconds * (0.5 + clock.jitter() / 2))

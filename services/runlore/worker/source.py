@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import structlog
 
-from runlore import clock, errors, telemetry
+from runlore import telemetry
 from runlore.bus import port as bus_port
-from runlore.consumers import source
+from runlore.consumers import dead, source
 from runlore.settings import Settings
 from runlore.sources.mapping import event
 from runlore.worker import intake, progress, retry
@@ -26,10 +25,6 @@ log = structlog.get_logger("runlore.source")
 
 STAGE = "source"
 """What logs and metrics call every source: a label that grows with the mappings would be one too many."""
-TRIES_MAX = 6
-"""How often a batch that a passing fault stops is tried where somebody waits for an end."""
-
-T = TypeVar("T")
 OnBatch = Callable[[list[source.Outcome]], None]
 
 
@@ -56,7 +51,7 @@ class Source:
         """The effect of a batch; the offsets that may be committed now."""
         outcomes, offsets = await self.stage.process(messages)
         telemetry.worked(STAGE, messages, [one.state for one in outcomes])
-        _log_dead(outcomes)
+        dead.tell(log, STAGE, ((one.message, one.error) for one in outcomes))
         self.tell(outcomes)
         return offsets
 
@@ -97,7 +92,7 @@ async def run(one: Source, plan: Plan) -> None:
 async def _bounded(one: Source, plan: Plan) -> None:
     """Batch by batch. Raises what stops it, once it was tried a few times."""
     group, topic = one.mapping.group, one.mapping.topic
-    consumer = await _tries(lambda: one.topics.consumer(group=group, topics=[topic]))
+    consumer = await retry.few_tries(lambda: one.topics.consumer(group=group, topics=[topic]))
     left = plan.limit
     # With no time, an empty poll says that no message is there now.
     wait = 0.0 if plan.once else one.settings.poll_timeout_seconds
@@ -105,12 +100,12 @@ async def _bounded(one: Source, plan: Plan) -> None:
         while not plan.stopping.is_set() and left != 0:
             most = one.settings.poll_records_max
             count = most if left is None else min(most, left)
-            messages = await _tries(
+            messages = await retry.few_tries(
                 lambda count=count: consumer.poll(records_max=count, timeout_seconds=wait)
             )
             if messages:
-                offsets = await _tries(lambda messages=messages: one.take(messages))
-                await _tries(lambda offsets=offsets: consumer.commit(offsets))
+                offsets = await retry.few_tries(lambda messages=messages: one.take(messages))
+                await retry.few_tries(lambda offsets=offsets: consumer.commit(offsets))
                 left = None if left is None else left - len(messages)
             elif plan.once:
                 return
@@ -144,28 +139,3 @@ async def _batches(
             return
     if batch:
         yield batch
-
-
-async def _tries(step: Callable[[], Awaitable[T]]) -> T:
-    """`step`, a few times while a fault may pass; then its error."""
-    for attempt in range(TRIES_MAX - 1):
-        try:
-            return await step()
-        except errors.Retryable:
-            await clock.sleep(retry.RETRY_SECONDS_MIN * 2**attempt)
-    return await step()
-
-
-def _log_dead(outcomes: Sequence[source.Outcome]) -> None:
-    for one in outcomes:
-        if one.error is not None:
-            telemetry.DEAD_LETTERS.inc(stage=STAGE, reason=one.error.kind)
-            at = one.message
-            log.warning(
-                "dead letter",
-                stage=STAGE,
-                reason=one.error.kind,
-                topic=at.topic,
-                partition=at.partition,
-                offset=at.offset,
-            )

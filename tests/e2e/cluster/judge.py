@@ -284,12 +284,14 @@ class Case:
         place = f"{_spread(short)}/{short}/main"
         head = self.heads.get(f"{run.project}/workspaces/{place}.json", {})
         outcome = self.objects.get(f"{run.project}/outcomes/{place}/{name}.{run.attempt:06d}")
-        by, branch = head.get("moved_by", {}), head.get("branches", {}).get(name, {})
+        branch = head.get("branches", {}).get(name, {})
+        versions = [*head.get("versions", []), {"by": head.get("moved_by", {}), "ref": head.get("ref")}]
+        made = {(one["by"].get("run"), one["by"].get("attempt")): one["ref"] for one in versions}
         if outcome is not None:
             found = json.loads(outcome)
             state, ref = found["state"], found["ref"]
-        elif (by.get("run"), by.get("attempt")) == (name, run.attempt):
-            state, ref = "moved", head["ref"]
+        elif (name, run.attempt) in made:
+            state, ref = "moved", made[name, run.attempt]
         elif branch.get("attempt") == run.attempt:
             state, ref = "branched", branch["ref"]
         else:

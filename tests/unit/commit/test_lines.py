@@ -6,6 +6,7 @@ Method: offers in the orders in which they can come (redelivered, late, replayed
 from __future__ import annotations
 
 import datetime as dt
+import json
 
 import pytest
 
@@ -138,12 +139,46 @@ def test_a_refused_run_is_not_applied_when_its_base_returns(store):
     assert head(store).body["branches"] == {}
 
 
-def test_the_outcome_is_there_before_the_head_forgets_the_run(store):
+def test_the_outcome_is_there_before_the_head_forgets_the_run(store, monkeypatch):
+    monkeypatch.setattr(lines, "VERSIONS_MAX", 1)
     offer(store, "a", X, NOTHING)
-    key = keys.outcome("acme", "conv-1", "main", "a", 1)
-    assert store.body(key) is None
     offer(store, "b", Y, base(store))
+    key = keys.outcome("acme", "conv-1", "main", "a", 1)
+    assert store.body(key) is None and not head(store).body["forgot"]
+    offer(store, "c", Z, base(store))
     assert finish(lines.outcome(store, key))["state"] == lines.MOVED
+    assert head(store).body["forgot"]
+
+
+def test_a_run_of_an_earlier_version_is_known_without_a_list(store, monkeypatch):
+    monkeypatch.setattr(store, "list", None)
+    offer(store, "a", X, NOTHING)
+    start = base(store)
+    offer(store, "b", Y, start)
+    offer(store, "c", X, base(store))
+    assert offer(store, "b", Y, start).state == lines.ALREADY
+    assert head(store).body["ref"] == X
+
+
+def test_a_head_from_before_it_was_noted_may_have_forgotten_runs(store):
+    offer(store, "a", X, NOTHING)
+    body = {name: value for name, value in head(store).body.items() if name not in ("forgot", "versions")}
+    key = keys.outcome("acme", "conv-1", "main", "old", 1)
+    outcome = {"format": lines.OUTCOME_FORMAT, "run": "old", "attempt": 1, "state": lines.MOVED, "ref": Z}
+    finish(store.put(LINE.key, json.dumps(body).encode()))
+    finish(store.put(key, json.dumps(outcome).encode()))
+    assert offer(store, "old", Z, NOTHING).state == lines.ALREADY
+    offer(store, "b", Y, base(store))
+    assert head(store).body["forgot"]
+
+
+def test_a_version_that_retention_lets_go_leaves_its_run_an_outcome(store):
+    offer(store, "a", X, NOTHING)
+    start = base(store)
+    offer(store, "b", Y, start)
+    finish(lines.retain(store, LINE, lines.Keep()))
+    assert finish(lines.outcomes(store, LINE, "a")).keys() == {1}
+    assert offer(store, "a", X, NOTHING).state == lines.ALREADY
 
 
 def test_a_higher_attempt_replaces_its_own_lower_one_while_that_is_the_head(store):
@@ -192,10 +227,11 @@ def test_a_run_that_changed_nothing_moves_nothing(store):
     offer(store, "c", Y, start)
     assert offer(store, "b", X, start).state == lines.UNCHANGED
     assert "b" not in head(store).body.get("branches", {})
-    assert len(store.snapshot()) == len(before) + 1
+    assert len(store.snapshot()) == len(before)
 
 
-def test_a_run_whose_name_continues_anothers_is_another_run(store):
+def test_a_run_whose_name_continues_anothers_is_another_run(store, monkeypatch):
+    monkeypatch.setattr(lines, "VERSIONS_MAX", 0)
     offer(store, "a", X, NOTHING)
     offer(store, "b", Y, base(store))
     assert finish(lines.outcomes(store, LINE, "a")).keys() == {1}

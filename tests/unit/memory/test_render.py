@@ -10,6 +10,7 @@ import records
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runlore.events import models
 from runlore.memory import guards, render, rules, text, values
 
 HOSTILE = (
@@ -279,3 +280,29 @@ def test_a_full_memory_keeps_its_summary_under_the_tokens_that_every_run_pays():
 
 def test_time_keys_sort_as_the_sdk_does():
     assert sorted(["2026", "unknown", "2025"], key=values.time_key) == ["unknown", "2025", "2026"]
+
+
+def test_with_a_memo_of_any_rendering_before_it_a_rendering_is_the_same():
+    memo = render.Memo()
+    runs = [refused(f"r{number}") for number in range(6)]
+    states = [records.learn(runs[:count]) for count in (3, 5, 2, 6, 6)]
+    other = models.Layout(sessions_dir="elsewhere")
+    for known in states:
+        for layout in (records.LAYOUT, other):
+            assert render.parts(known, layout, memo) == render.parts(known, layout)
+
+
+def test_a_rollout_that_did_not_change_is_not_written_anew(monkeypatch):
+    memo = render.Memo()
+    runs = [refused(f"r{number}") for number in range(4)]
+    first = render.parts(records.learn(runs[:3]), records.LAYOUT, memo)
+    again = render.parts(records.learn(runs), records.LAYOUT, memo)
+    same = [name for name in first if name.startswith("rollout.") and again[name] is first[name]]
+    assert len(same) == len([name for name in first if name.startswith("rollout.")])
+
+
+def test_a_memo_holds_what_the_last_rendering_used_and_no_more():
+    memo = render.Memo()
+    for count in (6, 2, 2):
+        render.parts(records.learn([refused(f"r{number}") for number in range(count)]), records.LAYOUT, memo)
+    assert len(memo._used) == 2 and len(memo._last) == 2

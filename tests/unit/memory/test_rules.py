@@ -323,3 +323,16 @@ def test_a_digest_keeps_within_its_size():
     ]
     made = records.digest(*[records.user("あ" * 5000 + str(n)) for n in range(50)], *long)
     assert len(json.dumps(made)) <= digest.DIGEST_BYTES_MAX * 1.1
+
+
+@pytest.mark.parametrize(("path", "taught"), [("memories/MEMORY.md", False), ("docs/NOTES.md", True)])
+def test_looking_memory_up_is_nothing_to_remember(path, taught):
+    # Agents are told to search memory in every run, so that would be its most frequent lesson.
+    digest = records.digest(
+        records.user("Export the orders."),
+        records.shell(f"grep --missing export {path}", "grep: unrecognized option", 2, id="a"),
+        records.shell(f"grep -n export {path}", "3: export.py", id="b"),
+    )
+    assert any(path in fact["command"] for fact in digest["facts"]) == taught
+    assert bool(digest["failures"]) == taught
+    assert (path in digest["files"]) == taught

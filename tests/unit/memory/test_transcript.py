@@ -71,6 +71,12 @@ def test_every_kind_of_call_is_a_call(call, tool):
             {"output": "Chunk ID: a1\nWall time: 0.1 seconds\nProcess exited with code 1\nOutput:\nx"},
             ("x", 1, False),
         ),
+        (
+            {"output": "Exit code: 2\nWall time: 0.1 seconds\nTotal output lines: 1\nOutput:\nx"},
+            ("x", 2, False),
+        ),
+        ({"output": "Wall time: 0.1 seconds\nOutput:\nx"}, ("x", None, False)),
+        ({"output": "x", "exit_code": 3}, ("x", 3, False)),
         ({"output": {"content": [{"type": "text", "text": "x"}]}}, ("x", None, False)),
         (
             {"output": "the answer was: Process exited with code 1"},

@@ -379,3 +379,8 @@ def test_texts_merge_alike_from_both_sides(base, ours, theirs):
     assert merged == textmerge.merge(base, theirs, ours)
     assert textmerge.merge(base, base, theirs) == theirs
     assert textmerge.merge(base, ours, ours) == ours
+
+
+def test_sides_that_began_from_nothing_hold_what_each_of_them_has(merged):
+    assert merged(None, {"a": b"1"}, {"b": b"2"}, {"c": b"3"}) == {"a": b"1", "b": b"2", "c": b"3"}
+    assert not merged.conflicts

@@ -1,0 +1,144 @@
+import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { extract } from 'tar-stream';
+
+import { contentOf, fromTar, parseArchive, writeTar } from '../dist/archive.js';
+import { tarOf } from './service.mjs';
+
+let folder;
+before(async () => (folder = await mkdtemp(join(tmpdir(), 'runlore-archive-'))));
+after(() => rm(folder, { recursive: true }));
+
+const stream = async function* (bytes) {
+  for (let at = 0; at < bytes.length; at += 700) yield bytes.subarray(at, at + 700);
+};
+
+async function contents(bytes) {
+  const found = {};
+  const reader = extract();
+  reader.end(bytes);
+  for await (const entry of reader) {
+    const pieces = [];
+    for await (const piece of entry) pieces.push(piece);
+    const { name, type, mode, linkname } = entry.header;
+    found[name.replace(/\/$/, '')] = [type, type === 'file' ? mode : null, linkname || Buffer.concat(pieces).toString('hex')];
+  }
+  return found;
+}
+
+async function thereAndBack(entries) {
+  const bytes = await tarOf(entries);
+  const { archive, extras, lost } = await fromTar(stream(bytes));
+  const target = join(folder, 'back.tar');
+  const claim = await writeTar(parseArchive(new TextEncoder().encode(JSON.stringify(archive))), extras, target);
+  const back = await readFile(target);
+  assert.equal(claim.size, back.length);
+  return { before: await contents(bytes), after: await contents(back), extras, lost, claim };
+}
+
+/** A generator of numbers that gives the same ones for the same seed. */
+function numbers(seed) {
+  return (below) => {
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+    return Math.floor((seed / 2 ** 32) * below);
+  };
+}
+
+function randomTree(seed) {
+  const next = numbers(seed);
+  const names = ['a', 'Straße', '日本', 'with space', 'x'.repeat(120), '.git', 'q"uote', '\u2028', 'percent%20'];
+  const folders = [''];
+  const entries = [];
+  const used = new Set();
+  for (let count = next(12); count >= 0; count--) {
+    const path = join(folders[next(folders.length)], names[next(names.length)] + next(4));
+    if (used.has(path)) continue;
+    used.add(path);
+    const kind = next(5);
+    if (kind === 0) {
+      entries.push([{ name: path, type: 'directory', mode: 0o755 }]);
+      folders.push(path);
+    } else if (kind === 1) entries.push([{ name: path, type: 'symlink', linkname: 'somewhere', mode: 0o777 }]);
+    else {
+      const body = Buffer.from(Array.from({ length: [0, 1, 511, 512, 513, 3000][next(6)] }, () => next(256)));
+      entries.push([{ name: path, mode: [0o644, 0o755, 0o600][next(3)] }, body]);
+    }
+  }
+  return entries;
+}
+
+test('a tar through the archive of the SDK and back keeps files, empty folders, modes and links', async () => {
+  for (let seed = 1; seed <= 60; seed++) {
+    const { before, after, lost } = await thereAndBack(randomTree(seed));
+    assert.deepEqual(after, before, `seed ${seed}`);
+    assert.deepEqual(lost, []);
+  }
+});
+
+test('the same archive gives the same bytes', async () => {
+  const one = await thereAndBack(randomTree(7));
+  const other = await thereAndBack(randomTree(7));
+  assert.equal(one.claim.sha256, other.claim.sha256);
+});
+
+test('what the SDK could not write down is told', async () => {
+  const { extras, lost, after } = await thereAndBack([
+    [{ name: 'run.sh', mode: 0o755 }, 'x'],
+    [{ name: 'link', type: 'symlink', linkname: 'run.sh' }],
+    [{ name: 'pipe', type: 'fifo' }],
+    [{ name: 'hard', type: 'link', linkname: 'run.sh' }],
+  ]);
+  assert.deepEqual(extras, { modes: { 'run.sh': 0o755 }, links: { link: 'run.sh' } });
+  assert.deepEqual(lost.map((one) => one.path), ['pipe', 'hard']);
+  assert.deepEqual(Object.keys(after), ['run.sh', 'link']);
+});
+
+test('without extras a tar of the archive holds plain files', async () => {
+  const { archive } = await fromTar(stream(await tarOf([[{ name: 'run.sh', mode: 0o755 }, 'x']])));
+  const target = join(folder, 'plain.tar');
+  await writeTar(archive, { modes: {}, links: {} }, target);
+  assert.equal((await contents(await readFile(target)))['run.sh'][1], 0o644);
+});
+
+test('folders that are left out are left out whole, and only they', async () => {
+  const tar = await tarOf([
+    [{ name: 'sessions/a.jsonl' }, 'x'],
+    [{ name: 'sessions', type: 'directory' }],
+    [{ name: 'sessions.md' }, 'x'],
+    [{ name: 'deep/sessions/b' }, 'x'],
+  ]);
+  const { archive } = await fromTar(stream(tar), ['sessions']);
+  assert.deepEqual(archive.files.map((one) => one.path), ['sessions.md', 'deep/sessions/b']);
+});
+
+for (const name of ['../up', '/etc/passwd', 'a/../../b']) {
+  test(`a path that leaves the workspace is refused: ${name}`, async () => {
+    await assert.rejects(async () => fromTar(stream(await tarOf([[{ name }, 'x']]))), { kind: 'bad_archive' });
+  });
+}
+
+test('a tar that ends too early is no workspace', async () => {
+  const whole = await tarOf([[{ name: 'a' }, 'x'.repeat(5000)]]);
+  await assert.rejects(() => fromTar(stream(whole.subarray(0, 3000))));
+});
+
+test('bytes that are no archive of the SDK are told from one', () => {
+  const encode = (text) => new TextEncoder().encode(text);
+  assert.equal(parseArchive(encode('{"version":2,"files":[],"directories":[]}')), undefined);
+  assert.equal(parseArchive(encode('{"version":1')), undefined);
+  assert.equal(parseArchive(encode('ustar')), undefined);
+  assert.equal(parseArchive(new Uint8Array()), undefined);
+});
+
+test('the content of a workspace is what it holds: not the order, not what is left out', () => {
+  const of = (files, extras = {}, without = []) =>
+    contentOf({ version: 1, directories: [], files }, { modes: {}, links: {}, ...extras }, without);
+  const [a, b, memory] = [{ path: 'a', data: 'eA==' }, { path: 'b', data: '' }, { path: 'memories/m', data: 'eA==' }];
+  assert.equal(of([a, b]), of([b, a]));
+  assert.equal(of([a, memory], {}, ['memories']), of([a]));
+  const others = [of([b]), of([a, b]), of([a], { modes: { a: 0o755 } }), of([a], { links: { l: 'a' } })];
+  assert.equal(new Set([of([a]), ...others]).size, 5);
+});

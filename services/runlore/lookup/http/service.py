@@ -1,0 +1,147 @@
+"""What every route works with: the deployment's store and bus, the lists, the limits. Made by the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runlore import clock, errors
+from runlore.bus import port as bus_port
+from runlore.commit import heads, revisions
+from runlore.consumers import dead
+from runlore.lookup import memories, seeds
+from runlore.lookup.http import kept
+from runlore.lookup.http.lists import Lists
+from runlore.memory import render
+from runlore.snapshots import library
+from runlore.store import port as store_port
+from runlore.upkeep import access
+
+JSON_BYTES_MAX = 66 * 1024 * 1024
+"""Largest body of JSON: an event with its record."""
+SMALL_JSON_BYTES_MAX = 1024 * 1024
+"""Largest body of any other JSON."""
+ARCHIVE_BYTES_MAX = 8 * 1024**3
+EVENTS_AT_ONCE_MAX = 8
+"""Bodies of events that are held in memory at the same time."""
+UPLOADS_AT_ONCE_MAX = 8
+DOWNLOADS_AT_ONCE_MAX = 32
+"""Archives and files under way: each holds a thread."""
+WAIT_SECONDS_MAX = 60
+PAGE_ITEMS_MAX, PAGE_ITEMS_DEFAULT = 1000, 100
+LETTERS_SECONDS = 5.0
+OPENED_BYTES_MAX = 64 * 1024 * 1024
+"""Text of seeds' files that are kept, so that a seed is composed once for all of its requests."""
+COMPOSED_BYTES_MAX = 32 * 1024 * 1024
+"""Text of revisions' files that are kept, so that a search finds its lines without composing them."""
+
+
+class Gate:
+    """So many at once; whoever comes beyond that is told so at once rather than kept waiting."""
+
+    def __init__(self, what: str, most: int) -> None:
+        self._what, self._most, self._inside = what, most, 0
+
+    @contextlib.asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """Raises `errors.Overloaded`."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        if self._inside >= self._most:
+            raise errors.Overloaded(f"{self._most} {self._what} are under way, as many as may be")
+        self._inside += 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+
+
+@dataclass
+class Service:
+    """One lookup service. `work_dir` holds what is on its way in; what a dead process left there is swept."""
+
+    store: store_port.ObjectStore
+    bus: bus_port.Bus
+    lists: Lists
+    work_dir: Path
+    with_keys: bool = False
+    requests_max: int = 256
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.reader = revisions.Reader(self.store)
+        self.events = Gate("events", EVENTS_AT_ONCE_MAX)
+        self.uploads = Gate("uploads", UPLOADS_AT_ONCE_MAX)
+        self.downloads = Gate("downloads", DOWNLOADS_AT_ONCE_MAX)
+        self._secret: bytes | None = None
+        self._letters: tuple[float, list[dead.Letter]] | None = None
+        self._reading_letters = asyncio.Lock()
+        self._kept: kept.Kept[tuple[seeds.Opened, list[dict[str, Any]]]] = kept.Kept(
+            size_max=OPENED_BYTES_MAX
+        )
+        self._composed: kept.Kept[memories.Files] = kept.Kept(size_max=COMPOSED_BYTES_MAX)
+
+    async def secret(self) -> bytes:
+        """What seed ids are signed with."""
+        if self._secret is None:
+            self._secret = await access.secret(self.store, access.SEED_SIGNING)
+        return self._secret
+
+    async def letters(self) -> list[dead.Letter]:
+        """The dead letters, at most `LETTERS_SECONDS` old: each look reads the whole topic."""
+        async with self._reading_letters:
+            if self._letters is None or clock.monotonic() - self._letters[0] > LETTERS_SECONDS:
+                self._letters = clock.monotonic(), await dead.read_all(self.bus)
+            return self._letters[1]
+
+    def snapshots(self, project: str) -> library.Snapshots:
+        return library.Snapshots(self.store, project)
+
+    async def opened(self, seed: seeds.Seed) -> seeds.Opened:
+        """The seed with its files, composed once and kept for a while."""
+        return (await self.listed(seed))[0]
+
+    async def listed(self, seed: seeds.Seed) -> tuple[seeds.Opened, list[dict[str, Any]]]:
+        """The same with its files as they are listed: their hashes are made once, too."""
+        if not seed.revision:
+            return await seeds.open_seed(self.reader, seed), []
+        name = ("seed", seed.project, seed.memory, seed.manifest, seed.subject, seed.rollout)
+        opened, rows = await self._kept.get(name, lambda: self._opened(seed))
+        return seeds.Opened(seed, opened.files, opened.notes, opened.layout), rows
+
+    async def _opened(self, seed: seeds.Seed) -> tuple[tuple[seeds.Opened, list[dict[str, Any]]], int]:
+        revision = await self.reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
+
+        def work() -> tuple[seeds.Opened, list[dict[str, Any]]]:
+            made = seeds.open_revision(revision, seed)
+            return made, memories.sizes((path, one.text) for path, one in sorted(made.files.items()))
+
+        # Off the loop: composing reads and verifies every part.
+        made = await asyncio.to_thread(work)
+        return made, _size(made[0].files)
+
+    async def composed(
+        self, project: str, memory: str, head: heads.Head, whom: str | None
+    ) -> memories.Files | None:
+        """The files of the revision that a head names, as `whom` may see them; None before the first."""
+        if not (manifest := head.body.get("manifest")):
+            return None
+
+        async def make() -> tuple[memories.Files, int]:
+            revision = await self.reader.load(project, memory, int(head.body["revision"]), str(manifest))
+            found = await asyncio.to_thread(lambda: memories.Files(memories.compose(revision, whom)))
+            return found, _size(found.files)
+
+        return await self._composed.get((project, memory, manifest, whom), make)
+
+
+def _size(files: Mapping[str, render.Composed]) -> int:
+    return sum(len(one.text) for one in files.values())
