@@ -7,10 +7,12 @@ import contextlib
 import sqlite3
 import threading
 
-from runlore import clock
+from runlore import clock, pipeline
 from runlore.commit import heads, keys, revisions
+from runlore.consumers import record
+from runlore.events import models
 from runlore.lookup.http import lists
-from runlore.testing import stores
+from runlore.testing import buses, stores
 
 
 async def put(store, memory):
@@ -20,11 +22,11 @@ async def put(store, memory):
 
 
 @contextlib.asynccontextmanager
-async def opened(tmp_path, store=None, **more):
+async def opened(tmp_path, store=None, *, bus=None, **more):
     if store is None:
         store = stores.MemoryStore()
         await put(store, "one")
-    made = lists.Lists(tmp_path / "index.db", store, **more)
+    made = lists.Lists(tmp_path / "index.db", store, bus, **more)
     try:
         yield made, store
     finally:
@@ -126,3 +128,81 @@ async def test_a_slow_store_keeps_no_answer_waiting_once_there_is_one(tmp_path, 
         may.set()
         await made._under_way
         assert await made.page(names) == (True, ["one", "two"])
+
+
+class World(clock.World):
+    """Time that stands until it is told to go on."""
+
+    seconds = 0.0
+
+    def monotonic(self):
+        return self.seconds
+
+
+class Counting(stores.MemoryStore):
+    """A store that counts its LISTs."""
+
+    lists = 0
+
+    async def list(self, prefix):
+        self.lists += 1
+        async for row in super().list(prefix):
+            yield row
+
+
+@contextlib.asynccontextmanager
+async def heard(tmp_path):
+    """Lists that go by the doorbells of a bus, with one memory taken in."""
+    world, store, bus = World(), Counting(), buses.MemoryBus()
+    clock.install(world)
+    try:
+        await put(store, "one")
+        async with opened(tmp_path, store, bus=bus, refresh_seconds=1.0) as (made, _):
+            assert await made.page(names) == (True, ["one"])
+            yield made, store, bus, world
+    finally:
+        clock.install(clock.World())
+
+
+async def ring(bus, memory):
+    await record.ring(bus, [models.Changed(kind="memory", project="acme", memory=memory, counter=1)])
+
+
+async def test_what_a_doorbell_names_is_taken_in_and_nothing_is_listed_for_it(tmp_path):
+    async with heard(tmp_path) as (made, store, bus, world):
+        listed = store.lists
+        for memory in ("two", "three"):
+            await put(store, memory)
+            await ring(bus, memory)
+        world.seconds += 1
+        assert await made.page(names) == (True, ["one", "three", "two"])
+        world.seconds += 1
+        assert await made.ask(names) == (False, ["one", "three", "two"])
+        assert store.lists == listed
+
+
+async def test_a_doorbell_from_before_the_first_look_is_not_heard_again(tmp_path):
+    bus = buses.MemoryBus()
+    await ring(bus, "one")
+    store = stores.MemoryStore()
+    await put(store, "one")
+    async with opened(tmp_path, store, bus=bus) as (made, _):
+        await made.page(names)
+        assert sum(made._heard.values()) == 1
+        assert [one async for one in bus.read(pipeline.CHANGED.name, start=made._heard)] == []
+
+
+async def test_a_lost_doorbell_costs_half_a_minute_at_most(tmp_path):
+    async with heard(tmp_path) as (made, store, _, world):
+        await put(store, "two")
+        world.seconds += lists.WHOLE_SECONDS - 1
+        assert await made.page(names) == (True, ["one"])
+        world.seconds += 1
+        assert await made.page(names) == (True, ["one", "two"])
+
+
+async def test_a_file_that_is_deleted_is_filled_again_before_the_next_answer(tmp_path):
+    async with heard(tmp_path) as (made, _, _bus, _world):
+        for suffix in ("", "-wal", "-shm"):
+            (tmp_path / f"index.db{suffix}").unlink(missing_ok=True)
+        assert await made.page(names) == (True, ["one"])

@@ -135,7 +135,8 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
 
     folder = opened.settings.cache_dir / UPLOADS
     await asyncio.to_thread(events.sweep, folder)
-    found = lists.Lists(opened.index_path, opened.store, refresh_seconds=refresh_seconds)
+    bells = opened.bus if opened.settings.bus == "sqlite" else None
+    found = lists.Lists(opened.index_path, opened.store, bells, refresh_seconds=refresh_seconds)
     try:
         yield services.Service(
             opened.store,

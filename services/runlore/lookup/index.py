@@ -145,12 +145,14 @@ class Index:
     def close(self) -> None:
         self._db.close()
 
-    def follow(self) -> None:
-        """Where the file was deleted under this process (it is a cache, so anybody may): begin a new one."""
-        if _file_id(self.path) != self._file_id:
-            self._db.close()
-            self._db = self._open()
-            self._file_id = _file_id(self.path)
+    def follow(self) -> bool:
+        """Begin another file where this one was deleted (it is a cache, so anybody may); whether it was."""
+        if _file_id(self.path) == self._file_id:
+            return False
+        self._db.close()
+        self._db = self._open()
+        self._file_id = _file_id(self.path)
+        return True
 
     # --- writing --------------------------------------------------------------------------------------
 
