@@ -373,6 +373,24 @@ async def test_beyond_the_limit_the_newest_rollouts_have_notes_and_older_ones_st
     await world.check()
 
 
+async def test_who_waits_for_a_run_is_told_its_end_also_where_the_wait_began_before_the_event(world):
+    where = (world.store, world.bus, revisions.Reader(world.store), world.index, "run-0")
+    waiting = asyncio.create_task(explain.wait_for(*where, seconds=30))
+    await asyncio.sleep(0)
+    await world.emit(made.event(0))
+    await world.new_worker().drain()
+    assert [story.state for story in await waiting] == ["consolidated"]
+
+
+async def test_who_waits_in_vain_is_told_where_the_run_is(world):
+    where = (world.store, world.bus, revisions.Reader(world.store), world.index)
+    with pytest.raises(errors.WaitTimeout, match="nothing has that name"):
+        await explain.wait_for(*where, "run-0", seconds=0.01)
+    await world.emit(made.event(0))
+    with pytest.raises(errors.WaitTimeout, match="it is waiting: the next"):
+        await explain.wait_for(*where, "run-0", seconds=0.01)
+
+
 async def test_every_job_has_ended_before_an_error_is_raised():
     """Else a job of the failed batch would still write while the batch is tried again."""
     running = set()

@@ -312,13 +312,21 @@ def explain(
     event_id: Annotated[
         str, typer.Argument(metavar="EVENT_ID", help="An event, run or rollout id.", show_default=False)
     ] = "",
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", metavar="SECONDS", min=0, max=3600, help="Wait so long until it came to an end."
+        ),
+    ] = 0.0,
     project: ui.MaybeProject = None,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
     """Tell every step of a run: its state, the objects it left, what it waits for, what happens next.
 
-    Example: runlore explain 7d2e91c0
+    With --wait it ends when every run that is meant is consolidated, superseded, held or dead, or else as wait_timeout.
+
+    Example: runlore explain 7d2e91c0 --wait 60
     """
 
     async def work(out: ui.Out) -> None:
@@ -335,9 +343,11 @@ def explain(
                 if not rows:
                     out.note("no run is recorded yet; `runlore status` shows what waits")
                 return
-            stories = await lookup_explain.explain(
-                opened.store, opened.bus, opened.reader, index, event_id, project=project
-            )
+            where = (opened.store, opened.bus, opened.reader, index, event_id)
+            if wait:
+                stories = await lookup_explain.wait_for(*where, seconds=wait, project=project)
+            else:
+                stories = await lookup_explain.explain(*where, project=project)
             out.answer({"runs": [asdict(story) for story in stories]})
             for story in stories:
                 _tell_story(out, story)

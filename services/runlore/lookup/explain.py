@@ -9,11 +9,12 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runlore import errors, pipeline
+from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import keys, lines, marks, revisions, rollouts
 from runlore.consumers import dead, record, summarize
@@ -34,6 +35,7 @@ LOOK_BACK = 2000
 """Revisions that `explain` looks through for the one that took a run in."""
 ENDS = (CONSOLIDATED, SUPERSEDED, HELD, DEAD)
 """The states in which nothing is left to do for a run without a person."""
+POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.2, 5.0
 
 
 @dataclass
@@ -72,6 +74,41 @@ async def explain(
     """
     await lookup_index.reconcile(index, store)
     return await tell(store, bus, reader, name, rows_of(index, name, project), project=project)
+
+
+async def wait_for(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    reader: revisions.Reader,
+    index: lookup_index.Index,
+    name: str,
+    *,
+    seconds: float,
+    project: str | None = None,
+) -> list[Story]:
+    """The stories of what `name` means, once there is one and each has come to one of `ENDS`.
+
+    Raises `errors.WaitTimeout` with the state that stands, where that takes longer than `seconds`.
+    """
+    give_up, pause = clock.monotonic() + seconds, POLL_SECONDS_MIN
+    while True:
+        stories: list[Story] = []
+        with contextlib.suppress(errors.NotFound):  # It may be on its way to the bus.
+            stories = await explain(store, bus, reader, index, name, project=project)
+        open_ones = [story for story in stories if story.state not in ENDS]
+        if stories and not open_ones:
+            return stories
+        left = give_up - clock.monotonic()
+        if left <= 0:
+            what = (
+                f"it is {open_ones[0].state}: {open_ones[0].next}" if open_ones else "nothing has that name"
+            )
+            raise errors.WaitTimeout(
+                f"{name!r} has come to no end after {seconds:g} seconds; {what}",
+                hint="`runlore status` tells what is behind, and why",
+            )
+        await clock.sleep(min(pause, left))
+        pause = min(POLL_SECONDS_MAX, pause * 1.5)
 
 
 def rows_of(index: lookup_index.Index, name: str, project: str | None) -> list[dict[str, Any]]:
