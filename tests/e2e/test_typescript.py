@@ -166,6 +166,28 @@ def test_a_second_fresh_run_begins_with_the_first_ones_workspace_and_memory(runs
     home.verified()
 
 
+def test_odd_ids_and_names_survive_and_what_is_not_touched_is_no_version(runs, home):
+    rollout = 'a/b c%2F?d#é😀 "q"'
+    script = "mkdir -m 700 secret; echo 1 > constructor; echo 2 > __proto__; chmod 755 __proto__; touch 'secret/ü x'"
+    seen = "stat -c '%a %n' constructor __proto__ secret; cat constructor __proto__; ls secret"
+    got = runs(run_of(rollout, script), run_of(rollout, seen, input="second"))
+    first, second = got["runs"]
+    assert printed(first) == [""]
+    assert printed(second)[0].splitlines() == [
+        "644 constructor",
+        "755 __proto__",
+        "700 secret",
+        "1",
+        "2",
+        "ü x",
+    ]
+    assert got["reports"] == []
+    homes.wait_until(lambda: len(recorded(home)) == 2, "two records")
+    (head,) = home.objects("workspaces").values()
+    assert json.loads(head)["counter"] == 1, "the second run changed nothing"
+    home.verified()
+
+
 def test_runs_of_one_conversation_at_once_all_stay(runs, home, service):
     several = [run_of("conv-1", f"echo {one} > {one}.txt", input=f"task {one}") for one in range(4)]
     got = runs(*several, together=True)

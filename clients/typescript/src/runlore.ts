@@ -201,6 +201,11 @@ export class Rollout {
     this.conversation = isAcceptedId(id) ? id.trim() : alias(id);
   }
 
+  /** For `new Runner({ groupId })`: the SDK drops the record of a run whose group is no file's name. */
+  get groupId(): string {
+    return alias(this.conversation);
+  }
+
   /** The seed of this run: the same one until a fresh one is asked for. */
   async seed(fresh = false): Promise<Seed> {
     return (await this.pin(fresh)).seed;

@@ -78,14 +78,17 @@ const RETRY_AFTER_MS_MAX = 5_000;
 
 export class Service {
   private readonly root: string;
-  private readonly options: ServiceOptions;
+  private readonly options: Omit<ServiceOptions, 'key'>;
+  /** Out of sight of `console.log` and `JSON.stringify`: a store stands in the SDK's own objects. */
+  readonly #key: string | undefined;
 
   constructor(options: ServiceOptions) {
-    const key = options.key?.trim(); // Often read from a file, with the end of its line.
-    if (key !== undefined && !/^[\x21-\x7e]*$/.test(key)) {
+    const { key, ...rest } = options;
+    this.#key = key?.trim(); // Often read from a file, with the end of its line.
+    if (this.#key !== undefined && !/^[\x21-\x7e]*$/.test(this.#key)) {
       throw new RunloreError('invalid_key', 'the key holds what no key of the lookup service holds');
     }
-    this.options = { ...options, ...(key === undefined ? {} : { key }) };
+    this.options = rest;
     this.root = `${checkedUrl(options.url)}/v1/projects/${encodeURIComponent(options.project)}`;
   }
 
@@ -168,7 +171,7 @@ export class Service {
 
   private async send(path: string, init: RequestInit, timeoutMs: number): Promise<Response> {
     const headers = new Headers(init.headers);
-    if (this.options.key) headers.set('authorization', `Bearer ${this.options.key}`);
+    if (this.#key) headers.set('authorization', `Bearer ${this.#key}`);
     // A redirect is not followed: it would turn a POST into a GET, or carry a run to somebody else.
     const more = { headers, redirect: 'manual' as const, signal: AbortSignal.timeout(Math.ceil(timeoutMs)) };
     let answer: Response;

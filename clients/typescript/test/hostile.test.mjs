@@ -5,6 +5,7 @@ import { createServer } from 'node:http';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { inspect } from 'node:util';
 import { afterEach, beforeEach, test } from 'node:test';
 
 import { Runlore, RunloreMemoryStore, RunloreSnapshotStore } from 'runlore';
@@ -147,6 +148,12 @@ test('a key may end as a file does; one that can be none is refused, and not rep
   for (const key of ['rl_id_sec\nret', 'rl_id_sécret', 'rl_id_sec ret']) {
     assert.throws(() => lore({ key }), (error) => error.kind === 'invalid_key' && !`${error}`.includes('rl_id'));
   }
+});
+
+test('a key is not shown by what shows an object', () => {
+  const rollout = lore({ key: 'rl_id_secret' }).rollout('conv-1');
+  const shown = [inspect(rollout, { depth: 20, showHidden: true }), JSON.stringify(new RunloreSnapshotStore(rollout))];
+  assert.ok(!shown.join().includes('secret'));
 });
 
 for (const name of ['..', '.', '', 'a/b', 'Acme', 'x'.repeat(64), 'con']) {

@@ -46,6 +46,12 @@ test('an id that the SDK would lose the record of is kept, without a group too',
   assert.equal(records().size, 1);
 });
 
+test('an id that is no file name is recorded under a group of its own', async () => {
+  for (const input of ['first', 'second']) await run(lore(), 'a/b c:d', ['echo hi'], { input });
+  assert.deepEqual(new Set(service.events.map((one) => one.conversation_id)), new Set(['a/b c:d']));
+  assert.equal(records().size, 2);
+});
+
 test('a streamed run leaves the same as another, and its input too', async () => {
   await run(lore(), 'conv-1', ['echo hi > a.txt'], { stream: true, input: 'streamed task' });
   assert.equal(records().size, 1);
