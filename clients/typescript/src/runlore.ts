@@ -59,7 +59,9 @@ export interface Origin {
 
 const OUTBOX_BYTES_MAX = 8 * 1024 ** 3;
 const DELIVER_MS_MAX = 20_000;
-const ANSWER_MS_MAX = 10_000;
+const ANSWER_MS_MAX = 5_000;
+/** How long a service that did not answer is not waited for again at a run's end. */
+const AWAY_MS = 30_000;
 const WAIT_SECONDS = 10;
 const PLACED_POLL_MS = 100;
 /** How long a record waits for its workspace, in milliseconds. */
@@ -84,6 +86,7 @@ export class Runlore {
   private readonly deliverMsMax: number;
   /** Records that wait for their workspace: run and attempt → the outbox's item. */
   private readonly held = new Map<string, string>();
+  private awayUntil = 0;
   private readonly seen = new Map<string, Seen>();
   /** Workspaces that were handed over: run and attempt → the archive's hash. */
   private readonly left = new Map<string, string>();
@@ -126,8 +129,17 @@ export class Runlore {
     this.outbox.release();
   }
 
-  /** Deliver, for as long as a run may be kept waiting. */
+  /** Whether the service answers, as a run's begin has seen it. */
+  answers(does: boolean): void {
+    this.awayUntil = does ? 0 : Date.now() + AWAY_MS;
+  }
+
+  /** Deliver, for as long as a run may be kept waiting: not at all where its begin has waited in vain. */
   async settle(msMax = this.deliverMsMax): Promise<boolean> {
+    if (Date.now() < this.awayUntil) {
+      void this.outbox.drain();
+      return false;
+    }
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<boolean>((resolve) => {
       timer = setTimeout(resolve, Math.min(msMax, this.deliverMsMax), false);
@@ -266,7 +278,11 @@ export class Rollout {
   private pin(fresh = false): Promise<Pinned> {
     if (fresh || this.pinned === undefined) {
       this.pinned = this.ask().then((seed) => ({ seed }));
-      this.pinned.catch(() => {}); // It is told to who asks.
+      this.pinned.then(
+        () => this.lore.answers(true),
+        // It is told to who asks.
+        (error: unknown) => this.lore.answers(!(error instanceof RunloreError && error.kind === 'unreachable')),
+      );
     }
     return this.pinned;
   }

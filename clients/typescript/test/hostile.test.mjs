@@ -89,6 +89,16 @@ test('a service that says nothing is waited for until the deadline, once', async
   assert.match(String(told.at(-1).error), /more than 10.*does not answer/);
 });
 
+test('a service that did not answer at the begin of a run is not waited for at its end', { timeout: 60_000 }, async () => {
+  service.fault = 'silent';
+  const mine = lore({ answerMsMax: 200, deliverMsMax: 3_600_000 });
+  const rollout = mine.rollout('conv-1');
+  assert.deepEqual(await new RunloreMemoryStore(rollout).list('memories'), []);
+  await new RunloreSnapshotStore(rollout).save({ id: 'conv-1', data: archive });
+  assert.equal((await waiting()).length, 1);
+  await assert.rejects(mine.rollout('conv-2').seed(), { kind: 'unreachable' });
+});
+
 test('an answer that breaks off is asked for again', async () => {
   let count = 0;
   service.fault = () => (count++ === 0 ? 'half' : undefined);
