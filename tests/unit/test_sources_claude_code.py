@@ -181,7 +181,7 @@ def test_a_command_that_was_no_error_ended_with_exit_code_0(read, more, code):
 @pytest.mark.parametrize("tail", ["\n...\n</persisted-output>", "\n..."], ids=["closed", "open"])
 def test_of_an_output_in_a_file_of_its_own_the_beginning_is_kept_and_no_path(read, head, tail):
     text = (
-        f"{head}<persisted-output>\nOutput too large (4.8MB). Full output saved to: /home/ana/.claude/x.txt\n\n"
+        f"{head}<persisted-output>\nOutput too large (4.8MB). Full output saved to: /somewhere/tool-results/x.txt\n\n"
         f"Preview (first 2KB):\nE: no such table\nmore{tail}"
     )
     lines = [
