@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 
 import homes
@@ -98,6 +99,23 @@ def test_the_lock_file_names_no_host_to_download_from():
     from infra.dev import node
 
     assert "resolved" not in (node.CLIENT / "package-lock.json").read_text("utf-8")
+
+
+def test_every_kind_of_error_that_the_client_has_of_its_own_is_on_its_page():
+    from infra.dev import node
+
+    sources = "".join(path.read_text("utf-8") for path in sorted((node.CLIENT / "src").glob("*.ts")))
+    given = re.findall(r"RunloreError\(\s*(?:'([a-z_]+)'|([A-Z]\w*))", sources)
+    named = dict(re.findall(r"const ([A-Z_]+) = '([a-z_]+)';", sources))
+    kinds = {kind or named[name] for kind, name in given}
+    page = (node.CLIENT / "README.md").read_text("utf-8")
+    told = {
+        kind
+        for row in re.findall(r"^\| (`[a-z].*?) \|", page, re.MULTILINE)
+        for kind in re.findall(r"`([a-z_]+)`", row)
+    }
+    assert {"unreachable", "no_hydrate"} <= kinds
+    assert kinds - told == set()
 
 
 # --- against the real service ------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ export class Outbox {
   private timer: NodeJS.Timeout | undefined;
   private failures = 0;
   private made = 0;
+  /** What is wrong and was told: an outage is told once, not at every try. */
+  private told = new Set<string>();
 
   constructor(
     private readonly service: Service,
@@ -178,10 +180,14 @@ export class Outbox {
         await this.putAside(name, error);
         return 'sent';
       }
-      this.options.report({ message: 'not delivered yet, and kept on disk', error });
-      return isAboutOne(error) ? 'left' : 'away';
+      const outcome = isAboutOne(error) ? 'left' : 'away';
+      const what = `${outcome === 'left' ? name : ''}:${error instanceof RunloreError ? error.kind : ''}`;
+      if (!this.told.has(what)) this.options.report({ message: 'not delivered yet, and kept on disk', error });
+      this.told.add(what);
+      return outcome;
     }
     await this.forget(name);
+    for (const what of this.told) if (what.startsWith(':') || what.startsWith(`${name}:`)) this.told.delete(what);
     return 'sent';
   }
 

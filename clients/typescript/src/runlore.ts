@@ -92,7 +92,8 @@ export class Runlore {
   private readonly left = new Map<string, string>();
 
   constructor(options: RunloreOptions) {
-    const url = options.url ?? process.env.RUNLORE_URL ?? 'http://127.0.0.1:7077';
+    // A variable that is set to nothing, as deployments do, is not set.
+    const url = options.url ?? (process.env.RUNLORE_URL || 'http://127.0.0.1:7077');
     const key = options.key ?? process.env.RUNLORE_KEY;
     this.project = checkedName(options.project, 'project');
     this.memory = checkedName(options.memory, 'memory');
@@ -105,7 +106,7 @@ export class Runlore {
     this.deliverMsMax = options.deliverMsMax ?? DELIVER_MS_MAX;
     this.answerMsMax = options.answerMsMax ?? ANSWER_MS_MAX;
     this.service = new Service({ url, project: this.project, memory: this.memory, ...(key ? { key } : {}) });
-    const home = process.env.RUNLORE_HOME ?? join(homedir(), '.runlore');
+    const home = process.env.RUNLORE_HOME || join(homedir(), '.runlore');
     // One folder for each service: what waits for one must never reach another.
     const place = createHash('sha256').update(url).digest('hex').slice(0, 8);
     const folder = join(options.outbox ?? join(home, 'outbox'), `${this.project}-${place}`);

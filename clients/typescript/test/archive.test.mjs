@@ -154,6 +154,21 @@ test('a workspace that is larger than an archive may be is refused before it is 
   await assert.rejects(() => fromTar(stream(many), [], 1000), { kind: 'too_large' });
 });
 
+test('whatever bytes arrive, what comes of them is a workspace or an error that says so', async () => {
+  const next = numbers(11);
+  for (let seed = 1; seed <= 150; seed++) {
+    const bytes = await tarOf(randomTree(seed));
+    for (let count = next(4); count >= 0; count--) bytes[next(bytes.length)] = next(256);
+    const cut = bytes.subarray(0, next(4) ? bytes.length : next(bytes.length));
+    try {
+      const { archive } = await fromTar(stream(cut));
+      for (const { path } of archive.files) assert.ok(!path.startsWith('/') && !path.split('/').includes('..'), path);
+    } catch (error) {
+      assert.ok(error instanceof RunloreError, `seed ${seed}: ${error.stack}`);
+    }
+  }
+});
+
 test('of two entries with one path the later counts', async () => {
   const { archive, extras } = await fromTar(stream(await tarOf([
     [{ name: 'a', mode: 0o755 }, 'first'],

@@ -105,6 +105,19 @@ test('an answer that breaks off is asked for again', async () => {
   assert.equal(await snapshots().exists({ id: 'conv-1' }), false);
 });
 
+test('an outage is told once, and the next one again', async () => {
+  const mine = lore();
+  const outages = () => told.filter((one) => one.message.startsWith('not delivered')).length;
+  for (const [input, count] of [['one', 1], ['two', 2]]) {
+    service.fault = { status: 503, body: { kind: 'store_unavailable' } };
+    await record(mine, input);
+    for (let tries = 0; tries < 3; tries++) assert.equal(await mine.flush(), false);
+    assert.equal(outages(), count);
+    service.fault = undefined;
+    assert.equal(await mine.flush(), true);
+  }
+});
+
 test('one run at which the service fails holds up no other', async () => {
   service.fault = (request) => (request.headers['content-type'] === 'application/x-tar' ? { status: 500, body: { kind: 'internal' } } : undefined);
   const mine = lore();
@@ -149,6 +162,17 @@ for (const url of ['http://user:hunter2@127.0.0.1:1', 'ftp://127.0.0.1', 'hunter
     assert.throws(() => lore({ url }), (error) => error.kind === 'invalid_url' && !`${error}${error.stack}`.includes('hunter2'));
   });
 }
+
+test('a variable that is set to nothing is not set', async () => {
+  const before = { ...process.env };
+  Object.assign(process.env, { RUNLORE_URL: '', RUNLORE_KEY: '', RUNLORE_HOME: '' });
+  try {
+    const { service } = new Runlore({ project: 'acme', memory: 'support' });
+    assert.match(inspect(service), /http:\/\/127\.0\.0\.1:7077/);
+  } finally {
+    process.env = before;
+  }
+});
 
 test('a key may end as a file does; one that can be none is refused, and not repeated', async () => {
   const keys = new Set();
