@@ -470,3 +470,26 @@ def test_a_folder_of_sessions_is_read_as_far_as_it_is_whole_each_time_alike(name
     assert not [one for one in read(name, live) if isinstance(one, Problem)]
     assert later[0].data["run_id"] == runs[0].data["run_id"]
     assert not any("iVBORw0K" in one.data["record"] for one in later)
+
+
+@pytest.mark.parametrize("name", ["codex", "claude-code"])
+def test_two_files_of_one_session_are_one_session(name, tmp_path):
+    """A copy of its folder, or a worktree: one went on, and what both hold is the same run."""
+    if name == "codex":
+        head, more = [sessions.meta()], [sessions.said("More.", 3)]
+        first = sessions.codex_turn(1, sessions.user("Go."), sessions.said("Done."))[:-1]
+        later = sessions.codex_turn(2, sessions.user("Next."), sessions.said("Next done."))
+    else:
+        head, more = [], [sessions.answered("a2", "More.")]
+        first = [sessions.asked("u1", "Go."), sessions.answered("a1", "Done.")]
+        later = [sessions.asked("u3", "Next."), sessions.answered("a3", "Next done.")]
+    stem = f"rollout-{sessions.THREAD}" if name == "codex" else sessions.SESSION
+    sessions.write(tmp_path / "one" / f"{stem}.jsonl", *head, *first)
+    sessions.write(tmp_path / "two" / f"{stem}.jsonl", *head, *first, *more, *later)
+    out = read(name, tmp_path)
+    assert all(isinstance(one, Imported) for one in out)
+    runs = [(one.data["run_id"], one.data["attempt"]) for one in out]
+    assert len({run for run, _ in runs}) == 2 and len(set(runs)) == 3
+    short, long = runs[0], runs[1]
+    assert short[0] == long[0] and short[1] < long[1]
+    assert len({one.data["conversation_id"] for one in out}) == 1
