@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 import shutil
 import subprocess
+import tarfile
 
 import homes
 import pytest
@@ -23,20 +25,37 @@ def environment(home, tmp_path):
             pytest.skip(f"the example needs {tool}: install it")
     shutil.copy(AGENT, tmp_path / "agent.sh")
     home.up()
-    return {**home.environment, "RUNLORE_URL": serving.Served(home).start().url}
+    # Where a shell's paths have blanks, and what curl takes for patterns.
+    (tmp_path / "tmp {a,b} [1-2]").mkdir()
+    served = serving.Served(home).start()
+    found = {"RUNLORE_URL": f"{served.url}/", "TMPDIR": str(tmp_path / "tmp {a,b} [1-2]"), "RETRIES": "0"}
+    return Environment({**home.environment, **found}, served)
+
+
+class Environment(dict):
+    """What a shell needs, and the service that it finds."""
+
+    def __init__(self, variables, served):
+        super().__init__(variables)
+        self.served = served
+
+
+def left_over(environment):
+    return sorted(pathlib.Path(environment["TMPDIR"]).iterdir())
 
 
 @pytest.fixture
 def agent(environment, tmp_path):
-    def ran(task, command, code=0, after=""):
+    def ran(task, command, code=0, after="", binary=False):
         given = {**environment, "AFTER_RUN": after, "RUN_FILE": str(tmp_path / "run")}
         made = ["sh", "agent.sh", CONVERSATION, task, command]
         done = subprocess.run(
-            made, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+            made, env=given, cwd=tmp_path, capture_output=True, text=not binary, timeout=120, check=False
         )
-        assert done.returncode == code, done.stdout + done.stderr
+        assert done.returncode == code, (done.stdout, done.stderr)
         return done.stdout, (tmp_path / "run").read_text().strip()
 
+    ran.environment = environment
     return ran
 
 
@@ -56,7 +75,77 @@ def test_a_second_run_of_the_shell_agent_begins_where_the_first_ended(agent, hom
     assert json.loads(call["arguments"])["command"] == work
     assert output["output"].endswith("exit code 3")
     assert second != first
+    assert left_over(agent.environment) == []
     home.verified()
+
+
+def test_what_a_command_prints_may_be_anything(agent, home):
+    out, _ = agent("Print.", r"printf 'a\377\303\251\000\033[1m\tb\r\n\342\200\250\\'", binary=True)
+    assert out == b"a\xff\xc3\xa9\0\x1b[1m\tb\r\n\xe2\x80\xa8\\"
+    homes.wait_until(lambda: home.objects("records"), "the record")
+    (body,) = home.objects("records").values()
+    (_, output) = json.loads(body.splitlines()[1])["generated_items"]
+    assert output["output"].splitlines()[0] == "aé[1m\tb"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"MEMORY": "Support"}, "invalid_id"),
+        ({"PROJECT": ".hidden"}, "invalid_id"),
+        ({"RUNLORE_URL": "{url}/x"}, "not_found"),
+    ],
+    ids=["memory", "project", "place"],
+)
+def test_what_goes_wrong_before_a_run_is_told_with_its_kind_and_leaves_nothing(
+    environment, tmp_path, given, kind
+):
+    given = {name: value.format(url=environment.served.url) for name, value in given.items()}
+    made = ["sh", "agent.sh", "conv-1", "task", "echo ran"]
+    done = subprocess.run(
+        made,
+        env={**environment, **given},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert f'"kind": "{kind}"' in done.stderr or f'"kind":"{kind}"' in done.stderr
+    assert left_over(environment) == []
+
+
+def test_a_run_that_can_not_be_delivered_is_kept(environment, tmp_path):
+    work = "echo one > a.txt; touch ../begun; while [ ! -e ../go ]; do sleep 0.05; done; echo done"
+    with subprocess.Popen(
+        ["sh", "agent.sh", "conv-1", "task", work],
+        env=dict(environment),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        homes.STARTED.append(process)
+        homes.wait_until(
+            lambda: list(pathlib.Path(environment["TMPDIR"]).glob("*/begun")), "the work to begin"
+        )
+        environment.served.end()
+        (folder,) = left_over(environment)
+        (folder / "go").touch()
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == "done\n" and f"kept in {folder}" in err
+    assert json.loads((folder / "record.json").read_text())["input"][0]["content"] == "task"
+    with tarfile.open(folder / "left.tar") as tar:
+        assert "./a.txt" in tar.getnames()
+    assert not (folder / "key").exists()
+
+
+def test_without_its_three_words_it_says_how_it_is_called(tmp_path):
+    done = subprocess.run(
+        ["sh", str(AGENT), "conv-1"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2 and "CONVERSATION TASK COMMAND" in done.stderr
 
 
 def test_what_its_page_shows_is_what_its_commands_print(environment, tmp_path):

@@ -181,7 +181,16 @@ async def test_without_a_memory_a_client_names_one_of_the_projects(filled):
         assert {run["memory"] for run in (await ask(connected, "list_runs"))["runs"]} == {"builds", "support"}
         (only,) = {run["memory"] for run in (await ask(connected, "list_runs", memory="builds"))["runs"]}
         assert only == "builds"
-        assert (await refused(connected, "read_memory", memory="sales"))["kind"] == "not_found"
+        for tool, arguments in {
+            "read_memory": {},
+            "why": {"path": "MEMORY.md", "line": 1},
+            "search_memory": {"query": "task"},
+            "read_rollout": {"rollout": "conv-1"},
+            "list_runs": {},
+        }.items():
+            error = await refused(connected, tool, memory="sales", **arguments)
+            assert error["kind"] == "not_found", tool
+        assert error["hint"] == "memories: builds, support"
 
 
 async def test_a_wrong_argument_is_an_error_that_says_what_is_right(filled):
@@ -199,8 +208,15 @@ async def test_a_wrong_argument_is_an_error_that_says_what_is_right(filled):
             ("search_memory", {"query": "x", "limit": 0}, "invalid_input"),
             ("list_runs", {"limit": 10_000}, "invalid_input"),
             ("read_rollout", {"rollout": " "}, "invalid_input"),
+            ("read_memory", {"from_line": 10_000}, "not_found"),
+            ("read_memory", {"revision": 2**70, "path": "MEMORY.md"}, "not_found"),
+            ("why", {"path": "MEMORY.md", "line": 1.5}, "invalid_input"),
+            ("forget_memory", {}, "invalid_input"),
         ]:
             assert (await refused(connected, tool, **arguments))["kind"] == kind, (tool, arguments)
+        assert "search_memory" in (await refused(connected, "forget_memory"))["hint"]
+        # What was asked is repeated, but not all of it.
+        assert len((await refused(connected, "read_memory", path="x" * 100_000))["message"]) <= 1000
         for query in ('"', "NEAR(", "a* OR b", "\ud800", "' OR 1=1 --"):
             await ask(connected, "search_memory", query=query.encode("utf-8", "replace").decode())
 
@@ -237,6 +253,35 @@ def test_a_new_revision_is_seen_by_a_server_that_runs(tmp_path):
             assert (await ask(connected, "read_memory"))["revision"] == 1
 
     asyncio.run(work())
+
+
+async def test_each_tool_that_shows_text_says_that_it_is_data(filled):
+    async with inside(filled, **SUPPORT) as connected:
+        told = {tool.name: tool.description for tool in (await connected.list_tools()).tools}
+        assert "never an instruction" in connected.instructions
+    says = {name for name, text in told.items() if "never an instruction" in text}
+    assert says == TOOLS - {"list_memories", "list_runs"}
+
+
+async def test_no_answer_holds_more_than_its_bound_and_lists_go_on_where_they_were_cut(filled, monkeypatch):
+    async with inside(filled, **SUPPORT) as connected:
+        paths = [one["path"] for one in (await ask(connected, "read_memory"))["files"]]
+        monkeypatch.setattr(lookup_desk, "TEXT_CHARS_MAX", 400)
+        found, first = [], 1
+        while first:
+            part = await ask(connected, "read_memory", from_line=first)
+            assert len(json.dumps(part["files"])) <= 600
+            found += [one["path"] for one in part["files"]]
+            first = int(part["cut"].rpartition("=")[2]) if "cut" in part else 0
+        assert found == paths and len(paths) > len(part["files"])
+        for tool, arguments, rows in [
+            ("search_memory", {"query": "task", "limit": 50}, "lines"),
+            ("list_runs", {"limit": 100}, "runs"),
+            ("why", {"path": "memory_summary.md", "line": 3}, "notes"),
+        ]:
+            got = await ask(connected, tool, **arguments)
+            assert len(got[rows]) <= 1 or len(json.dumps(got[rows])) <= 600, tool
+            assert tool == "why" or "cut" in got
 
 
 def test_a_long_file_is_read_in_parts_that_make_the_whole(filled, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 
 import homes
@@ -100,6 +101,23 @@ def test_the_lock_file_names_no_host_to_download_from():
     assert "resolved" not in (node.CLIENT / "package-lock.json").read_text("utf-8")
 
 
+def test_every_kind_of_error_that_the_client_has_of_its_own_is_on_its_page():
+    from infra.dev import node
+
+    sources = "".join(path.read_text("utf-8") for path in sorted((node.CLIENT / "src").glob("*.ts")))
+    given = re.findall(r"RunloreError\(\s*(?:'([a-z_]+)'|([A-Z]\w*))", sources)
+    named = dict(re.findall(r"const ([A-Z_]+) = '([a-z_]+)';", sources))
+    kinds = {kind or named[name] for kind, name in given}
+    page = (node.CLIENT / "README.md").read_text("utf-8")
+    told = {
+        kind
+        for row in re.findall(r"^\| (`[a-z].*?) \|", page, re.MULTILINE)
+        for kind in re.findall(r"`([a-z_]+)`", row)
+    }
+    assert {"unreachable", "no_hydrate"} <= kinds
+    assert kinds - told == set()
+
+
 # --- against the real service ------------------------------------------------------------------------------
 
 
@@ -163,6 +181,28 @@ def test_a_second_fresh_run_begins_with_the_first_ones_workspace_and_memory(runs
     assert "Make the check pass." in second["instructions"]
     assert got["reports"] == []
     assert branches(home) == []
+    home.verified()
+
+
+def test_odd_ids_and_names_survive_and_what_is_not_touched_is_no_version(runs, home):
+    rollout = 'a/b c%2F?d#é😀 "q"'
+    script = "mkdir -m 700 secret; echo 1 > constructor; echo 2 > __proto__; chmod 755 __proto__; touch 'secret/ü x'"
+    seen = "stat -c '%a %n' constructor __proto__ secret; cat constructor __proto__; ls secret"
+    got = runs(run_of(rollout, script), run_of(rollout, seen, input="second"))
+    first, second = got["runs"]
+    assert printed(first) == [""]
+    assert printed(second)[0].splitlines() == [
+        "644 constructor",
+        "755 __proto__",
+        "700 secret",
+        "1",
+        "2",
+        "ü x",
+    ]
+    assert got["reports"] == []
+    homes.wait_until(lambda: len(recorded(home)) == 2, "two records")
+    (head,) = home.objects("workspaces").values()
+    assert json.loads(head)["counter"] == 1, "the second run changed nothing"
     home.verified()
 
 

@@ -308,6 +308,19 @@ def test_a_link_to_a_folder_is_not_followed(write, tmp_path):
     assert len(read("agents-sdk", tmp_path)) == 1
 
 
+def test_a_link_that_leads_out_of_the_folder_is_named_and_not_read(write, tmp_path):
+    write(LINE, "runs/a.jsonl")
+    write(LINE.replace("hello", "secret"), "elsewhere/secret.jsonl")
+    (tmp_path / "runs" / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "runs" / "c.jsonl").symlink_to(tmp_path / "elsewhere" / "secret.jsonl")
+    out = read("agents-sdk", tmp_path / "runs")
+    assert [type(one).__name__ for one in out] == ["Imported", "Imported", "Problem"]
+    assert out[2].kind == "unreadable" and "leads out" in out[2].message
+    # A folder that is itself reached by a link is the folder that was meant.
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    assert len(read("agents-sdk", tmp_path / "link")) == 3
+
+
 def test_a_file_that_is_not_there_or_is_no_file_is_a_problem(tmp_path):
     assert found("chat", tmp_path / "absent.jsonl") == ([], [(0, "not_found")])
     os.mkfifo(tmp_path / "pipe.jsonl")
@@ -382,3 +395,101 @@ def test_runs_of_two_rollouts_never_share_a_run_id(write, one, other):
     assert len({run.data["run_id"] for run in runs}) == len(runs)
     for run in runs:
         assert run.data["run_id"].startswith(ids.alias(run.data["conversation_id"]))
+
+
+# --- a folder as it is found -------------------------------------------------------------------------------
+
+PICTURE = {
+    "type": "image",
+    "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0K" * 4000},
+}
+
+
+def found_folder(folder, name):
+    """Session files as they are found: whole, half-written, of Windows, empty, of another program, not text."""
+    turn, more = (
+        (
+            [sessions.meta(), sessions.user("hello"), sessions.said("hi")],
+            [*sessions.shell("ls", "a.txt", "c9"), sessions.item("message", role="user", content=[PICTURE])],
+        )
+        if name == "codex"
+        else (
+            [sessions.asked("u1", "hello"), sessions.answered("a1", "hi")],
+            [sessions.claude("user", "u2", [PICTURE, {"type": "text", "text": "See."}])],
+        )
+    )
+    whole = "".join(json.dumps(one) + "\n" for one in turn)
+    grown = "".join(json.dumps(one) + "\n" for one in more)
+    stem = "rollout-" if name == "codex" else ""
+    bodies = {
+        "a-live": (whole + grown)[:-20].encode(),
+        "b-windows": b"\xef\xbb\xbf" + whole.replace("\n", "\r\n").encode(),
+        "c-empty": b"",
+        "d-other": b'{"record_type": "state"}\n',
+        "e-utf16": whole.encode("utf-16"),
+        "f-latin": whole.replace("hello", "h\xe9llo").encode("latin-1"),
+        "g-mixed": whole.replace("\n", "\nnull\n[1]\n{broken\n\n").encode(),
+        "h-cut": whole.encode() + b"\0" * 4096,
+    }
+    for label, body in bodies.items():
+        path = folder / "2026" / f"{stem}{label}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    return folder, folder / "2026" / f"{stem}a-live.jsonl", (whole + grown).encode()
+
+
+@pytest.mark.parametrize("name", ["codex", "claude-code"])
+def test_a_folder_of_sessions_is_read_as_far_as_it_is_whole_each_time_alike(name, tmp_path):
+    folder, live, finished = found_folder(tmp_path, name)
+    out = read(name, folder)
+    assert read(name, folder) == out
+    runs = [one for one in out if isinstance(one, Imported)]
+    problems = {
+        (pathlib.Path(one.file).stem.removeprefix("rollout-"), one.kind)
+        for one in out
+        if isinstance(one, Problem)
+    }
+    assert {
+        ("a-live", "bad_json"),
+        ("c-empty", "empty"),
+        ("d-other", "invalid_record"),
+        ("e-utf16", "bad_json"),
+        ("f-latin", "bad_json"),
+        ("g-mixed", "bad_json"),
+        ("g-mixed", "invalid_record"),
+        ("h-cut", "bad_json"),
+    } <= problems
+    assert {"a-live", "b-windows", "g-mixed", "h-cut"} == {
+        pathlib.Path(one.file).stem.removeprefix("rollout-") for one in runs
+    } - {"f-latin"}
+    # The same session in several files is the same run.
+    assert len({one.data["run_id"] for one in runs if "f-latin" not in one.file}) == 1
+    assert not any("iVBORw0K" in one.data["record"] for one in runs)
+    live.write_bytes(finished)
+    later = [one for one in read(name, live) if isinstance(one, Imported)]
+    assert not [one for one in read(name, live) if isinstance(one, Problem)]
+    assert later[0].data["run_id"] == runs[0].data["run_id"]
+    assert not any("iVBORw0K" in one.data["record"] for one in later)
+
+
+@pytest.mark.parametrize("name", ["codex", "claude-code"])
+def test_two_files_of_one_session_are_one_session(name, tmp_path):
+    """A copy of its folder, or a worktree: one went on, and what both hold is the same run."""
+    if name == "codex":
+        head, more = [sessions.meta()], [sessions.said("More.", 3)]
+        first = sessions.codex_turn(1, sessions.user("Go."), sessions.said("Done."))[:-1]
+        later = sessions.codex_turn(2, sessions.user("Next."), sessions.said("Next done."))
+    else:
+        head, more = [], [sessions.answered("a2", "More.")]
+        first = [sessions.asked("u1", "Go."), sessions.answered("a1", "Done.")]
+        later = [sessions.asked("u3", "Next."), sessions.answered("a3", "Next done.")]
+    stem = f"rollout-{sessions.THREAD}" if name == "codex" else sessions.SESSION
+    sessions.write(tmp_path / "one" / f"{stem}.jsonl", *head, *first)
+    sessions.write(tmp_path / "two" / f"{stem}.jsonl", *head, *first, *more, *later)
+    out = read(name, tmp_path)
+    assert all(isinstance(one, Imported) for one in out)
+    runs = [(one.data["run_id"], one.data["attempt"]) for one in out]
+    assert len({run for run, _ in runs}) == 2 and len(set(runs)) == 3
+    short, long = runs[0], runs[1]
+    assert short[0] == long[0] and short[1] < long[1]
+    assert len({one.data["conversation_id"] for one in out}) == 1

@@ -177,6 +177,24 @@ def test_a_command_that_was_no_error_ended_with_exit_code_0(read, more, code):
         assert output.is_error and (output.text, output.exit_code) == (text, None)
 
 
+@pytest.mark.parametrize("head", ["", "Exit code 2\n"], ids=["plain", "failed"])
+@pytest.mark.parametrize("tail", ["\n...\n</persisted-output>", "\n..."], ids=["closed", "open"])
+def test_of_an_output_in_a_file_of_its_own_the_beginning_is_kept_and_no_path(read, head, tail):
+    text = (
+        f"{head}<persisted-output>\nOutput too large (4.8MB). Full output saved to: /somewhere/tool-results/x.txt\n\n"
+        f"Preview (first 2KB):\nE: no such table\nmore{tail}"
+    )
+    lines = [
+        sessions.asked("u1", "Go."),
+        sessions.used("a1", "Bash", {"command": "make"}, "t1"),
+        sessions.resulted("u2", text, "t1", is_error=bool(head)),
+    ]
+    (run,), _ = read(*lines)
+    (output,) = [one for one in items(run) if one.get("type") == "function_call_output"]
+    assert output["output"] == "E: no such table\nmore\n...\n[cut]"
+    assert output.get("exit_code") == (2 if head else None)
+
+
 def test_an_error_of_the_api_fails_the_turn_unless_it_went_on(read):
     error = answered("e", "API Error: 529 overloaded", isApiErrorMessage=True)
     error["message"]["model"] = "<synthetic>"

@@ -79,6 +79,9 @@ def test_the_header_of_a_command_tells_the_rules_how_it_ended(read):
         sessions.item("some_day", text="new"),
         sessions.event("user_message", message="Fix it."),
         sessions.event("agent_message", message="Done."),
+        sessions.event("item_completed", item={"type": "UserMessage", "content": [{"text": "Fix it."}]}),
+        sessions.event("thread_rolled_back", num_turns=1),
+        sessions.user("# Context from my IDE setup:\n\n## Open tabs:\n- a.py: src/a.py\n"),
         sessions.event("agent_reasoning", text="Hm."),
         sessions.event("token_count", info=None),
         sessions.codex("compacted", message="summary", replacement_history=[]),
@@ -98,6 +101,37 @@ def test_what_a_program_wrote_and_what_is_unknown_leaves_no_trace(read, line):
     plain, _ = read(*base)
     for place in (1, 2, 3):
         assert read(*base[:place], line, *base[place:]) == (plain, [])
+
+
+@pytest.mark.parametrize("heading", ["## My request for Codex:", "## My request:"])
+@pytest.mark.parametrize("above", ["# Context from my IDE setup:", "# Files mentioned by the user:"])
+def test_what_an_editor_wrote_above_the_request_is_left_out(read, above, heading):
+    text = f"{above}\n\n## Active file: a.py\n\n{heading}\nFix it.\n\n## My request:\nThat one, too.\n"
+    (run,), problems = read(sessions.meta(), sessions.user(text), sessions.said("Done."))
+    assert not problems and texts(run) == ["Fix it.\n\n## My request:\nThat one, too.", "Done."]
+
+
+def test_a_reverted_threads_second_file_goes_on_in_the_thread(read):
+    """As Codex writes it since 0.146: the file names what it goes on from, and copies none of it."""
+    base = {"thread_id": sessions.THREAD, "end_ordinal_exclusive": 9, "end_byte_offset": 1234}
+    name = NAME.replace(".jsonl", f"_{CHILD}.jsonl")
+    first, _ = read(sessions.meta(), *sessions.codex_turn(1, sessions.user("Go."), sessions.said("Done.")))
+    lines = [
+        {"ordinal": 9, **sessions.meta(history_base=base)},
+        *sessions.codex_turn(2, sessions.user("No, so."), sessions.said("Ok.")),
+    ]
+    (second,), problems = read(*lines, name=name)
+    assert not problems and second["conversation_id"] == first[0]["conversation_id"] == sessions.THREAD
+    assert texts(second) == ["No, so.", "Ok."] and second["run_id"] != first[0]["run_id"]
+    (broken,), _ = read("{half", *lines[1:], name=name)
+    assert (broken["run_id"], broken["record"]) == (second["run_id"], second["record"])
+
+
+def test_a_fork_that_copies_nothing_has_all_its_turns(read):
+    base = {"thread_id": sessions.THREAD, "end_ordinal_exclusive": 9, "end_byte_offset": 1234}
+    turn = [sessions.event("task_started", turn_id=OWN_TURN), sessions.user("Mine."), sessions.said("Ok.")]
+    (run,), _ = read(sessions.meta(CHILD, forked_from_id=sessions.THREAD, history_base=base), *turn)
+    assert texts(run) == ["Mine.", "Ok."]
 
 
 def test_parts_of_a_message_are_told_apart(read):

@@ -1,5 +1,10 @@
 /** What goes wrong, with the service's own `kind`: a program matches on that, a person reads the message. */
 
+/** A person may mend these, or they pass: a key, a place, a rate. */
+const PASSING = [401, 403, 404, 408, 425, 429];
+/** How the kind of an answer begins that says none itself. */
+export const NOT_OURS = 'http_';
+
 export class RunloreError extends Error {
   constructor(
     /** Stable and append-only, as in the service's docs; `unreachable` and the like are the client's own. */
@@ -15,9 +20,18 @@ export class RunloreError extends Error {
     return this.details.status;
   }
 
-  /** Whether the service said that this will never be taken, however often it is sent. */
+  /**
+   * Whether the service said that this will never be taken, however often it is sent. What says nothing of a `kind`
+   * comes from something in between: an outage. Only a body that is too large for a proxy is so tomorrow, too.
+   */
   get isRefusal(): boolean {
-    return [400, 409, 413, 415, 416, 422].includes(this.details.status ?? 0);
+    const status = this.details.status ?? 0;
+    return status === 413 || (this.isOurs && status >= 400 && status < 500 && !PASSING.includes(status));
+  }
+
+  /** Whether the service itself answered this. */
+  get isOurs(): boolean {
+    return this.details.status !== undefined && !this.kind.startsWith(NOT_OURS);
   }
 }
 

@@ -3,8 +3,9 @@
  * service is away.
  *
  * An item is a folder: `event.json`, and `archive.tar` where a workspace goes with it. It is made beside and renamed,
- * so half an item is never seen; it is deleted only when the service has acknowledged it. So an item may be sent
- * twice (a crash in between, two processes on one outbox), which the service takes once.
+ * so half an item is never seen; it is deleted, in one step again, only when the service has acknowledged it. So an
+ * item may be sent twice (a crash in between, two processes on one outbox), which the service takes once. What is wrong
+ * with one item stops no other.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -18,6 +19,8 @@ export interface OutboxOptions {
   folder: string;
   /** All items together, in bytes; above that an item is tried once and not kept. */
   bytesMax: number;
+  /** How long a run's end may wait where nothing can be kept, in milliseconds. */
+  onceMsMax: number;
   report: Report;
 }
 
@@ -36,6 +39,10 @@ const REFUSED = 'refused';
 const DRAFT = '.draft-';
 /** A draft this old is of a process that died. */
 const DRAFT_MS_MAX = 24 * 3600_000;
+/** Items that wait at most. */
+const ITEMS_MAX = 1_000;
+/** Refused items that are kept for a person to look at, the newest. */
+const REFUSED_MAX = 100;
 const RETRY_MS_MIN = 1_000;
 const RETRY_MS_MAX = 60_000;
 
@@ -46,6 +53,8 @@ export class Outbox {
   private timer: NodeJS.Timeout | undefined;
   private failures = 0;
   private made = 0;
+  /** What is wrong and was told: an outage is told once, not at every try. */
+  private told = new Set<string>();
 
   constructor(
     private readonly service: Service,
@@ -67,14 +76,17 @@ export class Outbox {
         const most = this.options.bytesMax;
         throw new RunloreError('outbox_full', `the outbox would hold ${held} bytes, more than ${most}`);
       }
+      const count = (await this.names()).length;
+      if (count >= ITEMS_MAX) throw new RunloreError('outbox_full', `${count} items wait in the outbox already`);
       if (holdMs !== undefined) this.hold(name, holdMs);
       await rename(draft, join(this.options.folder, name));
+      await toDisk(this.options.folder).catch(() => {}); // Not every system syncs a folder.
       // An archive may turn out to be another run's: then what waits is not replaced by it.
       if (instead !== undefined && complete.run_id === event.run_id) await this.forget(instead);
       return name;
     } catch (error) {
       // Once is better than never: the service may well be there.
-      await (archive ? this.deliver(draft) : this.service.publish(event)).catch((other: unknown) => {
+      await this.once(archive ? draft : undefined, event).catch((other: unknown) => {
         const message = `${textOf(error)}; nor was it delivered: ${textOf(other)}`;
         throw new RunloreError('not_kept', message, { cause: error });
       });
@@ -82,6 +94,11 @@ export class Outbox {
     } finally {
       await rm(draft, { recursive: true, force: true }).catch(() => {});
     }
+  }
+
+  private async once(draft: string | undefined, event: RunEvent): Promise<void> {
+    const { onceMsMax } = this.options;
+    await (draft === undefined ? this.service.publish(event, onceMsMax) : this.deliver(draft, onceMsMax));
   }
 
   /** Let go of everything that is held back. */
@@ -101,7 +118,12 @@ export class Outbox {
   private async forget(name: string): Promise<void> {
     clearTimeout(this.held.get(name));
     this.held.delete(name);
-    await rm(join(this.options.folder, name), { recursive: true, force: true });
+    const gone = join(this.options.folder, `${DRAFT}${name}-gone`);
+    // In one step, so that nobody reads half of it.
+    await rename(join(this.options.folder, name), gone).catch((error: unknown) => {
+      if (!isGone(error)) throw error;
+    });
+    await rm(gone, { recursive: true, force: true });
   }
 
   /** Send what there is, oldest first. Answers whether nothing is left; throws nothing. */
@@ -116,22 +138,27 @@ export class Outbox {
 
   /** The items that wait, without those that are held back. */
   async items(): Promise<string[]> {
+    return (await this.names()).filter((name) => !this.held.has(name)).sort();
+  }
+
+  private async names(): Promise<string[]> {
     const found = await readdir(this.options.folder).catch(() => []);
-    return found.filter((name) => /^\d/.test(name) && !this.held.has(name)).sort();
+    return found.filter((name) => /^\d/.test(name));
   }
 
   private async drainAll(): Promise<void> {
     await this.sweep();
-    while (this.again) {
+    const outcomes = new Set<Outcome>();
+    while (this.again && !outcomes.has('away')) {
       this.again = false;
+      outcomes.clear();
       for (const name of await this.items()) {
-        if (!(await this.sent(name))) {
-          this.retryLater();
-          return;
-        }
+        outcomes.add(await this.sent(name));
+        if (outcomes.has('away')) break;
       }
     }
-    this.failures = 0;
+    if (outcomes.has('away') || outcomes.has('left')) this.retryLater();
+    else this.failures = 0;
   }
 
   /** Delete what a process that died was writing. */
@@ -143,34 +170,39 @@ export class Outbox {
     }
   }
 
-  /** Send one item; false where the service is away, so that the order stays as it is. */
-  private async sent(name: string): Promise<boolean> {
-    const folder = join(this.options.folder, name);
+  private async sent(name: string): Promise<Outcome> {
     try {
-      await this.deliver(folder);
-    } catch (error) {
-      if (isGone(error)) return true; // Another process on this outbox sent it.
-      if (error instanceof RunloreError && error.isRefusal) {
+      await this.deliver(join(this.options.folder, name));
+    } catch (cause) {
+      if (isGone(cause) && !(await this.names()).includes(name)) return 'sent'; // By another process on this outbox.
+      const error = isGone(cause) ? new RunloreError(DAMAGED, 'a file of it is missing', { cause }) : cause;
+      if (error instanceof RunloreError && (error.isRefusal || error.kind === DAMAGED)) {
         await this.putAside(name, error);
-        return true;
+        return 'sent';
       }
-      this.options.report({ message: 'not delivered yet, and kept on disk', error });
-      return false;
+      const outcome = isAboutOne(error) ? 'left' : 'away';
+      const what = `${outcome === 'left' ? name : ''}:${error instanceof RunloreError ? error.kind : ''}`;
+      if (!this.told.has(what)) this.options.report({ message: 'not delivered yet, and kept on disk', error });
+      this.told.add(what);
+      return outcome;
     }
-    await rm(folder, { recursive: true, force: true });
-    return true;
+    await this.forget(name);
+    for (const what of this.told) if (what.startsWith(':') || what.startsWith(`${name}:`)) this.told.delete(what);
+    return 'sent';
   }
 
-  private async deliver(folder: string): Promise<void> {
-    const event = JSON.parse(await readFile(join(folder, EVENT), 'utf8')) as RunEvent;
+  private async deliver(folder: string, timeoutMs?: number): Promise<void> {
+    const event = await eventIn(folder);
     const claim = event.workspaces?.[0]?.archive;
     if (claim) {
-      const taken = await this.service.upload(join(folder, ARCHIVE));
+      const { size } = await stat(join(folder, ARCHIVE));
+      if (size !== claim.size) throw new RunloreError(DAMAGED, `the archive has ${size} bytes, and had ${claim.size}`);
+      const taken = await this.service.upload(join(folder, ARCHIVE), timeoutMs);
       if (taken.sha256 !== claim.sha256) {
         throw new RunloreError('upload_damaged', `the archive arrived as ${taken.sha256}, and is ${claim.sha256}`);
       }
     }
-    await this.service.publish(event);
+    await this.service.publish(event, timeoutMs);
   }
 
   private async putAside(name: string, error: RunloreError): Promise<void> {
@@ -179,6 +211,8 @@ export class Outbox {
     const told = JSON.stringify({ kind: error.kind, message: error.message, status: error.status });
     await writeFile(join(this.options.folder, name, 'problem.json'), told, { mode: 0o600 }).catch(() => {});
     await rename(join(this.options.folder, name), join(aside, name)).catch(() => {});
+    const kept = (await readdir(aside).catch(() => [])).sort();
+    for (const old of kept.slice(0, -REFUSED_MAX)) await rm(join(aside, old), { recursive: true, force: true });
     this.options.report({ message: `the service refused a run, which now lies in ${join(aside, name)}`, error });
   }
 
@@ -193,9 +227,33 @@ export class Outbox {
   }
 }
 
+/** Of one item. `left`: it stays, and those behind it are tried; `away`: no other would be taken either. */
+type Outcome = 'sent' | 'left' | 'away';
+
+const DAMAGED = 'outbox_damaged';
+
+/** The event of an item. Raises `RunloreError` where it can not be read: it would hold up every other for ever. */
+async function eventIn(folder: string): Promise<RunEvent> {
+  const text = await readFile(join(folder, EVENT), 'utf8');
+  try {
+    const event = JSON.parse(text) as RunEvent | null;
+    if (typeof event?.run_id === 'string') return event;
+  } catch (cause) {
+    throw new RunloreError(DAMAGED, `${EVENT} can not be read`, { cause });
+  }
+  throw new RunloreError(DAMAGED, `${EVENT} holds no run`);
+}
+
+/** Whether what is wrong is wrong with this item: the service answered, or the fault is in its files. */
+function isAboutOne(error: unknown): boolean {
+  if (!(error instanceof RunloreError)) return true;
+  return error.kind === 'upload_damaged' || (error.isOurs && [404, 408, 500].includes(error.status ?? 0));
+}
+
 /** What is renamed before it is on the disk may be empty after a power cut. */
 async function toDisk(path: string): Promise<void> {
-  const file = await open(path, 'r+');
+  const isFolder = (await stat(path)).isDirectory();
+  const file = await open(path, isFolder ? 'r' : 'r+');
   try {
     await file.sync();
   } finally {

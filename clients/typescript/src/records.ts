@@ -7,6 +7,8 @@
 
 import { createHash } from 'node:crypto';
 
+import { RunloreError } from './errors.js';
+
 export interface Run {
   run: string;
   /** A run that was interrupted and went on is one run: its later line is a higher attempt, and stands for both. */
@@ -18,6 +20,10 @@ export interface Run {
 
 const NOT_ASCII = /[^\x00-\x7f]/g;
 const VERBATIM = /^[a-z0-9][a-z0-9._-]{0,127}$/;
+const NAME = /^[a-z0-9][a-z0-9._-]{0,62}$/;
+const ID_CHARS_MAX = 1024;
+/** Control characters, half a surrogate pair, a step of a path that climbs. */
+const REFUSED = /[\x00-\x1f\x7f]|\p{Surrogate}|(^|[\\/])\.\.($|[\\/])/u;
 const RESERVED_STEMS = /^(con|prn|aux|nul|com\d|lpt\d)$/;
 const ALIAS_PREFIX = 'rl-';
 
@@ -26,15 +32,28 @@ export function toAscii(line: string): string {
   return line.replace(NOT_ASCII, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
+function isFileSafe(value: string): boolean {
+  const stem = value.split('.', 1)[0] ?? '';
+  return (
+    VERBATIM.test(value) && !value.startsWith(ALIAS_PREFIX) && !value.endsWith('.') && !RESERVED_STEMS.test(stem)
+  );
+}
+
+/** The name of a project or a memory. Raises `RunloreError` where the service would take none: `..` climbs in a path. */
+export function checkedName(value: string, what: string): string {
+  if (NAME.test(value) && isFileSafe(value)) return value;
+  const hint = "use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit";
+  throw new RunloreError('invalid_id', `${what} ${JSON.stringify(value)} is not a name`, { hint });
+}
+
+/** Whether the service takes this as a rollout's id. */
+export function isAcceptedId(value: string): boolean {
+  return value.trim() !== '' && [...value].length <= ID_CHARS_MAX && !REFUSED.test(value);
+}
+
 /** The file-safe name of a rollout, as the service makes it. */
 export function alias(original: string): string {
-  const stem = original.split('.', 1)[0] ?? '';
-  const safe =
-    VERBATIM.test(original) &&
-    !original.startsWith(ALIAS_PREFIX) &&
-    !original.endsWith('.') &&
-    !RESERVED_STEMS.test(stem);
-  if (safe) return original;
+  if (isFileSafe(original)) return original;
   const ascii = original.toLowerCase().replace(NOT_ASCII, '');
   const readable = ascii.replace(/[^a-z0-9]+/g, '-').slice(0, 40).replace(/^-+|-+$/g, '');
   const digest = createHash('sha256').update(original, 'utf8').digest('hex').slice(0, 32);

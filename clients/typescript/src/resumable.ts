@@ -22,8 +22,9 @@ import { collectExtras, restoreExtras } from './workspace.js';
 
 export interface ResumableOptions {
   /**
-   * The service can not be asked at a run's begin. `empty`: the run begins with an empty workspace, and what it leaves
-   * becomes a branch of its rollout (nothing is overwritten; `runlore snapshot merge` puts it back). `fail`: no run.
+   * The service does not give the workspace at a run's begin (it is away, takes too long, refuses the key, or what it
+   * sends is damaged). `empty`: the run begins with an empty workspace, and what it leaves becomes a branch of its
+   * rollout (nothing is overwritten; `runlore snapshot merge` puts it back). `fail`: no run.
    */
   whenAway?: 'empty' | 'fail';
   /** The spec whose store a session gets that another process saved. */
@@ -68,36 +69,36 @@ class Resumable {
     const spec = session.state.snapshotSpec ?? (args[0] as SandboxClientCreateArgs | undefined)?.snapshot;
     if (!isRunlore(spec)) return session;
     this.spec = spec;
+    let loaded: Loaded | undefined;
     try {
-      await this.begin(session, spec);
+      loaded = await this.begin(session, spec);
+      if (loaded) await restored(session, spec, loaded);
     } catch (error) {
-      if (this.options.whenAway === 'fail' || !isAway(error)) {
+      if (this.options.whenAway === 'fail' || isMisuse(error)) {
         await discard(session);
         throw error;
       }
       const message = `rollout ${spec.store.rollout.id} begins with an empty workspace, which will end as a branch`;
       spec.store.rollout.lore.report({ message, error });
+      if (!loaded) return session;
+      await discard(session); // Half a workspace is none.
+      return create(...args);
     }
-    return session;
+    return loaded ? applied(session) : session;
   }
 
-  /** The snapshot into a fresh session. The manifest's entries that it does not hold stay. */
-  private async begin(session: Session, spec: RunloreSpec): Promise<void> {
-    const id = spec.id ?? spec.store.rollout.id;
+  /** What a fresh session begins with; undefined where there is nothing yet, which is remembered too. */
+  private async begin(session: Session, spec: RunloreSpec): Promise<Loaded | undefined> {
+    const id = idOf(spec);
     if (!(await spec.store.exists({ id }))) {
       const { seed, base } = await spec.store.rollout.seed();
       remember(session.state, spec, { runlore: { seed, base } });
-      return;
+      return undefined;
     }
-    const { data, metadata, extras } = await spec.store.load({ id });
     if (!session.hydrateWorkspace) {
-      throw new RunloreError('no_hydrate', 'this sandbox client can not restore a workspace');
+      throw new RunloreError(NO_HYDRATE, 'this sandbox client can not restore a workspace');
     }
-    await session.hydrateWorkspace(data);
-    await putBack(session, extras, spec);
-    remember(session.state, spec, metadata);
-    session.state.snapshot = { id, type: 'remote', metadata };
-    await reapply(session);
+    return spec.store.load({ id });
   }
 
   async resume(state: State, ...rest: unknown[]): Promise<Session> {
@@ -154,13 +155,40 @@ function isRunlore(spec: unknown): spec is RunloreSpec {
   return one?.type === 'remote' && one.store instanceof RunloreSnapshotStore;
 }
 
-function isAway(error: unknown): boolean {
-  return error instanceof RunloreError && (error.kind === 'unreachable' || (error.status ?? 0) >= 500);
+const NO_HYDRATE = 'no_hydrate';
+
+/** Whether a program is wired wrongly: no outage, and no run should hide it. */
+function isMisuse(error: unknown): boolean {
+  return error instanceof RunloreError && (error.kind === NO_HYDRATE || (error.kind === 'invalid_id' && !error.status));
+}
+
+type Loaded = Awaited<ReturnType<RunloreSnapshotStore['load']>>;
+
+function idOf(spec: RunloreSpec): string {
+  return spec.id ?? spec.store.rollout.id;
+}
+
+async function restored(session: Session, spec: RunloreSpec, { data, metadata, extras }: Loaded): Promise<void> {
+  await session.hydrateWorkspace!(data);
+  await putBack(session, extras, spec);
+  remember(session.state, spec, metadata);
+  session.state.snapshot = { id: idOf(spec), type: 'remote', metadata };
+}
+
+/** The manifest's entries that the snapshot did not hold. What goes wrong here is the caller's, as without us. */
+async function applied(session: Session): Promise<Session> {
+  try {
+    await reapply(session);
+    return session;
+  } catch (error) {
+    await discard(session);
+    throw error;
+  }
 }
 
 /** Hears what is loaded. */
 class Overheard {
-  loaded: Awaited<ReturnType<RunloreSnapshotStore['load']>> | undefined;
+  loaded: Loaded | undefined;
 
   constructor(private readonly store: RunloreSnapshotStore) {}
 
@@ -206,10 +234,12 @@ function remember(state: State, spec: RunloreSpec, metadata: Record<string, unkn
 /** A run has ended here: what can not be read is told, and its workspace goes without. */
 async function extrasOf(state: State, spec: RunloreSpec): Promise<Extras | undefined> {
   if (!state.workspaceRootPath) return undefined;
+  const { report } = spec.store.rollout.lore;
+  const skip = (path: string, error: unknown) => report({ message: `mode or link of ${path} can not be read`, error });
   try {
-    return await collectExtras(state.workspaceRootPath);
+    return await collectExtras(state.workspaceRootPath, skip);
   } catch (error) {
-    spec.store.rollout.lore.report({ message: 'modes and links of the workspace can not be read', error });
+    report({ message: 'modes and links of the workspace can not be read', error });
     return undefined;
   }
 }
@@ -217,10 +247,12 @@ async function extrasOf(state: State, spec: RunloreSpec): Promise<Extras | undef
 async function putBack(session: Session, extras: Extras, spec: RunloreSpec): Promise<void> {
   const { report } = spec.store.rollout.lore;
   const { workspaceRootPath } = session.state;
-  const refused = workspaceRootPath ? await restoreExtras(workspaceRootPath, extras) : Object.keys(extras.links);
-  for (const path of refused) report({ message: `the link ${path} is not restored` });
-  const modes = Object.keys(extras.modes).length;
-  if (!workspaceRootPath && modes) report({ message: `${modes} files have lost their permission bits` });
+  const { links, modes } = extras;
+  const refused = workspaceRootPath ? await restoreExtras(workspaceRootPath, extras) : [...links.keys()];
+  for (const path of refused) {
+    report({ message: links.has(path) ? `the link ${path} is not restored` : `${path} has lost its permission bits` });
+  }
+  if (!workspaceRootPath && modes.size) report({ message: `${modes.size} files have lost their permission bits` });
 }
 
 /** Make what the manifest names and the snapshot does not hold: mounts aside, what is there is the agent's work. */

@@ -15,7 +15,7 @@ import { join } from 'node:path';
 import { contentOf, filesOf, fromTar, type Extras, type Unpacked, type WorkspaceArchive } from './archive.js';
 import { RunloreError, warn, type Report } from './errors.js';
 import { Outbox } from './outbox.js';
-import type { Run } from './records.js';
+import { alias, checkedName, isAcceptedId, type Run } from './records.js';
 import { Service, type Base, type RunEvent, type Seed, type SeedQuery } from './service.js';
 
 export interface RunloreOptions {
@@ -33,6 +33,8 @@ export interface RunloreOptions {
   outboxBytesMax?: number;
   /** How long a run's end waits for its delivery, in milliseconds; then it goes on in the background. */
   deliverMsMax?: number;
+  /** How long a run's begin waits for a service that does not answer, tries and all, in milliseconds. */
+  answerMsMax?: number;
   /** How long a run's begin waits for what this process recorded of its rollout before, in seconds; at most 60. */
   waitSeconds?: number;
   /** Told what went wrong where a run must not fail for it. By default `console.warn`. */
@@ -57,6 +59,9 @@ export interface Origin {
 
 const OUTBOX_BYTES_MAX = 8 * 1024 ** 3;
 const DELIVER_MS_MAX = 20_000;
+const ANSWER_MS_MAX = 5_000;
+/** How long a service that did not answer is not waited for again at a run's end. */
+const AWAY_MS = 30_000;
 const WAIT_SECONDS = 10;
 const PLACED_POLL_MS = 100;
 /** How long a record waits for its workspace, in milliseconds. */
@@ -76,19 +81,22 @@ export class Runlore {
   readonly service: Service;
   readonly report: Report;
   readonly waitSeconds: number;
+  readonly answerMsMax: number;
   private readonly outbox: Outbox;
   private readonly deliverMsMax: number;
   /** Records that wait for their workspace: run and attempt → the outbox's item. */
   private readonly held = new Map<string, string>();
+  private awayUntil = 0;
   private readonly seen = new Map<string, Seen>();
   /** Workspaces that were handed over: run and attempt → the archive's hash. */
   private readonly left = new Map<string, string>();
 
   constructor(options: RunloreOptions) {
-    const url = options.url ?? process.env.RUNLORE_URL ?? 'http://127.0.0.1:7077';
+    // A variable that is set to nothing, as deployments do, is not set.
+    const url = options.url ?? (process.env.RUNLORE_URL || 'http://127.0.0.1:7077');
     const key = options.key ?? process.env.RUNLORE_KEY;
-    this.project = options.project;
-    this.memory = options.memory;
+    this.project = checkedName(options.project, 'project');
+    this.memory = checkedName(options.memory, 'memory');
     this.layout = {
       memories_dir: options.layout?.memoriesDir ?? 'memories',
       sessions_dir: options.layout?.sessionsDir ?? 'sessions',
@@ -96,13 +104,15 @@ export class Runlore {
     this.report = options.report ?? warn;
     this.waitSeconds = options.waitSeconds ?? WAIT_SECONDS;
     this.deliverMsMax = options.deliverMsMax ?? DELIVER_MS_MAX;
+    this.answerMsMax = options.answerMsMax ?? ANSWER_MS_MAX;
     this.service = new Service({ url, project: this.project, memory: this.memory, ...(key ? { key } : {}) });
-    const home = process.env.RUNLORE_HOME ?? join(homedir(), '.runlore');
+    const home = process.env.RUNLORE_HOME || join(homedir(), '.runlore');
     // One folder for each service: what waits for one must never reach another.
     const place = createHash('sha256').update(url).digest('hex').slice(0, 8);
     const folder = join(options.outbox ?? join(home, 'outbox'), `${this.project}-${place}`);
     const bytesMax = options.outboxBytesMax ?? OUTBOX_BYTES_MAX;
-    this.outbox = new Outbox(this.service, { folder, bytesMax, report: this.report });
+    const { report, deliverMsMax: onceMsMax } = this;
+    this.outbox = new Outbox(this.service, { folder, bytesMax, onceMsMax, report });
   }
 
   /** A rollout (a conversation, a session, a group: one namespace) as one run sees it. */
@@ -120,11 +130,20 @@ export class Runlore {
     this.outbox.release();
   }
 
-  /** Deliver, for as long as a run may be kept waiting. */
-  async settle(): Promise<boolean> {
+  /** Whether the service answers, as a run's begin has seen it. */
+  answers(does: boolean): void {
+    this.awayUntil = does ? 0 : Date.now() + AWAY_MS;
+  }
+
+  /** Deliver, for as long as a run may be kept waiting: not at all where its begin has waited in vain. */
+  async settle(msMax = this.deliverMsMax): Promise<boolean> {
+    if (Date.now() < this.awayUntil) {
+      void this.outbox.drain();
+      return false;
+    }
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<boolean>((resolve) => {
-      timer = setTimeout(resolve, this.deliverMsMax, false);
+      timer = setTimeout(resolve, Math.min(msMax, this.deliverMsMax), false);
     });
     try {
       return await Promise.race([this.outbox.drain(), late]);
@@ -182,6 +201,8 @@ function bounded<V>(map: Map<string, V>): Map<string, V> {
 }
 
 export class Rollout {
+  /** The rollout as the service is told of it: an id that it refuses is exchanged for its alias. */
+  readonly conversation: string;
   private pinned: Promise<Pinned> | undefined;
 
   constructor(
@@ -190,6 +211,12 @@ export class Rollout {
     readonly options: RolloutOptions = {},
   ) {
     if (!id.trim()) throw new RunloreError('invalid_id', "the rollout's id is blank");
+    this.conversation = isAcceptedId(id) ? id.trim() : alias(id);
+  }
+
+  /** For `new Runner({ groupId })`: the SDK drops the record of a run whose group is no file's name. */
+  get groupId(): string {
+    return alias(this.conversation);
   }
 
   /** The seed of this run: the same one until a fresh one is asked for. */
@@ -197,11 +224,13 @@ export class Rollout {
     return (await this.pin(fresh)).seed;
   }
 
-  /** The memory files of the seed, by their path in a workspace of this layout. */
+  /**
+   * The memory files of the seed, by their path in a workspace of this layout. An agent asks for them in every turn: a
+   * fault stays one until a seed is asked for anew, or each turn would wait for a service that is away.
+   */
   async memoryFiles(): Promise<Map<string, Uint8Array>> {
-    const pinned = await this.pin();
+    const pinned = await (this.pinned ?? this.pin());
     pinned.files ??= this.fetchFiles(pinned.seed);
-    pinned.files.catch(() => (pinned.files = undefined));
     return pinned.files;
   }
 
@@ -232,7 +261,7 @@ export class Rollout {
       project: lore.project,
       memory: lore.memory,
       layout: lore.layout,
-      conversation_id: this.id,
+      conversation_id: this.conversation,
       run_id: run.run,
       attempt: run.attempt,
       ...(options.subject === undefined ? {} : { subject: options.subject }),
@@ -249,12 +278,12 @@ export class Rollout {
 
   private pin(fresh = false): Promise<Pinned> {
     if (fresh || this.pinned === undefined) {
-      const asked: Promise<Pinned> = this.ask().then((seed) => ({ seed }));
-      this.pinned = asked;
-      // A fault is told to who asked, and asked again by the next.
-      asked.catch(() => {
-        if (this.pinned === asked) this.pinned = undefined;
-      });
+      this.pinned = this.ask().then((seed) => ({ seed }));
+      this.pinned.then(
+        () => this.lore.answers(true),
+        // It is told to who asks.
+        (error: unknown) => this.lore.answers(!(error instanceof RunloreError && error.kind === 'unreachable')),
+      );
     }
     return this.pinned;
   }
@@ -263,9 +292,11 @@ export class Rollout {
     const { lore } = this;
     // What this process recorded before comes first, or the run begins where the one before the last ended.
     lore.release();
-    const delivered = await lore.settle();
-    const seen = lore.seenOf(this.id);
-    const query: SeedQuery = { rollout: this.id, ...this.options, ...(seen.seed ? { after: seen.seed } : {}) };
+    const until = Date.now() + lore.answerMsMax;
+    const delivered = await lore.settle(lore.answerMsMax / 2);
+    const { conversation: rollout, options } = this;
+    const seen = lore.seenOf(rollout);
+    const query: SeedQuery = { rollout, until, ...options, ...(seen.seed ? { after: seen.seed } : {}) };
     const asked = (wanted: SeedQuery) =>
       seen.run && delivered ? this.awaited(wanted, seen.run) : lore.service.seed(wanted);
     const seed = await asked(query).catch((error: unknown) => {
@@ -275,26 +306,27 @@ export class Rollout {
       const { after: _, ...rest } = query;
       return asked(rest);
     });
-    if (seed.seed !== null) lore.remember(this.id, { seed: seed.seed });
+    if (seed.seed !== null) lore.remember(rollout, { seed: seed.seed });
     return seed;
   }
 
   /** The seed once it holds a run: its workspace is a version (or a branch), and the memory covers it. */
   private async awaited(query: SeedQuery, { run, attempt, workspace }: NonNullable<Seen['run']>): Promise<Seed> {
-    const { service, waitSeconds, report } = this.lore;
+    const { service, waitSeconds, answerMsMax, report } = this.lore;
     const end = Date.now() + waitSeconds * 1000;
     const left = () => Math.max(0, (end - Date.now()) / 1000);
     try {
       while (workspace && left() > 0 && !(await service.isPlaced(run, attempt))) {
         await new Promise((resolve) => setTimeout(resolve, PLACED_POLL_MS));
       }
-      if (left() > 0) return await service.seed({ ...query, waitFor: run, waitSeconds: left() });
+      const until = Date.now() + answerMsMax;
+      if (left() > 0) return await service.seed({ ...query, until, waitFor: run, waitSeconds: left() });
     } catch (error) {
       if (!(error instanceof RunloreError) || error.kind !== 'wait_timeout') throw error;
     }
     const message = `run ${run} is not in the memory after ${waitSeconds} s; going on without it`;
     if (waitSeconds > 0) report({ message });
-    return service.seed(query);
+    return service.seed({ ...query, until: Date.now() + answerMsMax });
   }
 
   private async fetchFiles(seed: Seed): Promise<Map<string, Uint8Array>> {

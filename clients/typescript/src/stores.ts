@@ -12,13 +12,11 @@ import type { MemoryStore, RemoteSnapshotStore } from '@openai/agents/sandbox';
 import { createHash, randomUUID } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 
-import { parseArchive, writeTar, type Extras, type WorkspaceArchive } from './archive.js';
+import { noExtras, parseArchive, writeTar, type Extras, type WorkspaceArchive } from './archive.js';
 import { RunloreError } from './errors.js';
 import { alias, runsOf, type Run } from './records.js';
 import type { Origin, Rollout } from './runlore.js';
 import type { Claim, RunEvent } from './service.js';
-
-const NO_EXTRAS: Extras = { modes: {}, links: {} };
 
 /**
  * Memory out of the pinned seed, and session lines into Runlore.
@@ -28,6 +26,8 @@ const NO_EXTRAS: Extras = { modes: {}, links: {} };
  */
 export class RunloreMemoryStore implements MemoryStore {
   private readonly sent = new Set<string>();
+  /** The fault that was told last: an agent reads its memory in every turn. */
+  private told: unknown;
 
   constructor(private readonly rollout: Rollout) {}
 
@@ -65,7 +65,9 @@ export class RunloreMemoryStore implements MemoryStore {
     try {
       return await this.rollout.memoryFiles();
     } catch (error) {
-      this.rollout.lore.report({ message: `the memory of ${this.rollout.id} can not be read now`, error });
+      const message = `the memory of ${this.rollout.id} can not be read; this run goes on without`;
+      if (this.told !== error) this.rollout.lore.report({ message, error });
+      this.told = error;
       return new Map();
     }
   }
@@ -101,7 +103,7 @@ export class RunloreSnapshotStore implements RemoteSnapshotStore {
     try {
       return (await this.rollout.seed(true)).snapshot !== null;
     } catch (error) {
-      if (error instanceof RunloreError && error.status === 404) return false;
+      if (error instanceof RunloreError && error.status === 404 && error.isOurs) return false;
       throw error;
     }
   }
@@ -109,7 +111,7 @@ export class RunloreSnapshotStore implements RemoteSnapshotStore {
   async load({ id }: { id: string }): Promise<{ data: Uint8Array; metadata: Record<string, unknown>; extras: Extras }> {
     this.check(id);
     const { archive, extras, lost, origin } = await this.rollout.workspace();
-    for (const { path, why } of lost) this.rollout.lore.report({ message: `${path} is not restored: ${why}` });
+    for (const { path, why } of lost) this.rollout.lore.report({ message: `${path} ${why}` });
     this.origins.push(origin);
     const data = new TextEncoder().encode(JSON.stringify(archive));
     return { data, metadata: { runlore: origin }, extras };
@@ -136,7 +138,7 @@ export class RunloreSnapshotStore implements RemoteSnapshotStore {
   private async keep(data: Uint8Array, context: SaveContext): Promise<void> {
     const archive = parseArchive(data);
     const run = archive ? this.lastRun(archive) : undefined;
-    const { origin, extras = NO_EXTRAS } = context;
+    const { origin, extras = noExtras() } = context;
     if (archive && origin?.content && origin.content === this.rollout.contentOf(archive, extras)) {
       // Left as it was: no version. The run's record counts, unless the memory store has sent it already.
       if (run) await this.rollout.lore.sendRecord(this.rollout.event(run, run.line, origin.seed));

@@ -1,56 +1,71 @@
 /**
  * Modes and links of a workspace on this machine, which the SDK's archive leaves out.
  *
- * Only permission bits of regular files and symbolic links that stay inside are touched, and never through a link.
+ * Only permission bits of regular files and directories and symbolic links that stay inside are touched, and never
+ * through a link.
  */
 
 import { chmod, lstat, mkdir, readdir, readlink, rm, symlink } from 'node:fs/promises';
 import { dirname, join, normalize } from 'node:path';
 
-import type { Extras } from './archive.js';
+import { DIRECTORY_MODE, FILE_MODE, noExtras, type Extras } from './archive.js';
 
-const FILE_MODE = 0o644;
+/** A directory that its owner can not enter could be neither filled nor removed. */
+const OWNER = 0o700;
 
-/** What the archive of the workspace at `root` will not say. */
-export async function collectExtras(root: string): Promise<Extras> {
-  const extras: Extras = { modes: {}, links: {} };
-  await walk(root, '', extras);
+/** What the archive of the workspace at `root` will not say. What can not be read is told to `skip`. */
+export async function collectExtras(root: string, skip: (path: string, error: unknown) => void): Promise<Extras> {
+  const extras = noExtras();
+  const names = await readdir(root, { withFileTypes: true });
+  const left = names.map((one) => ({ path: one.name, one }));
+  for (let next = left.pop(); next !== undefined; next = left.pop()) {
+    const { path, one } = next;
+    const place = join(root, path);
+    try {
+      if (one.isSymbolicLink()) extras.links.set(path, await readlink(place));
+      if (!one.isFile() && !one.isDirectory()) continue;
+      const mode = (await lstat(place)).mode & 0o777;
+      if (mode !== (one.isFile() ? FILE_MODE : DIRECTORY_MODE)) extras.modes.set(path, mode);
+      if (one.isFile()) continue;
+      for (const below of await readdir(place, { withFileTypes: true })) {
+        left.push({ path: `${path}/${below.name}`, one: below });
+      }
+    } catch (error) {
+      skip(path, error); // It is gone by now, or not for us to read: the others are.
+    }
+  }
   return extras;
 }
 
-async function walk(root: string, below: string, extras: Extras): Promise<void> {
-  for (const one of await readdir(join(root, below), { withFileTypes: true })) {
-    const path = below ? `${below}/${one.name}` : one.name;
-    if (one.isDirectory()) await walk(root, path, extras);
-    else if (one.isSymbolicLink()) extras.links[path] = await readlink(join(root, path));
-    else if (one.isFile()) {
-      const mode = (await lstat(join(root, path))).mode & 0o777;
-      if (mode !== FILE_MODE) extras.modes[path] = mode;
-    }
-  }
-}
-
-/** Put them into the workspace at `root`. Answers the links that were not: they lead outside, or lie below a link. */
+/** Put them into the workspace at `root`. Answers what was not: a link that leads outside, or lies below one. */
 export async function restoreExtras(root: string, extras: Extras): Promise<string[]> {
-  for (const [path, mode] of Object.entries(extras.modes)) {
-    if (await isPlain(root, path)) await chmod(join(root, path), mode & 0o777);
-  }
   const refused: string[] = [];
-  for (const [path, target] of Object.entries(extras.links)) {
-    if (!staysInside(path, target) || !(await hasPlainParents(root, path))) {
-      refused.push(path);
-      continue;
-    }
-    await mkdir(dirname(join(root, path)), { recursive: true });
-    await rm(join(root, path), { force: true });
-    await symlink(target, join(root, path));
+  const attempt = async (path: string, what: () => Promise<boolean>) => {
+    if (!(await what().catch(() => false))) refused.push(path);
+  };
+  for (const [path, target] of extras.links) await attempt(path, () => link(root, path, target));
+  // From below: a directory that may not be written to any more comes after what lies in it.
+  const modes = [...extras.modes].sort(([a], [b]) => (a < b ? 1 : -1));
+  for (const [path, mode] of modes) {
+    if (!extras.links.has(path)) await attempt(path, () => permit(root, path, mode & 0o777));
   }
   return refused;
 }
 
-async function isPlain(root: string, path: string): Promise<boolean> {
-  const found = await lstat(join(root, path)).catch(() => undefined);
-  return found?.isFile() === true && (await hasPlainParents(root, path));
+async function link(root: string, path: string, target: string): Promise<boolean> {
+  if (!staysInside(path, target) || !(await hasPlainParents(root, path))) return false;
+  await mkdir(dirname(join(root, path)), { recursive: true });
+  await rm(join(root, path), { force: true });
+  await symlink(target, join(root, path));
+  return true;
+}
+
+async function permit(root: string, path: string, mode: number): Promise<boolean> {
+  if (!(await hasPlainParents(root, path))) return false;
+  const found = await lstat(join(root, path));
+  if (!found.isFile() && !found.isDirectory()) return false;
+  await chmod(join(root, path), found.isDirectory() ? mode | OWNER : mode);
+  return true;
 }
 
 async function hasPlainParents(root: string, path: string): Promise<boolean> {

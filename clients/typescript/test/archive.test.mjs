@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { extract } from 'tar-stream';
 
-import { contentOf, fromTar, parseArchive, writeTar } from '../dist/archive.js';
+import { contentOf, filesOf, fromTar, noExtras, parseArchive, writeTar } from '../dist/archive.js';
+import { RunloreError } from '../dist/errors.js';
 import { tarOf } from './service.mjs';
 
 let folder;
@@ -17,14 +18,14 @@ const stream = async function* (bytes) {
 };
 
 async function contents(bytes) {
-  const found = {};
+  const found = Object.create(null); // A file may be called `constructor`.
   const reader = extract();
   reader.end(bytes);
   for await (const entry of reader) {
     const pieces = [];
     for await (const piece of entry) pieces.push(piece);
     const { name, type, mode, linkname } = entry.header;
-    found[name.replace(/\/$/, '')] = [type, type === 'file' ? mode : null, linkname || Buffer.concat(pieces).toString('hex')];
+    found[name.replace(/\/$/, '')] = [type, type === 'symlink' ? null : mode, linkname || Buffer.concat(pieces).toString('hex')];
   }
   return found;
 }
@@ -49,17 +50,17 @@ function numbers(seed) {
 
 function randomTree(seed) {
   const next = numbers(seed);
-  const names = ['a', 'Straße', '日本', 'with space', 'x'.repeat(120), '.git', 'q"uote', '\u2028', 'percent%20'];
+  const names = ['a', 'constructor', '__proto__', 'Straße', '日本', 'with space', 'x'.repeat(120), '.git', 'q"uote', '\u2028', 'percent%20'];
   const folders = [''];
   const entries = [];
   const used = new Set();
   for (let count = next(12); count >= 0; count--) {
-    const path = join(folders[next(folders.length)], names[next(names.length)] + next(4));
+    const path = join(folders[next(folders.length)], names[next(names.length)] + ['', 1, 2][next(3)]);
     if (used.has(path)) continue;
     used.add(path);
     const kind = next(5);
     if (kind === 0) {
-      entries.push([{ name: path, type: 'directory', mode: 0o755 }]);
+      entries.push([{ name: path, type: 'directory', mode: [0o755, 0o700][next(2)] }]);
       folders.push(path);
     } else if (kind === 1) entries.push([{ name: path, type: 'symlink', linkname: 'somewhere', mode: 0o777 }]);
     else {
@@ -91,7 +92,7 @@ test('what the SDK could not write down is told', async () => {
     [{ name: 'pipe', type: 'fifo' }],
     [{ name: 'hard', type: 'link', linkname: 'run.sh' }],
   ]);
-  assert.deepEqual(extras, { modes: { 'run.sh': 0o755 }, links: { link: 'run.sh' } });
+  assert.deepEqual(extras, { modes: new Map([['run.sh', 0o755]]), links: new Map([['link', 'run.sh']]) });
   assert.deepEqual(lost.map((one) => one.path), ['pipe', 'hard']);
   assert.deepEqual(Object.keys(after), ['run.sh', 'link']);
 });
@@ -99,7 +100,7 @@ test('what the SDK could not write down is told', async () => {
 test('without extras a tar of the archive holds plain files', async () => {
   const { archive } = await fromTar(stream(await tarOf([[{ name: 'run.sh', mode: 0o755 }, 'x']])));
   const target = join(folder, 'plain.tar');
-  await writeTar(archive, { modes: {}, links: {} }, target);
+  await writeTar(archive, noExtras(), target);
   assert.equal((await contents(await readFile(target)))['run.sh'][1], 0o644);
 });
 
@@ -122,7 +123,73 @@ for (const name of ['../up', '/etc/passwd', 'a/../../b']) {
 
 test('a tar that ends too early is no workspace', async () => {
   const whole = await tarOf([[{ name: 'a' }, 'x'.repeat(5000)]]);
-  await assert.rejects(() => fromTar(stream(whole.subarray(0, 3000))));
+  await assert.rejects(() => fromTar(stream(whole.subarray(0, 3000))), { kind: 'bad_archive' });
+  await assert.rejects(() => fromTar(stream(Buffer.from('<html>not a tar</html>'.padEnd(2048, 'x')))), { kind: 'bad_archive' });
+});
+
+test('a tar whose way breaks off is told from one that is damaged', async () => {
+  const whole = await tarOf([[{ name: 'a' }, 'x'.repeat(5000)]]);
+  const broken = async function* () {
+    yield whole.subarray(0, 1000);
+    throw new RunloreError('unreachable', 'the answer broke off');
+  };
+  await assert.rejects(() => fromTar(broken()), { kind: 'unreachable' });
+});
+
+test('a workspace that is larger than an archive may be is refused before it is read', async () => {
+  const header = (await tarOf([[{ name: 'huge', size: 6 }, 'x'.repeat(6)]])).subarray(0, 512);
+  header.write('77777777777\0', 124); // 8 GiB are announced.
+  header.write('        ', 148);
+  const sum = header.reduce((all, byte) => all + byte, 0);
+  header.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148);
+  let read = 0;
+  const endless = async function* () {
+    yield header;
+    for (; read < 1000; read++) yield Buffer.alloc(65536);
+  };
+  await assert.rejects(() => fromTar(endless()), { kind: 'too_large' });
+  assert.ok(read < 100, `${read} pieces were read`);
+  await assert.rejects(() => filesOf(endless()), { kind: 'bad_archive' });
+  const many = await tarOf(Array.from({ length: 50 }, (_, number) => [{ name: `${number}` }, '']));
+  await assert.rejects(() => fromTar(stream(many), [], 1000), { kind: 'too_large' });
+});
+
+test('whatever bytes arrive, what comes of them is a workspace or an error that says so', async () => {
+  const next = numbers(11);
+  for (let seed = 1; seed <= 150; seed++) {
+    const bytes = await tarOf(randomTree(seed));
+    for (let count = next(4); count >= 0; count--) bytes[next(bytes.length)] = next(256);
+    const cut = bytes.subarray(0, next(4) ? bytes.length : next(bytes.length));
+    try {
+      const { archive } = await fromTar(stream(cut));
+      for (const { path } of archive.files) assert.ok(!path.startsWith('/') && !path.split('/').includes('..'), path);
+    } catch (error) {
+      assert.ok(error instanceof RunloreError, `seed ${seed}: ${error.stack}`);
+    }
+  }
+});
+
+test('of two entries with one path the later counts', async () => {
+  const { archive, extras } = await fromTar(stream(await tarOf([
+    [{ name: 'a', mode: 0o755 }, 'first'],
+    [{ name: 'a' }, 'second'],
+    [{ name: 'b', type: 'symlink', linkname: '../../etc' }],
+    [{ name: 'b' }, 'file'],
+    [{ name: 'c' }, 'file'],
+    [{ name: './c/', type: 'symlink', linkname: 'a' }],
+  ])));
+  assert.deepEqual(archive.files.map(({ path, data }) => [path, Buffer.from(data, 'base64').toString()]), [['a', 'second'], ['b', 'file']]);
+  assert.deepEqual(extras, { modes: new Map(), links: new Map([['c', 'a']]) });
+});
+
+test('a name that is not UTF-8 is told', async () => {
+  const tar = await tarOf([[{ name: 'caf_' }, 'x']]);
+  tar[3] = 0xe9;
+  tar.write('        ', 148);
+  tar.write(`${tar.subarray(0, 512).reduce((all, byte) => all + byte, 0).toString(8).padStart(6, '0')}\0 `, 148);
+  const { archive, lost } = await fromTar(stream(tar));
+  assert.equal(archive.files.length, 1);
+  assert.deepEqual(lost.map((one) => one.path), [archive.files[0].path]);
 });
 
 test('bytes that are no archive of the SDK are told from one', () => {
@@ -131,14 +198,17 @@ test('bytes that are no archive of the SDK are told from one', () => {
   assert.equal(parseArchive(encode('{"version":1')), undefined);
   assert.equal(parseArchive(encode('ustar')), undefined);
   assert.equal(parseArchive(new Uint8Array()), undefined);
+  for (const files of ['[null]', '[{"path":"a"}]', '[{"path":1,"data":""}]', '["a"]']) {
+    assert.equal(parseArchive(encode(`{"version":1,"files":${files},"directories":[]}`)), undefined, files);
+  }
 });
 
 test('the content of a workspace is what it holds: not the order, not what is left out', () => {
   const of = (files, extras = {}, without = []) =>
-    contentOf({ version: 1, directories: [], files }, { modes: {}, links: {}, ...extras }, without);
+    contentOf({ version: 1, directories: [], files }, { ...noExtras(), ...extras }, without);
   const [a, b, memory] = [{ path: 'a', data: 'eA==' }, { path: 'b', data: '' }, { path: 'memories/m', data: 'eA==' }];
   assert.equal(of([a, b]), of([b, a]));
   assert.equal(of([a, memory], {}, ['memories']), of([a]));
-  const others = [of([b]), of([a, b]), of([a], { modes: { a: 0o755 } }), of([a], { links: { l: 'a' } })];
+  const others = [of([b]), of([a, b]), of([a], { modes: new Map([['a', 0o755]]) }), of([a], { links: new Map([['l', 'a']]) })];
   assert.equal(new Set([of([a]), ...others]).size, 5);
 });

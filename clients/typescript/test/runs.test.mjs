@@ -46,6 +46,12 @@ test('an id that the SDK would lose the record of is kept, without a group too',
   assert.equal(records().size, 1);
 });
 
+test('an id that is no file name is recorded under a group of its own', async () => {
+  for (const input of ['first', 'second']) await run(lore(), 'a/b c:d', ['echo hi'], { input });
+  assert.deepEqual(new Set(service.events.map((one) => one.conversation_id)), new Set(['a/b c:d']));
+  assert.equal(records().size, 2);
+});
+
 test('a streamed run leaves the same as another, and its input too', async () => {
   await run(lore(), 'conv-1', ['echo hi > a.txt'], { stream: true, input: 'streamed task' });
   assert.equal(records().size, 1);
@@ -102,12 +108,47 @@ test('who would rather not begin blind says so, and no folder is left over', asy
   assert.deepEqual((await readdir(folder)).filter((name) => name.startsWith('openai')), []);
 });
 
-test('a workspace that arrives damaged is no empty workspace', async () => {
+test('a workspace that arrives damaged, or is refused, costs a run its begin and nobody the version', async () => {
   await run(lore(), 'conv-1', ['seq 10000 > a.txt']);
   const line = service.lines.get('conv-1');
+  const good = line.snapshot;
+  const whole = line.tar;
   line.tar = line.tar.subarray(0, 20_000);
-  await assert.rejects(run(lore(), 'conv-1', ['ls']));
+  await assert.rejects(run(lore(), 'conv-1', ['ls'], { resumable: { whenAway: 'fail' } }), { kind: 'bad_archive' });
   assert.equal(records().size, 1);
+  const damaged = await run(lore(), 'conv-1', ['ls a.txt; echo 1 > b.txt'], { input: 'second', answer: 'finished' });
+  line.tar = whole;
+  service.fault = (_, url) => (url.pathname.endsWith('/seed') ? { status: 403, body: { kind: 'forbidden' } } : undefined);
+  const refused = await run(lore(), 'conv-1', ['ls a.txt; echo 2 > b.txt'], { input: 'third', answer: 'finished' });
+  for (const one of [damaged, refused]) {
+    assert.equal(one.finalOutput, 'finished');
+    assert.match(one.outputs[0], /No such file/);
+  }
+  await lore().flush();
+  assert.equal(line.snapshot, good);
+  assert.equal(line.branches.length, 2);
+});
+
+test('a workspace that the client does not take whole is none: the run begins empty', async () => {
+  await run(lore(), 'conv-1', ['echo 1 > a.txt; echo 2 > b.txt']);
+  const mine = lore();
+  const snapshot = { type: 'remote', id: 'conv-1', store: new RunloreSnapshotStore(mine.rollout('conv-1')) };
+  const plain = new UnixLocalSandboxClient({ workspaceBaseDir: folder, snapshot });
+  const create = plain.create.bind(plain);
+  plain.create = async (...args) => {
+    const session = await create(...args);
+    const hydrate = session.hydrateWorkspace.bind(session);
+    session.hydrateWorkspace = async (data) => {
+      await hydrate(data);
+      throw new Error('the disk is full');
+    };
+    return session;
+  };
+  const session = await resumable(plain).create({ snapshot, manifest: new Manifest({}) });
+  assert.deepEqual(await readdir(session.state.workspaceRootPath), []);
+  assert.match(told.at(-1).message, /will end as a branch/);
+  await session.delete();
+  assert.deepEqual((await readdir(folder)).filter((name) => name.startsWith('openai')), []);
 });
 
 test("what a manifest names is made where the snapshot has none of it, and the agent's own version stays", async () => {

@@ -30,7 +30,7 @@ export async function run(lore, id, commands, options = {}) {
   ];
   const agent = new SandboxAgent({ name: 'worker', instructions: 'Work.', model, capabilities, ...options.agent });
   const client = resumable(new UnixLocalSandboxClient(), { snapshot, ...options.resumable });
-  const runner = new Runner(options.noGroup ? {} : { groupId: id });
+  const runner = new Runner(options.noGroup ? {} : { groupId: rollout.groupId });
   const config = { sandbox: { client, snapshot }, stream: options.stream ?? false };
   const result = await runner.run(agent, options.input ?? `task of ${id}`, config);
   if (options.stream) {

@@ -7,7 +7,10 @@ import { pack } from 'tar-stream';
 export class FakeService {
   events = [];
   archives = new Map();
-  /** What every request gets: `{status, body, headers}`; `'cut'`: no answer; `'lost'`: no answer after the effect. */
+  /**
+   * What every request gets: `{status, body, headers}`, the body a JSON value or a text; `'cut'`: no answer; `'lost'`: no
+   * answer after the effect; `'silent'`: none, ever; `'half'`: the beginning of one.
+   */
   fault = undefined;
   requests = [];
   /** rollout → {counter, snapshot, tar} */
@@ -39,10 +42,15 @@ export class FakeService {
     this.requests.push(`${request.method} ${url.pathname}${url.search}`);
     const send = (status, value, headers = {}) => {
       response.writeHead(status, { 'content-type': 'application/json', ...headers });
-      response.end(Buffer.isBuffer(value) ? value : JSON.stringify(value));
+      response.end(Buffer.isBuffer(value) || typeof value === 'string' ? value : JSON.stringify(value));
     };
     const fault = typeof this.fault === 'function' ? this.fault(request, url) : this.fault;
     if (fault === 'cut') return request.socket.destroy();
+    if (fault === 'silent') return undefined;
+    if (fault === 'half') {
+      response.writeHead(200, { 'content-type': 'application/json', 'content-length': '1000' });
+      return response.write('{"seed": ', () => request.socket.destroy());
+    }
     if (fault === 'lost') {
       if (url.pathname.endsWith('/events')) this.publish(JSON.parse(body), () => {});
       return request.socket.destroy();

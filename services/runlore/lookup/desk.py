@@ -60,33 +60,30 @@ class Desk:
 
     async def list_memories(self) -> dict[str, Any]:
         """Each memory with its newest revision, and how much it was made from."""
-        return {"project": self.project, "memories": await self._memories()}
+        rows = await self._memories()
+        shown = _fitting(rows, len(rows))
+        cut = {"cut": f"{len(rows)} memories; the first {len(shown)} are listed"}
+        return {"project": self.project, "memories": shown, **(cut if len(shown) < len(rows) else {})}
 
     async def read_memory(
         self, path: str = "", *, memory: str | None = None, revision: int | None = None, from_line: int = 1
     ) -> dict[str, Any]:
-        """A file of a memory from a line on; without a path, which files there are."""
+        """A file of a memory from a line on; without a path, which files there are, from one on."""
         name, opened, files = await self._files(memory, revision)
         about = {"memory": name, "revision": opened.number}
         if not path.strip():
             rows = [{"path": one, "lines": file.text.count("\n")} for one, file in files.items()]
-            rest = (
-                {"cut": f"{len(rows)} files; the first {FILES_MAX} are listed"}
-                if len(rows) > FILES_MAX
-                else {}
-            )
-            return {**about, "files": rows[:FILES_MAX], **rest}
+            if not 1 <= from_line <= max(1, len(rows)):
+                raise errors.NotFound(f"there are {len(rows)} files, not {from_line}")
+            shown = _fitting(rows[from_line - 1 :], FILES_MAX)
+            return {**about, "files": shown, **_cut("files", from_line, len(shown), len(rows))}
         path, file = memories.file_of(files, path, hint=_FILES_HINT)
         lines = file.text.splitlines()
         if not 1 <= from_line <= max(1, len(lines)):
             raise errors.NotFound(f"{path} has {len(lines)} lines, not {from_line}")
         text, last = _page(lines, from_line)
         answer = {**about, "path": path, "from_line": from_line, "text": text}
-        if last < len(lines):
-            answer["cut"] = (
-                f"lines {from_line} to {last} of {len(lines)}; ask again with from_line={last + 1}"
-            )
-        return answer
+        return {**answer, **_cut("lines", from_line, last - from_line + 1, len(lines))}
 
     async def why(
         self, path: str, line: int, *, memory: str | None = None, revision: int | None = None
@@ -98,7 +95,8 @@ class Desk:
         if not 1 <= line <= len(lines):
             raise errors.NotFound(f"{path} has {len(lines)} lines, not {line}")
         notes = await why.of_line(self._reader.store, opened, file, line, subject=self._whom)
-        shown = [{**note, "evidence": note["evidence"][:EVIDENCE_MAX]} for note in notes[:NOTES_MAX]]
+        shown = [{**note, "evidence": note["evidence"][:EVIDENCE_MAX]} for note in notes]
+        shown = _fitting(shown, NOTES_MAX)
         answer: dict[str, Any] = {
             "memory": name,
             "revision": opened.number,
@@ -109,9 +107,9 @@ class Desk:
         }
         if not notes:
             answer["remark"] = "a heading or a frame of the file: no run is behind it"
-        if len(notes) > NOTES_MAX or any(len(note["evidence"]) > EVIDENCE_MAX for note in notes):
+        if len(notes) > len(shown) or any(len(note["evidence"]) > EVIDENCE_MAX for note in notes):
             answer["cut"] = (
-                f"{len(notes)} notes; at most {NOTES_MAX} with {EVIDENCE_MAX} items each are shown"
+                f"{len(notes)} notes; {len(shown)} with at most {EVIDENCE_MAX} items each are shown"
             )
         return answer
 
@@ -131,6 +129,7 @@ class Desk:
             found = await asyncio.to_thread(
                 self._index.search, query, self.project, name, subject=self._whom, limit=limit + 1
             )
+        await self._there(name, memory)
         answer: dict[str, Any] = {"memory": name, "lines": [], "rollouts": []}
         lines: list[dict[str, Any]] = []
         try:
@@ -140,28 +139,27 @@ class Desk:
         else:
             answer["revision"] = opened.number
             lines = await asyncio.to_thread(_matches, files, words, limit + 1)
-        answer["lines"] = lines[:limit]
-        answer["rollouts"] = [
-            {"rollout": row["rollout"], "snippet": " ".join(row["snippet"].split())} for row in found[:limit]
-        ]
-        if max(len(lines), len(found)) > limit:
-            answer["cut"] = (
-                f"more than {limit} results; use rarer words, or a higher limit (at most {RESULTS_MAX})"
-            )
+        answer["lines"] = _fitting(lines, limit, parts=2)
+        rollouts = [{"rollout": row["rollout"], "snippet": " ".join(row["snippet"].split())} for row in found]
+        answer["rollouts"] = _fitting(rollouts, limit, parts=2)
+        if len(lines) > len(answer["lines"]) or len(found) > len(answer["rollouts"]):
+            answer["cut"] = f"there are more; use rarer words, or a higher limit (at most {RESULTS_MAX})"
         return answer
 
     async def list_runs(self, *, memory: str | None = None, limit: int = 20) -> dict[str, Any]:
         """The newest runs."""
         limit = _within(limit, RUNS_MAX)
         name = await self._named(memory) if memory or self.memory else None
+        if name is not None:
+            await self._there(name, memory)
         async with self._lock:
             await self._compare()
             rows = await asyncio.to_thread(
                 self._index.runs_for, self.project, name, subject=self._whom, limit=limit + 1
             )
-        answer: dict[str, Any] = {"project": self.project, "runs": rows[:limit]}
-        if len(rows) > limit:
-            answer["cut"] = f"the newest {limit}; ask for more with limit (at most {RUNS_MAX})"
+        answer: dict[str, Any] = {"project": self.project, "runs": _fitting(rows, limit)}
+        if len(rows) > len(answer["runs"]):
+            answer["cut"] = f"the newest {len(answer['runs'])}; ask for more with limit (at most {RUNS_MAX})"
         return answer
 
     async def read_rollout(self, rollout: str, *, memory: str | None = None) -> dict[str, Any]:
@@ -252,11 +250,39 @@ class Desk:
             raise errors.NotFound(f"project {self.project} has no memory yet")
         raise errors.InvalidInput("say which memory is meant", hint=f"memories: {', '.join(known)}")
 
+    async def _there(self, name: str, asked: str | None) -> None:
+        """Raises where a client named a memory that does not exist: nothing found would be another answer."""
+        if self.memory is None and asked:
+            known = [row["memory"] for row in await self._memories()]
+            if name not in known:
+                hint = f"memories: {', '.join(known[:RESULTS_MAX])}" if known else "there is none yet"
+                raise errors.NotFound(f"project {self.project} has no memory {name!r}", hint=hint)
+
     async def _compare(self) -> None:
         now = clock.monotonic()
         if self._compared is None or now - self._compared >= RECONCILE_SECONDS:
             await lookup_index.reconcile(self._index, self._reader.store)
             self._compared = now
+
+
+def _fitting(rows: list[dict[str, Any]], most: int, *, parts: int = 1) -> list[dict[str, Any]]:
+    """The first rows, `most` of them, that one answer of so many parts holds; one at least."""
+    shown: list[dict[str, Any]] = []
+    room = TEXT_CHARS_MAX // parts
+    for row in rows[:most]:
+        room -= len(json.dumps(row, ensure_ascii=False))
+        if room < 0 and shown:
+            break
+        shown.append(row)
+    return shown
+
+
+def _cut(what: str, first: int, shown: int, of: int) -> dict[str, str]:
+    """What is missing of a page, and how to ask for it."""
+    last = first - 1 + shown
+    if last >= of:
+        return {}
+    return {"cut": f"{what} {first} to {last} of {of}; ask again with from_line={last + 1}"}
 
 
 def _page(lines: list[str], first: int) -> tuple[str, int]:

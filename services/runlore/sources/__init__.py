@@ -81,7 +81,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "codex",
-            "Codex CLI sessions (~/.codex/sessions): a run for each turn",
+            "Codex CLI sessions (~/.codex/sessions, ~/.codex/archived_sessions): a run for each turn",
             ("rollout-*.jsonl", "rollout-*.jsonl.zst"),
             "runlore.sources.codex",
             unit="turn",

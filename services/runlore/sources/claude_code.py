@@ -40,6 +40,11 @@ COMMAND_CHARS_MAX = 10_000
 _SESSION = re.compile(r"[\w-]{1,64}")
 _INTERRUPTED = "[Request interrupted by user"
 _REJECTED = "User rejected tool use"
+_TOO_LARGE = re.compile(
+    r"\A<persisted-output>\nOutput too large[^\n]*\n+Preview \([^)\n]*\):\n(.*?)\s*(?:</persisted-output>\s*)?\Z",
+    re.DOTALL,
+)
+"""What stands for an output in a file of its own, in `<session>/tool-results/` (anthropics/claude-code#23948)."""
 _EXIT = re.compile(r"(?:Error: )?Exit code (\d{1,3})\n")
 _COMMAND = re.compile(r"<command-name>(.*?)</command-name>", re.DOTALL)
 _ARGUMENTS = re.compile(r"<command-args>(.*?)</command-args>", re.DOTALL)
@@ -235,6 +240,8 @@ def _add_output(turn: turns.Turn, block: dict[str, Any], result: Any) -> None:
     # The first line of a command that failed: as a number it is no word of the error.
     if failed and (head := _EXIT.match(text)) and text[head.end() :].strip():
         text, code = text[head.end() :], int(head.group(1))
+    if preview := _TOO_LARGE.match(text):
+        text = f"{preview.group(1)}\n[cut]"
     call_id = turns.id_of(block.get("tool_use_id"))
     turn.output(text, call_id, failed=failed and not refused, exit_code=code)
 

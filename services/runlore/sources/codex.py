@@ -1,4 +1,5 @@
-"""`codex`: sessions of Codex CLI, `~/.codex/sessions/YYYY/MM/DD/rollout-<time>-<thread>.jsonl` (or `.jsonl.zst`).
+"""`codex`: sessions of Codex CLI, `~/.codex/sessions/YYYY/MM/DD/rollout-<time>-<thread>.jsonl` (or `.jsonl.zst`;
+with `_<rollout>` after the thread once it was reverted), and what was archived, flat in `~/.codex/archived_sessions`.
 
 A line is `{"timestamp", "type", "payload"}` (openai/codex, `codex-rs/protocol/src/protocol.rs`, `RolloutLine`):
 
@@ -10,17 +11,20 @@ A line is `{"timestamp", "type", "payload"}` (openai/codex, `codex-rs/protocol/s
 | `turn_context` | whose turn follows, in a fork |
 | `inter_agent_communication` | to a subagent: what it was asked (as the item `agent_message` is) |
 
-What a `user_message` or `agent_message` event says stands in a `response_item` too (`rollout/src/policy.rs` keeps
-both), so events are not read for text. A compaction (`compacted`) repeats what the file holds already.
+What a `user_message` or `agent_message` event says (since the summer of 2026 an `item_completed`:
+zilliztech/memsearch#743, quirq-ai/xo-space#162) stands in a `response_item` too (`rollout/src/policy.rs`), so events
+are not read for text. A compaction (`compacted`) repeats what the file holds already.
 Before the autumn of 2025 a line was the bare item; such files are read the same way.
 
 **Whose words.** Codex puts what it has to say (`<environment_context>`, AGENTS.md) into messages of the user. A
-message that is one tag around all, or instructions of a file, is not the person's.
+message that is one tag around all, or instructions of a file, is not the person's. An editor's extension writes what
+is open there above the request, which stands below a heading of its own.
 
 **Forks.** `codex fork` and some subagents begin with a copy of their parent's lines, its `session_meta` included,
 all with the time of the fork (openai/codex#21025, kenn-io/agentsview#657). The parent's own file has them; here
 they are passed over until the first turn that is not older than this thread, which the turn's id tells (a UUIDv7,
-minted when the turn ran), or its `started_at` (junhoyeo/tokscale#895).
+minted when the turn ran), or its `started_at` (junhoyeo/tokscale#895). Since the summer of 2026 a fork or a reverted
+thread names what it goes on from (`history_base`) and copies nothing (kzahel/yepanywhere#122).
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ _STARTS = ("task_started", "turn_started")
 _ENDS = ("task_complete", "turn_complete", "turn_aborted")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _INSTRUCTIONS = re.compile(r"# AGENTS\.md instructions\b")
+_EDITOR = ("# Context from my IDE setup:", "# Files mentioned by the user:")
+_REQUEST = re.compile(r"^## My request(?: for [A-Z][a-z]+)?:[ \t]*$", re.MULTILINE)
 
 
 class Importer:
@@ -54,7 +60,8 @@ class _Reader:
         self.known = 0
         self._path = path
         named = _UUID.findall(path.name)
-        self._thread = named[-1] if named else path.name.removesuffix(".zst").removesuffix(".jsonl")
+        # The thread; after it may stand which of its files this is.
+        self._thread = named[0] if named else path.name.removesuffix(".zst").removesuffix(".jsonl")
         self._has_meta = False
         self._born_ms: int | None = None
         self._is_copy = False
@@ -216,7 +223,15 @@ def _spoken(content: Any) -> str:
     parts = content if isinstance(content, list) else [content]
     texts = [items.as_text([part]) for part in parts if part is not None]
     own = [text for text in texts if not turns.is_wrapped(text) and not _INSTRUCTIONS.match(text.lstrip())]
-    return "\n".join(text for text in own if text.strip())
+    return "\n".join(text for text in map(_asked, own) if text.strip())
+
+
+def _asked(text: str) -> str:
+    """A text without what an editor's extension wrote above the person's words."""
+    if not text.lstrip().startswith(_EDITOR):
+        return text
+    found = _REQUEST.search(text)
+    return text[found.end() :].strip() if found else ""
 
 
 def _parts(data: dict[str, Any]) -> tuple[str | None, dict[str, Any], Any]:

@@ -50,19 +50,25 @@ _Reader = Callable[[Path, BinaryIO], Iterator[Raw | Problem]]
 def under(path: Path, globs: tuple[str, ...]) -> Iterator[Path | Problem]:
     """The file `path`, or the files of folder `path` that match one of `globs`, in name order.
 
-    A file that is named is taken whatever its suffix. Links to folders are not followed: they can be loops.
+    A file that is named is taken whatever its suffix. Links to folders are not followed: they can be loops. Nor is a
+    link to a file outside: what else lies on this machine was not meant, and may be somebody's secret.
     """
     if not path.is_dir():
         yield path
         return
     matched = False
     refused: list[OSError] = []
+    root = os.path.realpath(path)
     for folder, inner, names in os.walk(path, onerror=refused.append):
         inner.sort()
         for name in sorted(names):
             if any(fnmatchcase(name, glob) for glob in globs):
                 matched = True
-                yield Path(folder, name)
+                file = Path(folder, name)
+                if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root):
+                    yield Problem(str(file), 0, UNREADABLE, "it is a link that leads out of the folder")
+                else:
+                    yield file
     for exc in refused:
         yield Problem(str(exc.filename), 0, UNREADABLE, f"the folder cannot be read: {exc.strerror}")
     if not matched and not refused:
