@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from runlore import clock, errors
 from runlore.agents import outbox, port
@@ -15,32 +18,76 @@ TIDY_SECONDS = 60.0
 POLL_SECONDS = 0.05
 """How often the work of another process is looked at."""
 
+LOOP_STOPS: ContextVar[bool] = ContextVar("runlore_loop_stops", default=False)
+"""Whether the running loop stands still once the present run has ended, as that of `run_sync` does."""
+
 
 class Delivery:
-    """Hands over the entries of `box` to `backend`, oldest first."""
+    """Hands over the entries of `box` to `backend`, oldest first: on the running loop, or in a thread of its own."""
 
     def __init__(
         self, backend: port.Backend, box: outbox.Outbox, failed: Callable[[str, BaseException], None]
     ) -> None:
         self._backend, self._box, self._failed = backend, box, failed
         self._task: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._stop: Callable[[], object] | None = None
+        self._ending = False
+        self._guard = threading.Lock()
+        self._asked = 0
         self._last = ""
         self._tidied: float | None = None
         self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def begin(self) -> None:
-        """Deliver in the background of the running loop; what is not done when it ends is done at the next start."""
+        """Deliver in the background; what is not done when the loop or the program ends is done at the next start."""
+        with self._guard:
+            self._asked += 1
+            if LOOP_STOPS.get():
+                if self._thread is None:
+                    self._ending = False
+                    # Nobody waits for it: a program that ends is not held up, and the outbox keeps what is left.
+                    self._thread = threading.Thread(target=self._beside, name="runlore-delivery", daemon=True)
+                    self._thread.start()
+                return
         task = self._task
         if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="runlore-delivery")
 
     async def end(self) -> None:
         """Stop; nothing is lost."""
+        with self._guard:
+            thread, self._ending = self._thread, True
+            if self._stop is not None:
+                self._stop()
+        if thread is not None:
+            await asyncio.to_thread(thread.join)
         task, self._task = self._task, None
         if task is not None and task.get_loop() is asyncio.get_running_loop():
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def _beside(self) -> None:
+        """Deliver in this thread, until nothing waits."""
+        # A `Delivery` of its own: what belongs to a loop is not shared by two.
+        mine = Delivery(self._backend, self._box, self._failed)
+        # Not `asyncio.run`, which takes the thread's own loop away.
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            loop = runner.get_loop()
+            while True:
+                asked = self._asked
+                task = loop.create_task(mine._run())
+                with self._guard:
+                    self._stop = functools.partial(loop.call_soon_threadsafe, task.cancel)
+                    if self._ending:
+                        task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    loop.run_until_complete(task)
+                with self._guard:
+                    if asked == self._asked or task.cancelled():
+                        self._thread = self._stop = None
+                        return
 
     async def _run(self) -> None:
         wait = WAIT_SECONDS_MIN
@@ -49,8 +96,10 @@ class Delivery:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._box.tidy)
         while True:
+            asked = self._asked
             try:
-                if await self.once():
+                # What came while it was busy is delivered too.
+                if await self.once() and asked == self._asked:
                     return
                 wait = WAIT_SECONDS_MIN
             except Exception as exc:
@@ -111,6 +160,8 @@ class Delivery:
 
     def _tell(self, exc: Exception) -> None:
         """An outage is told once, not at every try."""
+        if not threading.main_thread().is_alive():
+            return  # The program ends, and with it what a thread needs: that is no outage.
         what = getattr(exc, "kind", type(exc).__name__)
         if what != self._last:
             self._last = what

@@ -16,7 +16,7 @@ from agents import lifecycle
 from agents.sandbox.snapshot import NoopSnapshotSpec
 
 from runlore import clock, errors
-from runlore.agents import delivery, fanout, nested, outbox, port, recording, runs, seeding, workspace
+from runlore.agents import delivery, fanout, nested, outbox, port, recording, runs, seeding, sync, workspace
 from runlore.events import ids
 from runlore.settings import Settings
 from runlore.sources import payloads
@@ -104,6 +104,10 @@ class Runlore:
             runs.CURRENT.reset(token)
         await self._ended(run, result, None)
         return result
+
+    def run_sync(self, agent: Any, input: Any, **named: Any) -> agents.RunResult:
+        """`Runner.run_sync`: `run` for a program without an event loop. Inside of one it raises the SDK's error."""
+        return sync.run(sync.Entry(self._run), agent, input, named)
 
     def run_streamed(self, agent: Any, input: Any, **named: Any) -> agents.RunResultStreaming:
         """`Runner.run_streamed`, whose result it returns. The seed is fetched when the stream begins."""
@@ -194,6 +198,16 @@ class Runlore:
             log.warning("what the outbox holds is delivered at the next start: %s", link.outbox.folder)
         except Exception as exc:
             self._failed("closing", exc)
+
+    def close(self) -> None:
+        """`aclose` for a program without an event loop."""
+        sync.close(self.aclose)
+
+    def __enter__(self) -> Runlore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def __aenter__(self) -> Runlore:
         return self
@@ -411,6 +425,9 @@ class Runlore:
         with contextlib.suppress(TimeoutError):
             async with run.waiting():
                 await asyncio.shield(sending)
+        if delivery.LOOP_STOPS.get() and not sending.done():
+            sending.cancel()
+            self._failed(f"run {data['run_id']} is lost", TimeoutError("its event loop stops here"))
 
     async def _send(self, data: dict[str, Any], left: list[port.Left]) -> None:
         try:

@@ -171,9 +171,11 @@ class Run:
         """The seed, asked for once; None where it could not be had in time."""
         if self.parent is not None:
             return await self.parent.seeded()
-        if self._seeding is None:
-            self._seeding = asyncio.ensure_future(self._seed())
-        return await asyncio.shield(self._seeding)
+        asked = self._seeding
+        if asked is None or not (asked.done() or asked.get_loop() is asyncio.get_running_loop()):
+            # What another loop asked for can't be waited for here: a tool may run an agent in a thread.
+            self._seeding = asked = asyncio.ensure_future(self._seed())
+        return await asyncio.shield(asked)
 
     @property
     def seed(self) -> port.Seeded | None:
