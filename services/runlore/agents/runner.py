@@ -16,7 +16,19 @@ from agents import lifecycle
 from agents.sandbox.snapshot import NoopSnapshotSpec
 
 from runlore import clock, errors
-from runlore.agents import delivery, fanout, nested, outbox, port, recording, runs, seeding, sync, workspace
+from runlore.agents import (
+    delivery,
+    fanout,
+    nested,
+    outbox,
+    port,
+    recording,
+    runs,
+    seeding,
+    seen,
+    sync,
+    workspace,
+)
 from runlore.events import ids
 from runlore.settings import Settings
 from runlore.sources import payloads
@@ -26,6 +38,8 @@ log = logging.getLogger("runlore.agents")
 FOLDER = "agents"
 """The folder of the home that holds the outbox."""
 DEADLINE_SECONDS_EMBEDDED, DEADLINE_SECONDS_REMOTE = 20.0, 5.0
+BEHIND_SHARE = 0.25
+"""The share of the deadline that a replica is given to catch up with what was seen."""
 STRAIGHT_SECONDS_MAX = 60.0
 """How long a run that found no room on the disk is tried to be handed over, beside the program."""
 
@@ -57,23 +71,26 @@ class Runlore:
         settings = Settings() if home is None else Settings(home=Path(home))
         where = settings.url if url is None else url
         secret = settings.key.get_secret_value() if key is None else key
+        default = DEADLINE_SECONDS_REMOTE if where else DEADLINE_SECONDS_EMBEDDED
+        deadline = default if deadline_seconds is None else deadline_seconds
+        box = outbox.Outbox(settings.root / FOLDER / f"{project}.{memory}")
+        given: dict[str, Any] = {"project": project, "memory": memory}
+        given["seeds"] = seen.Seen(box.folder, where, self._failed)
         backend: port.Backend
         if where:
             from runlore.agents import remote
 
-            backend = remote.Remote(where, secret, project=project, memory=memory)
+            backend = remote.Remote(where, secret, behind_seconds=deadline * BEHIND_SHARE, **given)
         else:
             from runlore.agents import embedded
 
-            backend = embedded.Embedded(settings, project=project, memory=memory)
-        default = DEADLINE_SECONDS_REMOTE if where else DEADLINE_SECONDS_EMBEDDED
-        box = outbox.Outbox(settings.root / FOLDER / f"{project}.{memory}")
+            backend = embedded.Embedded(settings, **given)
         self._on_error = on_error
         self.link = runs.Link(
             project=project,
             memory=memory,
             subject=subject,
-            deadline_seconds=default if deadline_seconds is None else deadline_seconds,
+            deadline_seconds=deadline,
             backend=backend,
             outbox=box,
             delivery=delivery.Delivery(backend, box, self._failed),
