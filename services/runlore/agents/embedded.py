@@ -77,6 +77,9 @@ class Embedded:
                 workspace=port.Workspace(agent=wanted, snapshot=found.snapshot, base=found.base),
             )
 
+    async def probe(self, ask: port.Ask) -> None:
+        """Nothing: there is nobody else who could be out."""
+
     async def _line(self, opened: wiring.Home, ask: port.Ask, agent: str | None) -> str | None:
         """`agent` if it has a line of its own by now; else none, which is the rollout's main line."""
         if agent is None:

@@ -90,6 +90,10 @@ class Backend(Protocol):
         """The seed for the next run; its workspace is the agent's own line, or the rollout's main line."""
         ...
 
+    async def probe(self, ask: Ask) -> None:
+        """Return where a seed could be asked for now; the smallest question that tells."""
+        ...
+
     async def workspace(self, ask: Ask, agent: str) -> Workspace:
         """The agent's own line."""
         ...

@@ -131,6 +131,11 @@ class Remote:
                 workspace=_workspace_of(body),
             )
 
+    async def probe(self, ask: port.Ask) -> None:
+        # The heads of this very rollout, without a file: what a service that only looks alive does not answer.
+        async with self._client() as client:
+            await self._answer(client, ask, None)
+
     async def _placed(self, client: httpx2.AsyncClient, ask: port.Ask, agent: str | None) -> Line:
         """The seed, after the run before it: by the agent's own line if it has one, else by the main line."""
         before = self._sent.get(ask.rollout.original)

@@ -160,7 +160,9 @@ class Runlore:
         async with asyncio.timeout(self.link.deadline_seconds):
             await self.link.delivery.flush()
             await self.link.backend.settle()
-            return await self.link.backend.seed(ask, agent)
+            found = await self.link.backend.seed(ask, agent)
+        self.link.answers()
+        return found
 
     def fan_out(self, rollout: str, *, n: int) -> fanout.FanOut:
         """`n` branches of a rollout, all from its one seed, each with a rollout of its own until they are merged."""

@@ -21,7 +21,7 @@ from agents.sandbox import SandboxAgent
 from agents.sandbox.capabilities import Memory
 
 from runlore import clock, errors
-from runlore.agents import delivery, outbox, port
+from runlore.agents import delivery, outage, outbox, port
 from runlore.events import ids, models
 from runlore.snapshots import tarin
 
@@ -42,6 +42,7 @@ class Link:
     outbox: outbox.Outbox
     delivery: delivery.Delivery
     failed: Callable[[str, BaseException], None]
+    outage: outage.Outage = field(default_factory=outage.Outage)
     said: set[str] = field(default_factory=set)
     lore: Any = None
     """The `Runlore` itself, for runs inside of its runs."""
@@ -54,6 +55,11 @@ class Link:
             other.subject,
             other.outbox.folder,
         ]
+
+    def answers(self) -> None:
+        """A seed came: an outage is over."""
+        if self.outage.over():
+            log.info("the lookup service answers again")
 
     def once(self, text: str) -> None:
         """Tell something that is the same for every run."""
@@ -189,6 +195,10 @@ class Run:
         if self.seed_from is not None:
             found: port.Seeded | None = await self.seed_from()
             return found
+        before = self._left_seconds
+        if not await self._is_there():
+            return None
+        stopped: Exception | None = None
         try:
             async with self.waiting(share=SETTLE_SHARE):
                 # Past this machine what other rollouts left is not in the next seed at once anyway.
@@ -198,13 +208,49 @@ class Run:
         except TimeoutError:
             log.info("earlier runs are not worked off yet; the seed is what there is")
         except Exception as exc:
-            self.link.failed("working off earlier runs", exc)
+            stopped = exc
         try:
             async with self.waiting():
-                return await self.link.backend.seed(self.ask, name_of(self.current))
+                found = await self.link.backend.seed(self.ask, name_of(self.current))
         except Exception as exc:
-            self.link.failed("the seed", exc)
+            self._not_had("the seed", exc, before)
             return None
+        if stopped is not None:
+            # Where the seed does not come either, that is told, and once.
+            self.link.failed("working off earlier runs", stopped)
+        self.link.answers()
+        return found
+
+    async def _is_there(self) -> bool:
+        """Whether to ask for a seed: while the service is out, once it has answered something small."""
+        out, before = self.link.outage, self._left_seconds
+        if not out.is_on:
+            return True
+        if not out.may_probe():
+            return False
+        try:
+            async with self.waiting(share=outage.PROBE_SHARE):
+                await self.link.backend.probe(self.ask)
+        except Exception as exc:
+            self._not_had("the seed", exc, before)
+            return False
+        return True
+
+    def _not_had(self, what: str, exc: Exception, before: float) -> None:
+        """Tell what did not come, an outage once. `before`: what was left of the deadline before it was asked for."""
+        waited = before - self._left_seconds
+        is_slow = waited >= self.link.deadline_seconds * outage.PROBE_SHARE
+        # This machine is not away: it may be busy, which the next run need not meet.
+        if self.link.backend.is_here or self.link.outage.seen(exc, was_slow=is_slow):
+            self.link.failed(what, exc)
+
+    @contextlib.asynccontextmanager
+    async def asking(self, *, seconds_min: float = 0.0) -> AsyncIterator[None]:
+        """`waiting` for something more; where the service is out it is not asked: it did not give the seed either."""
+        if self.link.outage.is_on:
+            raise errors.ServiceUnavailable("the lookup service is out, and was not asked")
+        async with self.waiting(seconds_min=seconds_min):
+            yield
 
     # --- workspaces -----------------------------------------------------------------------------------------
 
@@ -233,7 +279,7 @@ class Run:
 
     async def _workspace(self, agent: str) -> port.Workspace | None:
         try:
-            async with self.waiting():
+            async with self.asking():
                 return await self.link.backend.workspace(self.ask, agent)
         except Exception as exc:
             self.link.failed(f"the workspace of {agent}", exc)
@@ -246,7 +292,7 @@ class Run:
             return
         new = space.path.with_name(f"{outbox.TEMPORARY}{clock.new_id()}")
         try:
-            async with self.waiting():
+            async with self.asking():
                 await asyncio.to_thread(self.link.outbox.make)
                 await asyncio.to_thread(_make, space.path.parent)
                 await self.link.backend.fetch(found, new)
@@ -278,7 +324,7 @@ class Run:
         space.restored = True
         if before:
             with contextlib.suppress(Exception):
-                async with self.waiting(seconds_min=0.01):
+                async with self.asking(seconds_min=0.01):
                     space.base = await self.link.backend.began_by(self.ask, space.agent, before)
         return space
 
