@@ -171,7 +171,7 @@ def test_what_is_put_while_the_thread_is_busy_is_delivered_by_it_too(tmp_path):
         thread.join(20)
     finally:
         delivery.LOOP_STOPS.set(False)
-    assert taken == ["r1", "r2"] and box.waiting() == []
+    assert taken == ["r1", "r2"] and box.names() == []
 
 
 def test_a_run_in_a_tool_s_thread_is_recorded_with_its_parent(lore, home):

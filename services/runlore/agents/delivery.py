@@ -108,11 +108,13 @@ class Delivery:
             wait = min(wait * 2, WAIT_SECONDS_MAX)
 
     async def flush(self, *, rollout: str | None = None) -> None:
-        """Return once everything that waits (of one rollout) is delivered, whoever does it; the caller has a deadline.
+        """Return once everything that waits (of one rollout, by its alias) is delivered, whoever does it.
 
-        Raises what stops it.
+        The caller has a deadline. Raises what stops it.
         """
-        while any(rollout in (None, _rollout_of(one)) for one in await asyncio.to_thread(self._box.waiting)):
+        while found := await asyncio.to_thread(self._box.rollouts):
+            if rollout is not None and rollout not in found:
+                return
             if not await self.once():
                 await clock.sleep(POLL_SECONDS)
 
@@ -133,26 +135,33 @@ class Delivery:
             if not mine:
                 return False
             stopped: errors.ServiceUnavailable | None = None
-            for entry in await asyncio.to_thread(self._box.waiting):
-                try:
-                    refused = await self._backend.send(entry.data, entry.left)
-                except (errors.Poison, errors.InvalidInput) as exc:
-                    await self._set_aside(entry, exc)
-                    continue
-                except errors.ServiceUnavailable as exc:
-                    if "status" not in exc.context:
-                        raise
-                    # It answers, if only that something is wrong: what is wrong with one run stops no other.
-                    stopped = stopped or exc
-                    continue
-                if refused:
-                    await self._set_aside(entry, errors.ArchiveRefused("; ".join(refused)))
-                else:
-                    await asyncio.to_thread(self._box.done, entry)
+            for name in await asyncio.to_thread(self._box.names):
+                stopped = await self._hand_over(name) or stopped
             if stopped is not None:
                 raise stopped
             self._last = ""
             return True
+
+    async def _hand_over(self, name: str) -> errors.ServiceUnavailable | None:
+        """One run, which is in memory only here; what stops it alone. Raises what stops all."""
+        entry = await asyncio.to_thread(self._box.read, name)
+        if entry is None:
+            return None
+        try:
+            refused = await self._backend.send(entry.data, entry.left)
+        except (errors.Poison, errors.InvalidInput) as exc:
+            await self._set_aside(entry, exc)
+            return None
+        except errors.ServiceUnavailable as exc:
+            if "status" not in exc.context:
+                raise
+            # It answers, if only that something is wrong: what is wrong with one run stops no other.
+            return exc
+        if refused:
+            await self._set_aside(entry, errors.ArchiveRefused("; ".join(refused)))
+        else:
+            await asyncio.to_thread(self._box.done, entry)
+        return None
 
     async def _set_aside(self, entry: outbox.Entry, exc: errors.RunloreError) -> None:
         self._failed(f"run {entry.name}, kept in {self._box.folder / 'refused'}", exc)
@@ -166,9 +175,3 @@ class Delivery:
         if what != self._last:
             self._last = what
             self._failed("delivering what the outbox holds (it is tried again)", exc)
-
-
-def _rollout_of(entry: outbox.Entry) -> str:
-    named = ("conversation_id", "session_id", "group_id", "run_id")
-    ask = port.Ask(**{name: entry.data.get(name) for name in named})  # type: ignore[arg-type]
-    return ask.rollout.original

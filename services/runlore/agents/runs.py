@@ -202,7 +202,7 @@ class Run:
         try:
             async with self.waiting(share=SETTLE_SHARE):
                 # Past this machine what other rollouts left is not in the next seed at once anyway.
-                only = None if self.link.backend.is_here else self.ask.rollout.original
+                only = None if self.link.backend.is_here else self.ask.rollout.alias
                 await self.link.delivery.flush(rollout=only)
                 await self.link.backend.settle()
         except TimeoutError:
