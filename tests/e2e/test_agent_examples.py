@@ -191,8 +191,6 @@ def test_the_examples_print_the_same_with_a_lookup_service(tmp_path, installed):
     served = serving.Served(service, "--up").start()
     mine = homes.Home(tmp_path / "mine")
     where = {"RUNLORE_URL": served.url, "RUNLORE_KEY": key}
-    # A tool's earlier run is not waited for over HTTP: what it left is in a seed seconds later.
-    patterns = [pattern for pattern in PATTERNS if pattern != "agents_as_tools"]
-    printed = run_alone([f"{pattern}.with_runlore" for pattern in patterns], mine, installed, **where)
-    for pattern, lines in zip(patterns, printed, strict=True):
+    printed = run_alone([f"{pattern}.with_runlore" for pattern in PATTERNS], mine, installed, **where)
+    for pattern, lines in zip(PATTERNS, printed, strict=True):
         assert [shortened(line) for line in lines] == PRINTED[pattern][1], pattern

@@ -419,10 +419,11 @@ class Runlore:
 
     def _put(self, run: runs.Run, data: dict[str, Any], left: list[port.Left]) -> list[port.Left]:
         """Into the outbox; blocking. The workspaces for which there was no room."""
-        for space in run.spaces:
+        for space in (*run.spaces, *run.calls):
             if space.left is not None:
                 # Whoever resumes from that file later began from what this run left.
-                self.link.outbox.remember(f"space-{space.id}", {"run_id": run.id, "agent": space.agent})
+                noted = {"run_id": run.top.id, "agent": space.agent}
+                self.link.outbox.remember(f"space-{space.id}", noted)
         return self.link.outbox.put(data, left)
 
     def _no_room(self, data: Mapping[str, Any], without: list[port.Left]) -> None:
@@ -472,6 +473,8 @@ class Runlore:
         """A run that an agent's tool makes: an event of its own, which names the run that called it."""
         lore = parent.link.lore
         run = lore._begin(agent, input, named)
+        if run.parent is not None and run.ask.rollout.kind != "run":
+            run.top.also.append(run.ask)
         lore._hook(run, named, None)
         return nested.Child(run, lore._ended, lore._put_now)
 
