@@ -131,6 +131,30 @@ async def test_calls_one_after_the_other_go_on_in_one_workspace_that_is_sent_onc
     assert spaces == [1, 1] and told == []
 
 
+async def test_what_the_sdk_archives_and_would_not_restore_stops_no_later_call(lore, home, told):
+    """A virtualenv, a pipe, a hard link: each makes the SDK's own tar one that it refuses (reference of the SDK)."""
+    odd = "ln -s /bin/sh sh; mkfifo p; echo 1 > a; ln a b"
+    desk, inner = asks(odd, "cat a b; echo 2 > c", "cat a b c", name="odd")
+    await lore.run(desk, "go", conversation_id="c", run_config=config())
+    assert printed(inner).count("1") >= 4 and "2" in printed(inner)
+    await lore.aclose()
+    assert told == [] and (await line(home, "c", "tool.odd"))["version"] == 1
+    assert not [one.name for one in lore.link.outbox.sessions.iterdir() if one.name.startswith(".new-")]
+
+
+async def test_what_can_not_be_restored_at_all_costs_the_call_what_was_left_and_is_told(
+    lore, told, monkeypatch
+):
+    async def broken(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(tools, "_normalised", broken)
+    desk, inner = asks("echo 1 > a", "cat a || echo none")
+    await lore.run(desk, "go", conversation_id="c", run_config=config())
+    assert "none" in printed(inner) and [str(one) for one in told] == ["the disk is full"]
+    await lore.aclose()
+
+
 async def test_of_calls_at_once_each_has_the_same_version_and_one_is_kept(lore, home, told, caplog):
     desk, _ = asks("echo before > a")
     await lore.run(desk, "go", conversation_id="c", run_config=config())

@@ -149,7 +149,7 @@ class Embedded:
         head = await lines.read(opened.store, line)
         made = library.Snapshots(opened.store, self._project)
         layout = one.layout or run.layout.model_dump()
-        without = [layout["memories_dir"], layout["sessions_dir"], ".runlore"]
+        without = [layout["memories_dir"], layout["sessions_dir"], port.OWN_FOLDER]
         try:
             saved = await _ingest(made, one.path, head.body.get("ref"), without)
         except (errors.NotFound, errors.Corrupt):

@@ -106,7 +106,7 @@ class Outbox:
         try:
             rows = []
             for number, one in enumerate(kept):
-                link(one.path, made / f"{number}.tar")
+                _link(one.path, made / f"{number}.tar")
                 row = {"agent": one.agent, "base": one.base, "layout": one.layout}
                 rows.append({"file": f"{number}.tar", **row})
             body = {"data": dict(data), "left": rows}
@@ -243,7 +243,7 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> None:
     """The same bytes under another name; what the SDK replaces later, it replaces by a new file."""
     try:
         os.link(source, target)

@@ -126,6 +126,8 @@ class Backend(Protocol):
         ...
 
 
+OWN_FOLDER = ".runlore"
+"""What is ours in a workspace, and in no snapshot."""
 OWN_LAYOUT = models.Layout(memories_dir=".runlore/memories", sessions_dir=".runlore/sessions")
 """Where memory lies for an agent that does not say: a program may have folders of the usual names for itself."""
 

@@ -12,10 +12,16 @@ copies; what they leave is not kept, and that is told.
 from __future__ import annotations
 
 import asyncio
+import io
+import pathlib
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runlore.agents import outbox, port
+from runlore.snapshots import library
+from runlore.store import directory
 
 if TYPE_CHECKING:
     from runlore.agents import runs
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
 PREFIX = "tool."
 LINES_MAX = 32
 """Agents whose workspaces one run keeps at most, as tools; an event holds 64 workspaces in all."""
+
+AGAIN_SECONDS_MIN = 10.0
+"""Going on in what the call before left may take this long: without it that is lost to the run."""
+COPY_BYTES = 1024 * 1024
 
 
 @dataclass
@@ -76,9 +86,7 @@ async def fill(top: runs.Run, call: runs.Run, space: runs.Space, name: str) -> N
             f"calls are under way at once that share the workspace {name}: each has a copy, and what the first to"
             " begin leaves is kept"
         )
-    last = line.last
-    if last is not None and await asyncio.to_thread(_again, last, space):
-        space.base, space.snapshot, space.files, space.restored = last.base, last.snapshot, last.files, True
+    if line.last is not None and await _again(top, line.last, space):
         return
     # Where there was no seed, nothing else is asked for.
     found = await top.line_of(name) if top.seed is not None else None
@@ -97,10 +105,49 @@ def hold(line: Line, call: runs.Run, space: runs.Space) -> None:
     line.holder, space.ended = call, ended
 
 
-def _again(last: runs.Space, space: runs.Space) -> bool:
-    """Begin a call with what the one before it in this run left. A file that the SDK replaces is another one then."""
+async def _again(top: runs.Run, last: runs.Space, space: runs.Space) -> bool:
+    """Begin a call with what the one before it in this run left; whether that was possible.
+
+    The SDK archives what it then refuses to restore (a virtualenv's links, say). So the tar goes through the same hands
+    here as a workspace that is handed over: a snapshot in a store that lasts as long as this takes.
+    """
+    layout = last.layout or port.OWN_LAYOUT
+    without = [layout.memories_dir, layout.sessions_dir, port.OWN_FOLDER]
     try:
-        outbox.link(last.path, space.path)
-    except OSError:
+        async with top.waiting(seconds_min=AGAIN_SECONDS_MIN):
+            folder = await asyncio.to_thread(tempfile.mkdtemp, prefix=outbox.TEMPORARY, dir=last.path.parent)
+            try:
+                files = await _normalised(pathlib.Path(folder), last.path, space.path, without)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    except Exception as exc:
+        top.link.failed(f"going on in what the call before left ({space.agent})", exc)
         return False
+    space.base, space.snapshot, space.files, space.restored = last.base, last.snapshot, files, True
     return True
+
+
+async def _normalised(folder: pathlib.Path, old: pathlib.Path, new: pathlib.Path, without: list[str]) -> int:
+    """Write the tar `old` as one that restores; its files."""
+    store = directory.DirectoryStore(folder / "store", fsync=False)
+    try:
+        made = library.Snapshots(store, "call")
+        with await asyncio.to_thread(open, old, "rb") as archive:
+            saved = await made.ingest(archive, without=without)
+        exported = await made.export(saved.ref)
+        try:
+            await asyncio.to_thread(_write, exported, folder / "new.tar")
+        finally:
+            exported.close()
+        files = int(saved.stats.get("files", 0))
+        # At the very end: where this fails there must be nothing that the SDK would restore.
+        await asyncio.to_thread((folder / "new.tar").replace, new)
+        return files
+    finally:
+        await store.close()
+
+
+def _write(archive: io.RawIOBase, path: pathlib.Path) -> None:
+    with open(path, "wb") as file:
+        shutil.copyfileobj(archive, file, COPY_BYTES)
+    path.chmod(0o600)
