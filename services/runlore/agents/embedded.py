@@ -188,7 +188,7 @@ class Embedded:
                 return
             await clock.sleep(POLL_SECONDS)
 
-    async def caught_up(self, ask: port.Ask) -> None:
+    async def caught_up(self, ask: port.Ask, *, is_patient: bool = True) -> None:
         await self.settle()
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:

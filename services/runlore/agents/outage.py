@@ -39,14 +39,16 @@ class Outage:
             self._pause_ends = clock.monotonic() + PAUSE_SECONDS
             return True
 
-    def seen(self, exc: BaseException, *, was_slow: bool) -> bool:
-        """A seed that did not come; whether that is to be told. `was_slow`: it made a run wait."""
+    def seen(self, exc: BaseException, *, waited_seconds: float, deadline_seconds: float) -> bool:
+        """A seed that did not come, and how long a run waited for it; whether that is to be told."""
         with self._lock:
             is_new = not self._is_on
             self._is_on = isinstance(exc, TimeoutError | errors.ServiceUnavailable)
             # What fails at once may be asked again at once, so that the first run after an outage is seeded. What was
             # slow for the first time may have been slow for that run alone.
-            self._pause_ends = clock.monotonic() + (PAUSE_SECONDS if was_slow and not is_new else 0.0)
+            pauses = not is_new and waited_seconds >= deadline_seconds * PROBE_SHARE
+            # From when it was asked: whoever is back after that is asked in time.
+            self._pause_ends = clock.monotonic() - waited_seconds + PAUSE_SECONDS if pauses else 0.0
             # Where it answers, and says what is wrong with it, that is none.
             return is_new or not self._is_on
 

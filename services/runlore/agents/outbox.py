@@ -134,7 +134,7 @@ class Outbox:
 
     def _rollout_of(self, name: str) -> str:
         try:
-            return (self._waiting / name / ROLLOUT).read_text("utf-8")
+            return (self._waiting / name / ROLLOUT).read_text("utf-8", "replace")
         except FileNotFoundError:
             entry = self.read(name)  # Delivered meanwhile, or left by an earlier version of this.
             return rollout_of(entry.data) if entry is not None else ""

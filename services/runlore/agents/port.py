@@ -114,8 +114,11 @@ class Backend(Protocol):
         """The base of a line whose present version `run` left; none where another run moved it since."""
         ...
 
-    async def caught_up(self, ask: Ask) -> None:
-        """Return once what was handed over for the rollout is worked off, or it takes too long."""
+    async def caught_up(self, ask: Ask, *, is_patient: bool = True) -> None:
+        """Return once what was handed over for the rollout is worked off, or it takes too long.
+
+        A merge is patient, a run is not.
+        """
         ...
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:

@@ -287,11 +287,14 @@ class Remote:
     async def settle(self) -> None:
         """Nothing: the service's workers are at it."""
 
-    async def caught_up(self, ask: port.Ask) -> None:
+    async def caught_up(self, ask: port.Ask, *, is_patient: bool = True) -> None:
         before = self._sent.get(ask.rollout.original)
         if before is not None:
             async with self._client() as client:
-                await self._after(client, ask, before, MERGE_WAIT_SECONDS_MAX)
+                limit = MERGE_WAIT_SECONDS_MAX if is_patient else WAIT_SECONDS_MAX
+                await self._after(client, ask, before, limit)
+            if not is_patient:
+                self._sent.pop(ask.rollout.original, None)
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
         body = {"rollout": rollout, "rollouts": dict(branches), "base": base}

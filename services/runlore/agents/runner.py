@@ -473,7 +473,8 @@ class Runlore:
         """A run that an agent's tool makes: an event of its own, which names the run that called it."""
         lore = parent.link.lore
         run = lore._begin(agent, input, named)
-        if run.parent is not None and run.ask.rollout.kind != "run":
+        of_its_own = run.ask.rollout.kind != "run" and run.ask.rollout != run.top.ask.rollout
+        if of_its_own:
             run.top.also.append(run.ask)
         lore._hook(run, named, None)
         return nested.Child(run, lore._ended, lore._put_now)

@@ -221,7 +221,7 @@ class Run:
                 await self.link.backend.settle()
                 for one in () if self.link.backend.is_here else self.also:
                     await self.link.delivery.flush(rollout=one.rollout.alias)
-                    await self.link.backend.caught_up(one)
+                    await self.link.backend.caught_up(one, is_patient=False)
         except TimeoutError:
             log.info("earlier runs are not worked off yet; the seed is what there is")
         except Exception as exc:
@@ -255,10 +255,10 @@ class Run:
 
     def _not_had(self, what: str, exc: Exception, before: float) -> None:
         """Tell what did not come, an outage once. `before`: what was left of the deadline before it was asked for."""
-        waited = before - self._left_seconds
-        is_slow = waited >= self.link.deadline_seconds * outage.PROBE_SHARE
+        waited, deadline = before - self._left_seconds, self.link.deadline_seconds
+        out = self.link.outage
         # This machine is not away: it may be busy, which the next run need not meet.
-        if self.link.backend.is_here or self.link.outage.seen(exc, was_slow=is_slow):
+        if self.link.backend.is_here or out.seen(exc, waited_seconds=waited, deadline_seconds=deadline):
             self.link.failed(what, exc)
 
     @contextlib.asynccontextmanager
