@@ -210,6 +210,14 @@ def test_what_waits_longest_is_first_whatever_its_name(box):
     assert box.names() == ["b.1", "c.1", "a.1"]
 
 
+async def test_an_event_that_says_no_rollout_is_kept_and_delivered_all_the_same(box):
+    box.put({**data(), "group_id": 7, "record": "x" * LARGE_BYTES}, [])
+    assert box.rollouts() == {outbox.UNKNOWN}
+    backend = Taking(box)
+    await delivery.Delivery(backend, box, lambda what, exc: pytest.fail(f"{what}: {exc}")).flush()
+    assert box.names() == [] and backend.taken == 1
+
+
 def test_an_entry_of_an_earlier_version_is_known_by_its_event(box):
     box.put({**data(), "conversation_id": "Läufe/7"}, [])
     told = box.rollouts()

@@ -38,6 +38,7 @@ TEMPORARY_SECONDS_MAX = 3600
 RESUMES_MAX = 5000
 """Notes of that kind that are kept; the oldest go first."""
 EVENT, ROLLOUT, WHY = "event.json", "rollout", "why.txt"
+UNKNOWN = "?"
 TEMPORARY = ".new-"
 
 
@@ -55,9 +56,12 @@ class Entry:
 
 
 def rollout_of(data: Mapping[str, Any]) -> str:
-    """The alias of an event's rollout."""
+    """The alias of an event's rollout; one that no rollout has where the event does not say."""
     named = ("conversation_id", "session_id", "group_id", "run_id")
-    return port.Ask(**{name: data.get(name) for name in named}).rollout.alias  # type: ignore[arg-type]
+    try:
+        return port.Ask(**{name: data.get(name) for name in named}).rollout.alias  # type: ignore[arg-type]
+    except (errors.RunloreError, AttributeError):
+        return UNKNOWN
 
 
 class Outbox:
