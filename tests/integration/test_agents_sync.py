@@ -233,3 +233,23 @@ def test_a_program_without_a_loop_ends_quietly_and_has_lost_nothing(home, more):
     Runlore("acme", memory="support", home=home).close()
     outputs = [json.dumps(one["line"]["final_output"]) for one in told_of(home)]
     assert outputs == ['"done"'] * 3 + ['"last"'] * len(more)
+
+
+def test_several_threads_share_one_object_each_with_a_loop_of_its_own(lore, home):
+    found = {}
+
+    def one(number):
+        with own_loop():
+            for command in (f"echo {number} > n", "cat n"):
+                agent = worker(shell(command), done(), name=f"w{number}")
+                result = lore.run_sync(agent, "go", conversation_id=f"c{number}", run_config=config())
+            found[number] = seen(result).splitlines()
+
+    started = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join(60)
+    assert all(str(number) in found[number] for number in range(4)) and len(found) == 4
+    lore.close()
+    assert len(told_of(home)) == 8
