@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import homes
@@ -25,6 +27,31 @@ def no_process_outlives_its_test():
 def home(tmp_path):
     """A home that is not made yet."""
     return homes.Home(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel that this source makes."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed: the wheel can't be built")
+    folder = tmp_path_factory.mktemp("wheel")
+    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
+    _pip("wheel", str(homes.ROOT), *offline, "--wheel-dir", str(folder))
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """A folder in which the wheel is installed; what comes before the source tree on `PYTHONPATH`."""
+    folder = tmp_path_factory.mktemp("installed")
+    _pip("install", str(wheel), "--no-index", "--no-deps", "--no-compile", "--target", str(folder))
+    return folder
+
+
+def _pip(*words):
+    made = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "--quiet", *words]
+    done = subprocess.run(made, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,22 @@
 """The examples of the Agents SDK do what they say, plain and with Runlore, and differ in three lines at most.
 
 Method: the two programs of a pattern run one after the other in one process (importing the SDK costs seconds),
-offline, from the repository's root as the README says. What they print is what their agents saw: the commands ran
-in real sandboxes. What Runlore kept is then read from its home.
+offline, from the repository's root as the README says, with Runlore as its wheel installs it. What they print is what
+their agents saw: the commands ran in real sandboxes. What Runlore kept is then read from its home.
 """
 
 from __future__ import annotations
 
 import asyncio
 import difflib
+import os
 import re
 import subprocess
 import sys
 
 import homes
 import pytest
+import serving
 
 from runlore.commit import keys
 
@@ -24,15 +26,19 @@ EXAMPLES = homes.ROOT / "examples" / "agents"
 PATTERNS = sorted(path.parent.name for path in EXAMPLES.glob("*/plain.py"))
 LINES_MAX = {"fan_out": 6}
 """Three, but where the SDK has nothing like it."""
-BOTH = """
-import runpy, sys
+ALONE = """
+import os, runpy, sys
 for name in ("aiokafka", "boto3", "botocore", "fastapi", "jmespath", "prometheus_client", "opentelemetry.sdk"):
     sys.modules[name] = None  # As in an install of runlore[agents] alone: importing it fails.
-from runlore.agents import runner
-runner.DEADLINE_SECONDS_EMBEDDED = 120  # A machine that runs tests is busy.
-for program in ("plain", "with_runlore"):
+import runlore
+from runlore.agents import remote, runner
+print("of the wheel:", os.path.dirname(runlore.__file__))
+# A machine that runs tests is busy.
+runner.DEADLINE_SECONDS_EMBEDDED = runner.DEADLINE_SECONDS_REMOTE = 120
+remote.WAIT_SECONDS_MAX = 60.0
+for program in sys.argv[1:]:
     print(f"--- {program}", flush=True)
-    runpy.run_module(f"examples.agents.{sys.argv[1]}.{program}", run_name="__main__")
+    runpy.run_module(f"examples.agents.{program}", run_name="__main__")
 """
 
 
@@ -44,35 +50,50 @@ def lines_of(program):
     return [line for line in lines if line.strip()]
 
 
+def lines_changed(plain, with_runlore):
+    """How many lines one of two programs has that the other has not."""
+    steps = difflib.SequenceMatcher(None, plain, with_runlore, autojunk=False).get_opcodes()
+    return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in steps if tag != "equal")
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_program_with_runlore_differs_in_three_lines_at_most(pattern):
     plain, with_runlore = (lines_of(EXAMPLES / pattern / name) for name in ("plain.py", "with_runlore.py"))
-    steps = difflib.SequenceMatcher(None, plain, with_runlore, autojunk=False).get_opcodes()
-    changed = [max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in steps if tag != "equal"]
-    assert 1 <= sum(changed) <= LINES_MAX.get(pattern, 3)
+    assert 1 <= lines_changed(plain, with_runlore) <= LINES_MAX.get(pattern, 3)
 
 
-def run_both(pattern, tmp_path):
-    """What the two programs print, and the home in which Runlore kept its part."""
-    home = homes.Home(tmp_path / "home")
+@pytest.mark.parametrize("more", [0, 1, 4])
+def test_a_line_more_in_a_program_is_counted_and_an_import_is_not(more, tmp_path):
+    program = tmp_path / "more.py"
+    text = (EXAMPLES / "memory" / "plain.py").read_text("utf-8")
+    extra = "".join(f"\nextra_{number} = {number}\n" for number in range(more))
+    program.write_text(f"{text}import json\nfrom json import (\n    dumps,\n    loads,\n)\n{extra}", "utf-8")
+    assert lines_changed(lines_of(EXAMPLES / "memory" / "plain.py"), lines_of(program)) == more
+
+
+def run_alone(programs, home, installed, **more):
+    """What each of these programs prints, one after the other in one process, on the installed wheel."""
     environment = {
         **home.environment,
-        "HOME": str(tmp_path),
+        "HOME": str(home.root.parent),
         "OPENAI_AGENTS_DISABLE_TRACING": "1",
         "PYTHONWARNINGS": "error::ResourceWarning",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(installed), home.environment.get("PYTHONPATH")])),
+        **more,
     }
     done = subprocess.run(
-        [sys.executable, "-c", BOTH, pattern],
+        [sys.executable, "-c", ALONE, *programs],
         cwd=homes.ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    _, plain, with_runlore = re.split(r"^--- .*\n", done.stdout, flags=re.MULTILINE)
-    return plain.splitlines(), with_runlore.splitlines(), home
+    first, *printed = re.split(r"^--- .*\n", done.stdout, flags=re.MULTILINE)
+    assert first == f"of the wheel: {installed / 'runlore'}\n"
+    return [text.splitlines() for text in printed]
 
 
 def shortened(line):
@@ -153,8 +174,23 @@ def recorded(home, memories):
 
 @pytest.mark.process
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_the_examples_run_offline_and_print_what_their_agents_saw(pattern, tmp_path):
-    plain, with_runlore, home = run_both(pattern, tmp_path)
+def test_the_examples_run_offline_and_print_what_their_agents_saw(pattern, home, installed):
+    programs = [f"{pattern}.{name}" for name in ("plain", "with_runlore")]
+    plain, with_runlore = run_alone(programs, home, installed)
     assert (plain, [shortened(line) for line in with_runlore]) == tuple(map(list, PRINTED[pattern]))
     assert recorded(home, RECORDED[pattern]) == RECORDED[pattern]
     assert home.verified()
+
+
+@pytest.mark.process
+def test_the_examples_print_the_same_with_a_lookup_service(tmp_path, installed):
+    pytest.importorskip("fastapi", reason="runlore[server] is not installed")
+    service = homes.Home(tmp_path / "service", http_keys="true")
+    named = ("examples", "--scope", "write", "--name", "t", "--reason", "a test")
+    key = service.json("keys", "create", *named)["token"]
+    served = serving.Served(service, "--up").start()
+    mine = homes.Home(tmp_path / "mine")
+    where = {"RUNLORE_URL": served.url, "RUNLORE_KEY": key}
+    printed = run_alone([f"{pattern}.with_runlore" for pattern in PATTERNS], mine, installed, **where)
+    for pattern, lines in zip(PATTERNS, printed, strict=True):
+        assert [shortened(line) for line in lines] == PRINTED[pattern][1], pattern

@@ -162,3 +162,27 @@ async def test_a_merge_of_what_is_no_map_of_rollouts_is_refused(served):
             headers={"authorization": f"Bearer {served.token}"},
         )
         assert (answer.status_code, answer.json()["kind"]) == (400, "invalid_input")
+
+
+async def test_a_tool_goes_on_in_its_own_line_over_http(lore, told):
+    from agents import Agent
+
+    from sandboxed import scripted
+
+    async def ask(*commands):
+        steps = [step for n, command in enumerate(commands) for step in (shell(command, f"s{n}"), done())]
+        inner = worker(*steps, name="inner")
+        calls = [function_call("ask", {"input": "x"}, call_id=f"a{n}") for n in range(len(commands))]
+        desk = Agent(name="desk", model=scripted(*calls, done()), tools=[inner.as_tool("ask", "Ask.")])
+        await lore.run(desk, "go", conversation_id="c", run_config=config())
+        items = [item for call in inner.model.calls for item in call.input if isinstance(item, dict)]
+        return "\n".join(str(item.get("output")) for item in items).splitlines()
+
+    await lore.run(worker(shell("echo own > a"), done()), "go", conversation_id="c", run_config=config())
+    said = await ask("cat a || echo 1 > b", "cat b; echo 2 >> b")
+    assert "1" in said and "own" not in said
+    assert {"1", "2"} <= set(await ask("cat b"))
+    result = await lore.run(worker(shell("ls"), done()), "go", conversation_id="c", run_config=config())
+    assert {"a"} == {"a", "b"} & set(seen(result).splitlines())
+    await lore.aclose()
+    assert told == []

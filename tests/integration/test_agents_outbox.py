@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("agents", reason="openai-agents is not installed")
 
 from runlore import errors
-from runlore.agents import Runlore, outbox, port
+from runlore.agents import Runlore, delivery, outbox, port
 from sandboxed import config, done, events, plain, seen, shell, worker
 
 pytestmark = [
@@ -22,6 +25,10 @@ pytestmark = [
 
 def data(run="r1", attempt=1):
     return {"run_id": run, "attempt": attempt, "record": "{}"}
+
+
+def waiting(box):
+    return [entry for name in box.names() if (entry := box.read(name)) is not None]
 
 
 @pytest.fixture
@@ -38,11 +45,11 @@ def tar(tmp_path):
 
 def test_an_entry_comes_back_as_it_was_put(box, tar):
     assert box.put(data(), [tar]) == []
-    (entry,) = box.waiting()
+    (entry,) = waiting(box)
     assert entry.data == data() and entry.left[0].path.read_bytes() == b"x" * 1000
     assert (entry.left[0].agent, entry.left[0].base) == (tar.agent, tar.base)
     box.done(entry)
-    assert box.waiting() == [] and tar.path.exists()
+    assert waiting(box) == [] and tar.path.exists()
     box.done(entry)
 
 
@@ -51,7 +58,7 @@ def test_a_tar_that_the_sdk_replaces_later_is_not_changed_in_the_outbox(box, tar
     new = tar.path.with_name("new")
     new.write_bytes(b"y")
     new.replace(tar.path)
-    assert box.waiting()[0].left[0].path.read_bytes() == b"x" * 1000
+    assert waiting(box)[0].left[0].path.read_bytes() == b"x" * 1000
 
 
 def test_everything_is_for_its_owner_alone(box, tar):
@@ -67,23 +74,21 @@ def test_too_many_entries_are_refused_and_told(tmp_path):
         box.put(data(f"r{number}"), [])
     with pytest.raises(errors.OutboxFull):
         box.put(data("r3"), [])
-    assert len(box.waiting()) == 2
+    assert len(waiting(box)) == 2
 
 
 def test_over_its_bytes_a_run_is_kept_without_its_workspace(tmp_path, tar):
     box = outbox.Outbox(tmp_path / "box", bytes_max=1500)
     assert box.put(data("r1"), [tar]) == []
     assert box.put(data("r2"), [tar]) == [tar]
-    assert [len(one.left) for one in box.waiting()] == [1, 0]
+    assert [len(one.left) for one in waiting(box)] == [1, 0]
 
 
 def test_what_a_killed_process_left_half_done_is_no_entry_and_goes(box):
     box.make()
     half = box.folder / "waiting" / ".new-1"
     half.mkdir()
-    assert box.waiting() == []
-    import os
-
+    assert waiting(box) == []
     os.utime(half, (1, 1))
     box.tidy()
     assert not half.exists()
@@ -93,7 +98,7 @@ def test_an_entry_that_can_not_be_read_is_set_aside_and_stops_no_other(box):
     box.put(data("bad"), [])
     box.put(data("good"), [])
     (box.folder / "waiting" / "bad.1" / "event.json").write_text("{")
-    assert [one.data["run_id"] for one in box.waiting()] == ["good"]
+    assert [one.data["run_id"] for one in waiting(box)] == ["good"]
     assert "can not be read" in (box.folder / "refused" / "bad.1" / "why.txt").read_text()
 
 
@@ -126,8 +131,6 @@ def test_the_sdk_s_own_files_are_bounded_by_bytes_but_no_young_one_goes(box, mon
 
 
 def test_the_sdk_s_own_files_are_bounded_by_age(box):
-    import os
-
     box.make()
     old, new = box.sessions / "old.tar", box.sessions / "new.tar"
     for path in (old, new):
@@ -135,6 +138,92 @@ def test_the_sdk_s_own_files_are_bounded_by_age(box):
     os.utime(old, (1, 1))
     box.tidy()
     assert not old.exists() and new.exists()
+
+
+MANY, LARGE_BYTES = 1000, 2 * 1024 * 1024
+
+
+@pytest.fixture
+def full(box, monkeypatch):
+    """As many runs as may wait, of megabytes each (one file under many names), and which of them were read."""
+    box.put({"run_id": "r0", "attempt": 1, "group_id": "g", "record": "x" * LARGE_BYTES}, [])
+    first = box.folder / "waiting" / "r0.1"
+    for number in range(1, MANY):
+        entry = first.with_name(f"r{number}.1")
+        entry.mkdir()
+        for path in first.iterdir():
+            os.link(path, entry / path.name)
+    read, read_bytes = [], Path.read_bytes
+
+    def noted(path):
+        read.append(path.parent.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    return read
+
+
+class Taking:
+    """A backend that counts the runs that are in memory while it takes one."""
+
+    def __init__(self, box):
+        self.taken, self.at_once, self._alive = 0, 0, set()
+        read = box.read
+
+        def noted(name):
+            entry = read(name)
+            self._alive.add(name)
+            weakref.finalize(entry, self._alive.discard, name)
+            return entry
+
+        box.read = noted
+
+    async def send(self, data, left):
+        self.taken += len(data["record"]) == LARGE_BYTES
+        self.at_once = max(self.at_once, len(self._alive))
+        return []
+
+
+async def test_of_a_thousand_large_runs_that_wait_each_is_read_once_and_let_go(box, full):
+    backend = Taking(box)
+    made = delivery.Delivery(backend, box, lambda what, exc: pytest.fail(f"{what}: {exc}"))
+    await made.flush()
+    # The one that is handed over, and at times a few that threads are about to let go of.
+    assert (backend.taken, len(full)) == (MANY, MANY) and backend.at_once < 10
+    assert box.names() == []
+
+
+async def test_to_look_whose_runs_wait_none_of_them_is_read(box, full):
+    made = delivery.Delivery(None, box, lambda what, exc: pytest.fail(f"{what}: {exc}"))
+    assert len(box.names()) == MANY and box.rollouts() == {"g"}
+    # Nothing of this rollout waits, so that nothing has to be handed over before its seed.
+    await made.flush(rollout="other")
+    with pytest.raises(errors.OutboxFull):
+        box.put(data(), [])
+    assert full == []
+
+
+def test_what_waits_longest_is_first_whatever_its_name(box):
+    for number, name in enumerate(("b", "c", "a")):
+        box.put(data(name), [])
+        os.utime(box.folder / "waiting" / f"{name}.1" / outbox.EVENT, (1000 + number,) * 2)
+    assert box.names() == ["b.1", "c.1", "a.1"]
+
+
+async def test_an_event_that_says_no_rollout_is_kept_and_delivered_all_the_same(box):
+    box.put({**data(), "group_id": 7, "record": "x" * LARGE_BYTES}, [])
+    assert box.rollouts() == {outbox.UNKNOWN}
+    backend = Taking(box)
+    await delivery.Delivery(backend, box, lambda what, exc: pytest.fail(f"{what}: {exc}")).flush()
+    assert box.names() == [] and backend.taken == 1
+
+
+def test_an_entry_of_an_earlier_version_is_known_by_its_event(box):
+    box.put({**data(), "conversation_id": "Läufe/7"}, [])
+    told = box.rollouts()
+    (box.folder / "waiting" / "r1.1" / outbox.ROLLOUT).unlink()
+    again = outbox.Outbox(box.folder)
+    assert again.rollouts() == told == {rollout for rollout in told if rollout.startswith("rl-")}
 
 
 KILLED = """

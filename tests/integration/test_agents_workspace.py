@@ -114,13 +114,13 @@ async def test_a_version_that_could_not_be_fetched_is_not_replaced(lore, home, t
 
 
 async def test_mutant_a_base_that_was_not_seen_is_caught(lore, home, monkeypatch):
-    fill = runs.Run._fill
+    fill = runs.Run.fill
 
     async def filled(self, space, found):
         await fill(self, space, found)
         space.base = found.base
 
-    monkeypatch.setattr(runs.Run, "_fill", filled)
+    monkeypatch.setattr(runs.Run, "fill", filled)
     with pytest.raises(AssertionError):
         await unseen_base_is_a_branch(lore, home)
 

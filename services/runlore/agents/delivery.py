@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from runlore import clock, errors
 from runlore.agents import outbox, port
@@ -15,32 +18,76 @@ TIDY_SECONDS = 60.0
 POLL_SECONDS = 0.05
 """How often the work of another process is looked at."""
 
+LOOP_STOPS: ContextVar[bool] = ContextVar("runlore_loop_stops", default=False)
+"""Whether the running loop stands still once the present run has ended, as that of `run_sync` does."""
+
 
 class Delivery:
-    """Hands over the entries of `box` to `backend`, oldest first."""
+    """Hands over the entries of `box` to `backend`, oldest first: on the running loop, or in a thread of its own."""
 
     def __init__(
         self, backend: port.Backend, box: outbox.Outbox, failed: Callable[[str, BaseException], None]
     ) -> None:
         self._backend, self._box, self._failed = backend, box, failed
         self._task: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._stop: Callable[[], object] | None = None
+        self._ending = False
+        self._guard = threading.Lock()
+        self._asked = 0
         self._last = ""
         self._tidied: float | None = None
         self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def begin(self) -> None:
-        """Deliver in the background of the running loop; what is not done when it ends is done at the next start."""
+        """Deliver in the background; what is not done when the loop or the program ends is done at the next start."""
+        with self._guard:
+            self._asked += 1
+            if LOOP_STOPS.get():
+                if self._thread is None:
+                    self._ending = False
+                    # Nobody waits for it: a program that ends is not held up, and the outbox keeps what is left.
+                    self._thread = threading.Thread(target=self._beside, name="runlore-delivery", daemon=True)
+                    self._thread.start()
+                return
         task = self._task
         if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="runlore-delivery")
 
     async def end(self) -> None:
         """Stop; nothing is lost."""
+        with self._guard:
+            thread, self._ending = self._thread, True
+            if self._stop is not None:
+                self._stop()
+        if thread is not None:
+            await asyncio.to_thread(thread.join)
         task, self._task = self._task, None
         if task is not None and task.get_loop() is asyncio.get_running_loop():
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def _beside(self) -> None:
+        """Deliver in this thread, until nothing waits."""
+        # A `Delivery` of its own: what belongs to a loop is not shared by two.
+        mine = Delivery(self._backend, self._box, self._failed)
+        # Not `asyncio.run`, which takes the thread's own loop away.
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            loop = runner.get_loop()
+            while True:
+                asked = self._asked
+                task = loop.create_task(mine._run())
+                with self._guard:
+                    self._stop = functools.partial(loop.call_soon_threadsafe, task.cancel)
+                    if self._ending:
+                        task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    loop.run_until_complete(task)
+                with self._guard:
+                    if asked == self._asked or task.cancelled():
+                        self._thread = self._stop = None
+                        return
 
     async def _run(self) -> None:
         wait = WAIT_SECONDS_MIN
@@ -49,8 +96,10 @@ class Delivery:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._box.tidy)
         while True:
+            asked = self._asked
             try:
-                if await self.once():
+                # What came while it was busy is delivered too.
+                if await self.once() and asked == self._asked:
                     return
                 wait = WAIT_SECONDS_MIN
             except Exception as exc:
@@ -59,11 +108,13 @@ class Delivery:
             wait = min(wait * 2, WAIT_SECONDS_MAX)
 
     async def flush(self, *, rollout: str | None = None) -> None:
-        """Return once everything that waits (of one rollout) is delivered, whoever does it; the caller has a deadline.
+        """Return once everything that waits (of one rollout, by its alias) is delivered, whoever does it.
 
-        Raises what stops it.
+        The caller has a deadline. Raises what stops it.
         """
-        while any(rollout in (None, _rollout_of(one)) for one in await asyncio.to_thread(self._box.waiting)):
+        while found := await asyncio.to_thread(self._box.rollouts):
+            if rollout is not None and rollout not in found:
+                return
             if not await self.once():
                 await clock.sleep(POLL_SECONDS)
 
@@ -84,26 +135,33 @@ class Delivery:
             if not mine:
                 return False
             stopped: errors.ServiceUnavailable | None = None
-            for entry in await asyncio.to_thread(self._box.waiting):
-                try:
-                    refused = await self._backend.send(entry.data, entry.left)
-                except (errors.Poison, errors.InvalidInput) as exc:
-                    await self._set_aside(entry, exc)
-                    continue
-                except errors.ServiceUnavailable as exc:
-                    if "status" not in exc.context:
-                        raise
-                    # It answers, if only that something is wrong: what is wrong with one run stops no other.
-                    stopped = stopped or exc
-                    continue
-                if refused:
-                    await self._set_aside(entry, errors.ArchiveRefused("; ".join(refused)))
-                else:
-                    await asyncio.to_thread(self._box.done, entry)
+            for name in await asyncio.to_thread(self._box.names):
+                stopped = await self._hand_over(name) or stopped
             if stopped is not None:
                 raise stopped
             self._last = ""
             return True
+
+    async def _hand_over(self, name: str) -> errors.ServiceUnavailable | None:
+        """One run, which is in memory only here; what stops it alone. Raises what stops all."""
+        entry = await asyncio.to_thread(self._box.read, name)
+        if entry is None:
+            return None
+        try:
+            refused = await self._backend.send(entry.data, entry.left)
+        except (errors.Poison, errors.InvalidInput) as exc:
+            await self._set_aside(entry, exc)
+            return None
+        except errors.ServiceUnavailable as exc:
+            if "status" not in exc.context:
+                raise
+            # It answers, if only that something is wrong: what is wrong with one run stops no other.
+            return exc
+        if refused:
+            await self._set_aside(entry, errors.ArchiveRefused("; ".join(refused)))
+        else:
+            await asyncio.to_thread(self._box.done, entry)
+        return None
 
     async def _set_aside(self, entry: outbox.Entry, exc: errors.RunloreError) -> None:
         self._failed(f"run {entry.name}, kept in {self._box.folder / 'refused'}", exc)
@@ -111,13 +169,9 @@ class Delivery:
 
     def _tell(self, exc: Exception) -> None:
         """An outage is told once, not at every try."""
+        if not threading.main_thread().is_alive():
+            return  # The program ends, and with it what a thread needs: that is no outage.
         what = getattr(exc, "kind", type(exc).__name__)
         if what != self._last:
             self._last = what
             self._failed("delivering what the outbox holds (it is tried again)", exc)
-
-
-def _rollout_of(entry: outbox.Entry) -> str:
-    named = ("conversation_id", "session_id", "group_id", "run_id")
-    ask = port.Ask(**{name: entry.data.get(name) for name in named})  # type: ignore[arg-type]
-    return ask.rollout.original

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from runlore import clock, errors, producer, wiring
-from runlore.agents import port
+from runlore.agents import port, seen
 from runlore.commit import lines, marks
 from runlore.events import envelope, ids, models
 from runlore.lookup import asking, index, merging, seeds
@@ -36,10 +36,10 @@ class Embedded:
 
     is_here = True
 
-    def __init__(self, settings: Settings, *, project: str, memory: str) -> None:
+    def __init__(self, settings: Settings, *, project: str, memory: str, seeds: seen.Seen) -> None:
         # Past one machine the stages run elsewhere, and an agent asks the lookup service.
         self._settings = settings.model_copy(update={"bus": "sqlite", "store": "directory"})
-        self._project, self._memory = project, memory
+        self._project, self._memory, self._seeds = project, memory, seeds
         if not structlog.is_configured():
             # Unconfigured, structlog prints to stdout, which belongs to the program that we are a guest of.
             structlog.configure(
@@ -58,10 +58,13 @@ class Embedded:
     async def seed(self, ask: port.Ask, agent: str | None) -> port.Seeded:
         async with self._open() as opened:
             rollout = ask.rollout.original
-            wanted = await self._line(opened, rollout, agent)
+            wanted = await self._line(opened, ask, agent)
             asked = asking.Wanted(self._project, self._memory, rollout, subject=ask.subject, agent=wanted)
             asker = asking.Asker(opened.store, opened.bus, opened.reader)
             found = await asker.seed(asked, lambda: asyncio.to_thread(_tagged, opened, self._project))
+            now = seen.Newest(found.id, found.revision, found.version) if found else seen.Newest("", 0, 0)
+            before = await self._seeds.before(ask.rollout.alias, wanted)
+            await self._seeds.checked(ask.rollout.alias, wanted, now, before)
             if found is None:
                 return port.Seeded(workspace=port.Workspace(agent=wanted))
             whole = await seeds.open_seed(opened.reader, found)
@@ -74,17 +77,25 @@ class Embedded:
                 workspace=port.Workspace(agent=wanted, snapshot=found.snapshot, base=found.base),
             )
 
-    async def _line(self, opened: wiring.Home, rollout: str, agent: str | None) -> str | None:
+    async def probe(self, ask: port.Ask) -> None:
+        """Nothing: there is nobody else who could be out."""
+
+    async def _line(self, opened: wiring.Home, ask: port.Ask, agent: str | None) -> str | None:
         """`agent` if it has a line of its own by now; else none, which is the rollout's main line."""
         if agent is None:
             return None
-        head = await lines.read(opened.store, lines.line_of(self._project, rollout, agent))
-        return agent if head.counter else None
+        head = await lines.read(opened.store, lines.line_of(self._project, ask.rollout.original, agent))
+        if head.counter or await self._seeds.before(ask.rollout.alias, agent) is not None:
+            return agent
+        return None
 
     async def workspace(self, ask: port.Ask, agent: str) -> port.Workspace:
         async with self._open() as opened:
             head = await lines.read(opened.store, lines.line_of(self._project, ask.rollout.original, agent))
             base = lines.base_of(head.body)
+            before = await self._seeds.before(ask.rollout.alias, agent)
+            now = seen.Newest("", before.revision if before is not None else 0, base.version)
+            await self._seeds.checked(ask.rollout.alias, agent, now, before)
             return port.Workspace(
                 agent=agent,
                 snapshot=head.body.get("ref"),
@@ -138,7 +149,7 @@ class Embedded:
         head = await lines.read(opened.store, line)
         made = library.Snapshots(opened.store, self._project)
         layout = one.layout or run.layout.model_dump()
-        without = [layout["memories_dir"], layout["sessions_dir"], ".runlore"]
+        without = [layout["memories_dir"], layout["sessions_dir"], port.OWN_FOLDER]
         try:
             saved = await _ingest(made, one.path, head.body.get("ref"), without)
         except (errors.NotFound, errors.Corrupt):
@@ -177,7 +188,7 @@ class Embedded:
                 return
             await clock.sleep(POLL_SECONDS)
 
-    async def caught_up(self, ask: port.Ask) -> None:
+    async def caught_up(self, ask: port.Ask, *, is_patient: bool = True) -> None:
         await self.settle()
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:

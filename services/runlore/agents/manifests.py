@@ -29,7 +29,7 @@ async def apply(run: runs.Run, space: runs.Space, session: Any) -> None:
             if not entry.ephemeral and not isinstance(entry, Dir | Mount)
         }
         digests = {path: digest(entry) for path, entry in entries.items()}
-        name = hashlib.sha256(f"{run.ask.rollout.alias}\n{space.agent or ''}".encode()).hexdigest()
+        name = hashlib.sha256(f"{run.top.ask.rollout.alias}\n{space.agent or ''}".encode()).hexdigest()
         box = run.link.outbox
         noted = (await asyncio.to_thread(box.recall, f"manifest-{name}")).get("digests")
         if space.restored and entries:

@@ -13,7 +13,7 @@ from typing import Any
 import agents
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 
-from runlore.agents import runs
+from runlore.agents import delivery, runs
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,14 @@ class _Runner(AgentRunner):
         return result
 
     def run_sync(self, starting_agent: Any, input: Any, **named: Any) -> Any:
-        return self._inner.run_sync(starting_agent, input, **named)
+        if self._parent() is None or type(self._inner).run_sync is not AgentRunner.run_sync:
+            return self._inner.run_sync(starting_agent, input, **named)
+        # In a tool's thread: the SDK's own, which comes to `run` above.
+        token = delivery.LOOP_STOPS.set(True)
+        try:
+            return super().run_sync(starting_agent, input, **named)
+        finally:
+            delivery.LOOP_STOPS.reset(token)
 
     def run_streamed(self, starting_agent: Any, input: Any, **named: Any) -> Any:
         parent = self._parent()

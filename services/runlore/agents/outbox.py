@@ -1,6 +1,6 @@
 """The outbox: what a run left, on this machine's disk, until Runlore has taken it.
 
-    <folder>/waiting/<run>.<attempt>/event.json, 0.tar, …    to be handed over
+    <folder>/waiting/<run>.<attempt>/event.json, 0.tar, …    to be handed over; `rollout` says whose it is
     <folder>/refused/<run>.<attempt>/                        what Runlore will never take, with `why.txt`
     <folder>/sessions/<id>.tar                               the SDK's own LocalSnapshot files (workspaces)
     <folder>/resumes/<name>.json                             notes: which run was interrupted, which one left a tar
@@ -37,7 +37,8 @@ SESSION_SECONDS_MAX = 7 * 24 * 3600
 TEMPORARY_SECONDS_MAX = 3600
 RESUMES_MAX = 5000
 """Notes of that kind that are kept; the oldest go first."""
-EVENT, WHY = "event.json", "why.txt"
+EVENT, ROLLOUT, WHY = "event.json", "rollout", "why.txt"
+UNKNOWN = "?"
 TEMPORARY = ".new-"
 
 
@@ -54,6 +55,15 @@ class Entry:
         return self.path.name
 
 
+def rollout_of(data: Mapping[str, Any]) -> str:
+    """The alias of an event's rollout; one that no rollout has where the event does not say."""
+    named = ("conversation_id", "session_id", "group_id", "run_id")
+    try:
+        return port.Ask(**{name: data.get(name) for name in named}).rollout.alias  # type: ignore[arg-type]
+    except (errors.RunloreError, AttributeError):
+        return UNKNOWN
+
+
 class Outbox:
     """The outbox in `folder`. Every method blocks; none is slow but for `put` with many bytes."""
 
@@ -66,6 +76,8 @@ class Outbox:
             folder / "resumes",
         )
         self._entries_max, self._bytes_max = entries_max, bytes_max
+        self._known: dict[str, str] = {}
+        """Of each entry that waits, its rollout."""
 
     def make(self) -> None:
         """The folders, for their owner alone."""
@@ -103,6 +115,7 @@ class Outbox:
                 rows.append({"file": f"{number}.tar", **row})
             body = {"data": dict(data), "left": rows}
             _write(made / EVENT, json.dumps(body).encode("ascii"))
+            _write(made / ROLLOUT, rollout_of(data).encode("utf-8"))
             _sync(made)
             os.replace(made, self._waiting / name)
         except BaseException:
@@ -111,23 +124,40 @@ class Outbox:
         _sync(self._waiting)
         return without
 
-    def waiting(self) -> list[Entry]:
-        """What waits, oldest first. An entry that can not be read is set aside."""
-        found = []
-        for name in sorted(self._names()):
-            path = self._waiting / name
-            try:
-                body = json.loads((path / EVENT).read_bytes())
-                left = tuple(
-                    port.Left(path / row["file"], row["agent"], row["base"], row.get("layout"))
-                    for row in body["left"]
-                )
-                found.append(Entry(path, body["data"], left))
-            except FileNotFoundError:
-                continue  # Delivered meanwhile, by another process.
-            except (ValueError, KeyError, TypeError) as exc:
-                self.set_aside(path, f"it can not be read: {exc}")
-        return found
+    def names(self) -> list[str]:
+        """What waits, oldest first. Nothing of it is read: records are large, and there may be a thousand."""
+        found = [(_modified(self._waiting / name / EVENT), name) for name in self._names()]
+        return [name for _, name in sorted(found)]
+
+    def rollouts(self) -> set[str]:
+        """The aliases of the rollouts whose runs wait."""
+        names = self._names()
+        # What an entry says it is never changes, so that each is read once.
+        self._known = {name: self._known.get(name) or self._rollout_of(name) for name in names}
+        return set(filter(None, self._known.values()))
+
+    def _rollout_of(self, name: str) -> str:
+        try:
+            return (self._waiting / name / ROLLOUT).read_text("utf-8", "replace")
+        except FileNotFoundError:
+            entry = self.read(name)  # Delivered meanwhile, or left by an earlier version of this.
+            return rollout_of(entry.data) if entry is not None else ""
+
+    def read(self, name: str) -> Entry | None:
+        """One of them; none where it is delivered meanwhile, or can not be read, which sets it aside."""
+        path = self._waiting / name
+        try:
+            body = json.loads((path / EVENT).read_bytes())
+            left = tuple(
+                port.Left(path / row["file"], row["agent"], row["base"], row.get("layout"))
+                for row in body["left"]
+            )
+            return Entry(path, dict(body["data"]), left)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as exc:
+            self.set_aside(path, f"it can not be read: {exc}")
+            return None
 
     def done(self, entry: Entry) -> None:
         """Forget what was delivered."""

@@ -90,6 +90,10 @@ class Backend(Protocol):
         """The seed for the next run; its workspace is the agent's own line, or the rollout's main line."""
         ...
 
+    async def probe(self, ask: Ask) -> None:
+        """Return where a seed could be asked for now; the smallest question that tells."""
+        ...
+
     async def workspace(self, ask: Ask, agent: str) -> Workspace:
         """The agent's own line."""
         ...
@@ -110,8 +114,11 @@ class Backend(Protocol):
         """The base of a line whose present version `run` left; none where another run moved it since."""
         ...
 
-    async def caught_up(self, ask: Ask) -> None:
-        """Return once what was handed over for the rollout is worked off, or it takes too long."""
+    async def caught_up(self, ask: Ask, *, is_patient: bool = True) -> None:
+        """Return once what was handed over for the rollout is worked off, or it takes too long.
+
+        A merge is patient, a run is not.
+        """
         ...
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
@@ -122,6 +129,8 @@ class Backend(Protocol):
         ...
 
 
+OWN_FOLDER = ".runlore"
+"""What is ours in a workspace, and in no snapshot."""
 OWN_LAYOUT = models.Layout(memories_dir=".runlore/memories", sessions_dir=".runlore/sessions")
 """Where memory lies for an agent that does not say: a program may have folders of the usual names for itself."""
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import httpx2
 
 from runlore import errors
-from runlore.agents import port
+from runlore.agents import port, seen
 
 IDLE_SECONDS = 30.0
 """How long a connection may stand still."""
@@ -40,7 +40,11 @@ WAIT_SECONDS_MAX = 2.0
 MERGE_WAIT_SECONDS_MAX = 30.0
 """How long a merge waits for each branch to be worked off, in seconds."""
 WAIT_SECONDS_OF_SERVICE = 60.0
+BEHIND_SECONDS_MAX = 2.0
+"""How long a replica that is behind what was seen may take to catch up, in seconds."""
 ROLLOUTS_MAX = 1000
+Line = dict[str, Any]
+"""What the service says of a line's seed, with the agent that was asked for as `line`."""
 
 
 class Remote:
@@ -55,6 +59,8 @@ class Remote:
         *,
         project: str,
         memory: str,
+        seeds: seen.Seen,
+        behind_seconds: float = BEHIND_SECONDS_MAX,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
@@ -65,6 +71,7 @@ class Remote:
             raise errors.InvalidInput("the key holds what no key of the lookup service holds (RUNLORE_KEY)")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._memory, self._transport = memory, transport
+        self._seeds, self._behind_seconds = seeds, min(behind_seconds, BEHIND_SECONDS_MAX)
         self._sent: dict[str, str] = {}
         """Rollout → the run of it that was handed over last."""
 
@@ -124,7 +131,12 @@ class Remote:
                 workspace=_workspace_of(body),
             )
 
-    async def _placed(self, client: httpx2.AsyncClient, ask: port.Ask, agent: str | None) -> dict[str, Any]:
+    async def probe(self, ask: port.Ask) -> None:
+        # The heads of this very rollout, without a file: what a service that only looks alive does not answer.
+        async with self._client() as client:
+            await self._answer(client, ask, None)
+
+    async def _placed(self, client: httpx2.AsyncClient, ask: port.Ask, agent: str | None) -> Line:
         """The seed, after the run before it: by the agent's own line if it has one, else by the main line."""
         before = self._sent.get(ask.rollout.original)
         if before is not None:
@@ -145,11 +157,31 @@ class Remote:
         with contextlib.suppress(TimeoutError, errors.RunloreError):
             async with asyncio.timeout(seconds):
                 wait = {"wait_for": run, "wait_seconds": str(min(seconds, WAIT_SECONDS_OF_SERVICE))}
-                await self._seed(client, ask, None, **wait)
+                await self._answer(client, ask, None, **wait)
 
-    async def _seed(
+    async def _seed(self, client: httpx2.AsyncClient, ask: port.Ask, agent: str | None, **more: str) -> Line:
+        """A line's seed, never older than the one that was seen last. Raises `errors.SeedBehind`."""
+        rollout = ask.rollout.alias
+        before = await self._seeds.before(rollout, agent)
+        after: dict[str, str] = {}
+        if before is not None and before.seed:
+            after = {"after": before.seed, "wait_seconds": f"{self._behind_seconds:.3f}"}
+        try:
+            body = await self._answer(client, ask, agent, **more, **after)
+        except (errors.Refused, errors.InvalidEvent):
+            if not after:
+                raise
+            # Signed by another deployment, say: what was seen there says nothing here. Or the key is wrong, still.
+            body = await self._answer(client, ask, agent, **more)
+            await self._seeds.forget(rollout, agent)
+            before = None
+        now = seen.Newest(str(body["seed"] or ""), int(body.get("revision") or 0), _counter(body))
+        await self._seeds.checked(rollout, agent, now, before)
+        return body
+
+    async def _answer(
         self, client: httpx2.AsyncClient, ask: port.Ask, agent: str | None, **more: str
-    ) -> dict[str, Any]:
+    ) -> Line:
         params = ask.given() | ({"agent": agent} if agent else {}) | more
         body = await self._ask(client, "GET", self._url("memories", self._memory, "seed"), params=params)
         if "seed" not in body:
@@ -255,11 +287,14 @@ class Remote:
     async def settle(self) -> None:
         """Nothing: the service's workers are at it."""
 
-    async def caught_up(self, ask: port.Ask) -> None:
+    async def caught_up(self, ask: port.Ask, *, is_patient: bool = True) -> None:
         before = self._sent.get(ask.rollout.original)
         if before is not None:
             async with self._client() as client:
-                await self._after(client, ask, before, MERGE_WAIT_SECONDS_MAX)
+                limit = MERGE_WAIT_SECONDS_MAX if is_patient else WAIT_SECONDS_MAX
+                await self._after(client, ask, before, limit)
+            if not is_patient:
+                self._sent.pop(ask.rollout.original, None)
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
         body = {"rollout": rollout, "rollouts": dict(branches), "base": base}
@@ -284,6 +319,8 @@ def _checked(status: int, raw: bytes) -> dict[str, Any]:
     kind = str(problem.get("kind") or "")[:100]
     text = str(problem.get("detail") or problem.get("title") or "no reason given")[:500]
     told = f"the lookup service answers {status}{f' ({kind})' if kind else ''}: {text}"
+    if kind == errors.SeedBehind.kind:
+        raise errors.SeedBehind(told)
     if status in (401, 403):
         raise errors.Refused(told, hint="RUNLORE_KEY must be a key of this project, with the scope `write`")
     if status == 404:

@@ -16,7 +16,19 @@ from agents import lifecycle
 from agents.sandbox.snapshot import NoopSnapshotSpec
 
 from runlore import clock, errors
-from runlore.agents import delivery, fanout, nested, outbox, port, recording, runs, seeding, workspace
+from runlore.agents import (
+    delivery,
+    fanout,
+    nested,
+    outbox,
+    port,
+    recording,
+    runs,
+    seeding,
+    seen,
+    sync,
+    workspace,
+)
 from runlore.events import ids
 from runlore.settings import Settings
 from runlore.sources import payloads
@@ -26,6 +38,8 @@ log = logging.getLogger("runlore.agents")
 FOLDER = "agents"
 """The folder of the home that holds the outbox."""
 DEADLINE_SECONDS_EMBEDDED, DEADLINE_SECONDS_REMOTE = 20.0, 5.0
+BEHIND_SHARE = 0.25
+"""The share of the deadline that a replica is given to catch up with what was seen."""
 STRAIGHT_SECONDS_MAX = 60.0
 """How long a run that found no room on the disk is tried to be handed over, beside the program."""
 
@@ -57,23 +71,26 @@ class Runlore:
         settings = Settings() if home is None else Settings(home=Path(home))
         where = settings.url if url is None else url
         secret = settings.key.get_secret_value() if key is None else key
+        default = DEADLINE_SECONDS_REMOTE if where else DEADLINE_SECONDS_EMBEDDED
+        deadline = default if deadline_seconds is None else deadline_seconds
+        box = outbox.Outbox(settings.root / FOLDER / f"{project}.{memory}")
+        given: dict[str, Any] = {"project": project, "memory": memory}
+        given["seeds"] = seen.Seen(box.folder, where, self._failed)
         backend: port.Backend
         if where:
             from runlore.agents import remote
 
-            backend = remote.Remote(where, secret, project=project, memory=memory)
+            backend = remote.Remote(where, secret, behind_seconds=deadline * BEHIND_SHARE, **given)
         else:
             from runlore.agents import embedded
 
-            backend = embedded.Embedded(settings, project=project, memory=memory)
-        default = DEADLINE_SECONDS_REMOTE if where else DEADLINE_SECONDS_EMBEDDED
-        box = outbox.Outbox(settings.root / FOLDER / f"{project}.{memory}")
+            backend = embedded.Embedded(settings, **given)
         self._on_error = on_error
         self.link = runs.Link(
             project=project,
             memory=memory,
             subject=subject,
-            deadline_seconds=default if deadline_seconds is None else deadline_seconds,
+            deadline_seconds=deadline,
             backend=backend,
             outbox=box,
             delivery=delivery.Delivery(backend, box, self._failed),
@@ -104,6 +121,10 @@ class Runlore:
             runs.CURRENT.reset(token)
         await self._ended(run, result, None)
         return result
+
+    def run_sync(self, agent: Any, input: Any, **named: Any) -> agents.RunResult:
+        """`Runner.run_sync`: `run` for a program without an event loop. Inside of one it raises the SDK's error."""
+        return sync.run(sync.Entry(self._run), agent, input, named)
 
     def run_streamed(self, agent: Any, input: Any, **named: Any) -> agents.RunResultStreaming:
         """`Runner.run_streamed`, whose result it returns. The seed is fetched when the stream begins."""
@@ -139,7 +160,9 @@ class Runlore:
         async with asyncio.timeout(self.link.deadline_seconds):
             await self.link.delivery.flush()
             await self.link.backend.settle()
-            return await self.link.backend.seed(ask, agent)
+            found = await self.link.backend.seed(ask, agent)
+        self.link.answers()
+        return found
 
     def fan_out(self, rollout: str, *, n: int) -> fanout.FanOut:
         """`n` branches of a rollout, all from its one seed, each with a rollout of its own until they are merged."""
@@ -194,6 +217,16 @@ class Runlore:
             log.warning("what the outbox holds is delivered at the next start: %s", link.outbox.folder)
         except Exception as exc:
             self._failed("closing", exc)
+
+    def close(self) -> None:
+        """`aclose` for a program without an event loop."""
+        sync.close(self.aclose)
+
+    def __enter__(self) -> Runlore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def __aenter__(self) -> Runlore:
         return self
@@ -386,10 +419,11 @@ class Runlore:
 
     def _put(self, run: runs.Run, data: dict[str, Any], left: list[port.Left]) -> list[port.Left]:
         """Into the outbox; blocking. The workspaces for which there was no room."""
-        for space in run.spaces:
+        for space in (*run.spaces, *run.calls):
             if space.left is not None:
                 # Whoever resumes from that file later began from what this run left.
-                self.link.outbox.remember(f"space-{space.id}", {"run_id": run.id, "agent": space.agent})
+                noted = {"run_id": run.top.id, "agent": space.agent}
+                self.link.outbox.remember(f"space-{space.id}", noted)
         return self.link.outbox.put(data, left)
 
     def _no_room(self, data: Mapping[str, Any], without: list[port.Left]) -> None:
@@ -411,6 +445,9 @@ class Runlore:
         with contextlib.suppress(TimeoutError):
             async with run.waiting():
                 await asyncio.shield(sending)
+        if delivery.LOOP_STOPS.get() and not sending.done():
+            sending.cancel()
+            self._failed(f"run {data['run_id']} is lost", TimeoutError("its event loop stops here"))
 
     async def _send(self, data: dict[str, Any], left: list[port.Left]) -> None:
         try:
@@ -436,6 +473,9 @@ class Runlore:
         """A run that an agent's tool makes: an event of its own, which names the run that called it."""
         lore = parent.link.lore
         run = lore._begin(agent, input, named)
+        of_its_own = run.ask.rollout.kind != "run" and run.ask.rollout != run.top.ask.rollout
+        if of_its_own:
+            run.top.also.append(run.ask)
         lore._hook(run, named, None)
         return nested.Child(run, lore._ended, lore._put_now)
 

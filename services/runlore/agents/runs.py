@@ -21,7 +21,7 @@ from agents.sandbox import SandboxAgent
 from agents.sandbox.capabilities import Memory
 
 from runlore import clock, errors
-from runlore.agents import delivery, outbox, port
+from runlore.agents import delivery, outage, outbox, port, tools
 from runlore.events import ids, models
 from runlore.snapshots import tarin
 
@@ -42,6 +42,7 @@ class Link:
     outbox: outbox.Outbox
     delivery: delivery.Delivery
     failed: Callable[[str, BaseException], None]
+    outage: outage.Outage = field(default_factory=outage.Outage)
     said: set[str] = field(default_factory=set)
     lore: Any = None
     """The `Runlore` itself, for runs inside of its runs."""
@@ -54,6 +55,11 @@ class Link:
             other.subject,
             other.outbox.folder,
         ]
+
+    def answers(self) -> None:
+        """A seed came: an outage is over."""
+        if self.outage.over():
+            log.info("the lookup service answers again")
 
     def once(self, text: str) -> None:
         """Tell something that is the same for every run."""
@@ -77,7 +83,9 @@ class Space:
     restored: bool = False
     """Whether there was a tar to begin from."""
     kept: bool = True
-    """Whether what it leaves belongs on a line; not for a run that another one called."""
+    """Whether what it leaves belongs on a line."""
+    ended: Callable[[], None] | None = None
+    """Is called once it was taken, or could not be."""
     began: tuple[int, int] | None = None
     started: bool = False
     taken: bool = False
@@ -98,6 +106,8 @@ class Space:
         now = _identity(self.path)
         # A session whose start failed is stopped all the same, and persists a tree that is cleared or half made.
         self.taken = self.started and now is not None and now != self.began
+        if self.ended is not None:
+            self.ended()
 
     @property
     def left(self) -> port.Left | None:
@@ -136,6 +146,11 @@ class Run:
         self.items: list[Any] = []
         """What the hooks saw, for an error that brings no items of its own."""
         self.spaces: list[Space] = []
+        self.calls: list[Space] = []
+        """The workspaces of a run that was called as a tool: they go with the event of the run around it."""
+        self.tools = tools.Tools()
+        self.also: list[port.Ask] = []
+        """Runs inside of this one, in rollouts of their own: what they left before is waited for, too."""
         self.layout: models.Layout | None = None
         self.entered_by: Any = None
         """The wrapped runner that this run went through first; what it is given after that is another run."""
@@ -151,6 +166,11 @@ class Run:
     @property
     def id(self) -> str:
         return self.ask.run_id
+
+    @property
+    def top(self) -> Run:
+        """The run around all others, which nobody called; most often this one."""
+        return self if self.parent is None else self.parent.top
 
     @contextlib.asynccontextmanager
     async def waiting(self, *, share: float = 1.0, seconds_min: float = 0.0) -> AsyncIterator[None]:
@@ -171,9 +191,11 @@ class Run:
         """The seed, asked for once; None where it could not be had in time."""
         if self.parent is not None:
             return await self.parent.seeded()
-        if self._seeding is None:
-            self._seeding = asyncio.ensure_future(self._seed())
-        return await asyncio.shield(self._seeding)
+        asked = self._seeding
+        if asked is None or not (asked.done() or asked.get_loop() is asyncio.get_running_loop()):
+            # What another loop asked for can't be waited for here: a tool may run an agent in a thread.
+            self._seeding = asked = asyncio.ensure_future(self._seed())
+        return await asyncio.shield(asked)
 
     @property
     def seed(self) -> port.Seeded | None:
@@ -187,22 +209,65 @@ class Run:
         if self.seed_from is not None:
             found: port.Seeded | None = await self.seed_from()
             return found
+        before = self._left_seconds
+        if not await self._is_there():
+            return None
+        stopped: Exception | None = None
         try:
             async with self.waiting(share=SETTLE_SHARE):
                 # Past this machine what other rollouts left is not in the next seed at once anyway.
-                only = None if self.link.backend.is_here else self.ask.rollout.original
+                only = None if self.link.backend.is_here else self.ask.rollout.alias
                 await self.link.delivery.flush(rollout=only)
                 await self.link.backend.settle()
+                for one in () if self.link.backend.is_here else self.also:
+                    await self.link.delivery.flush(rollout=one.rollout.alias)
+                    await self.link.backend.caught_up(one, is_patient=False)
         except TimeoutError:
             log.info("earlier runs are not worked off yet; the seed is what there is")
         except Exception as exc:
-            self.link.failed("working off earlier runs", exc)
+            stopped = exc
         try:
             async with self.waiting():
-                return await self.link.backend.seed(self.ask, name_of(self.current))
+                found = await self.link.backend.seed(self.ask, name_of(self.current))
         except Exception as exc:
-            self.link.failed("the seed", exc)
+            self._not_had("the seed", exc, before)
             return None
+        if stopped is not None:
+            # Where the seed does not come either, that is told, and once.
+            self.link.failed("working off earlier runs", stopped)
+        self.link.answers()
+        return found
+
+    async def _is_there(self) -> bool:
+        """Whether to ask for a seed: while the service is out, once it has answered something small."""
+        out, before = self.link.outage, self._left_seconds
+        if not out.is_on:
+            return True
+        if not out.may_probe():
+            return False
+        try:
+            async with self.waiting(share=outage.PROBE_SHARE):
+                await self.link.backend.probe(self.ask)
+        except Exception as exc:
+            self._not_had("the seed", exc, before)
+            return False
+        return True
+
+    def _not_had(self, what: str, exc: Exception, before: float) -> None:
+        """Tell what did not come, an outage once. `before`: what was left of the deadline before it was asked for."""
+        waited, deadline = before - self._left_seconds, self.link.deadline_seconds
+        out = self.link.outage
+        # This machine is not away: it may be busy, which the next run need not meet.
+        if self.link.backend.is_here or out.seen(exc, waited_seconds=waited, deadline_seconds=deadline):
+            self.link.failed(what, exc)
+
+    @contextlib.asynccontextmanager
+    async def asking(self, *, seconds_min: float = 0.0) -> AsyncIterator[None]:
+        """`waiting` for something more; where the service is out it is not asked: it did not give the seed either."""
+        if self.link.outage.is_on:
+            raise errors.ServiceUnavailable("the lookup service is out, and was not asked")
+        async with self.waiting(seconds_min=seconds_min):
+            yield
 
     # --- workspaces -----------------------------------------------------------------------------------------
 
@@ -210,41 +275,48 @@ class Run:
         """A workspace for the present agent's new session, with its line's tar in place where there is one."""
         space = self.new_space()
         seeded = await self.seeded()
-        if self.parent is not None or seeded is None:
-            space.kept = self.parent is None
+        name = name_of(self.current)
+        if self.parent is not None:
+            if name is None:
+                space.kept = False
+            else:
+                await tools.fill(self.top, self, space, usable(tools.PREFIX + name))
+            return space
+        if seeded is None:
             return space
         found = seeded.workspace
-        name = name_of(self.current)
         if self.spaces[1:] and name is not None:
-            found = await self._workspace(name) or port.Workspace(agent=name)
+            found = await self.line_of(name) or port.Workspace(agent=name)
         space.agent = found.agent
-        await self._fill(space, found)
+        await self.fill(space, found)
         return space
 
     def new_space(self) -> Space:
         """One more workspace, of which nothing is known yet."""
-        name = f"{self.id}-{len(self.spaces)}"
+        mine = self.spaces if self.parent is None else self.calls
+        name = f"{self.id}-{len(mine)}"
         space = Space(name, self.link.outbox.sessions / f"{name}.tar", None, None)
         space.layout = port.layout_of(memory_of(self.current))
-        self.spaces.append(space)
+        mine.append(space)
         return space
 
-    async def _workspace(self, agent: str) -> port.Workspace | None:
+    async def line_of(self, agent: str) -> port.Workspace | None:
+        """The present version of an agent's own line; none where it could not be asked for."""
         try:
-            async with self.waiting():
+            async with self.asking():
                 return await self.link.backend.workspace(self.ask, agent)
         except Exception as exc:
             self.link.failed(f"the workspace of {agent}", exc)
             return None
 
-    async def _fill(self, space: Space, found: port.Workspace) -> None:
+    async def fill(self, space: Space, found: port.Workspace) -> None:
         """Put the line's tar where the SDK restores from. The base counts as seen only if that is there."""
         if found.snapshot is None:
             space.base = found.base
             return
         new = space.path.with_name(f"{outbox.TEMPORARY}{clock.new_id()}")
         try:
-            async with self.waiting():
+            async with self.asking():
                 await asyncio.to_thread(self.link.outbox.make)
                 await asyncio.to_thread(_make, space.path.parent)
                 await self.link.backend.fetch(found, new)
@@ -260,25 +332,37 @@ class Run:
 
     async def resumed_space(self, name: str, path: Path) -> Space:
         """The workspace of a session that is resumed from our own snapshot file, brought back if it is gone."""
+        top = self.top
         noted = await asyncio.to_thread(self.link.outbox.recall, f"space-{name}")
         space = Space(name, path, noted.get("agent"), None)
         space.layout = port.layout_of(memory_of(self.current))
-        self.spaces.append(space)
+        (self.spaces if self.parent is None else self.calls).append(space)
+        if self.parent is not None:
+            # Only a line that it held may go on in it, and only one call at a time.
+            line = self._tool_line(space.agent)
+            space.kept = line is not None and not line.is_held()
+            if line is not None and space.kept:
+                tools.hold(line, self, space)
         seeded = await self.seeded()
         before = noted.get("run_id")
         if not await asyncio.to_thread(path.is_file):
-            found = seeded.workspace if seeded is not None else None
-            if found is not None and space.agent is not None:
-                found = await self._workspace(space.agent)
+            found = seeded.workspace if seeded is not None and self.parent is None else None
+            if seeded is not None and space.agent is not None:
+                found = await top.line_of(space.agent)
             if found is not None:
-                await self._fill(space, found)
+                await top.fill(space, found)
             return space
         space.restored = True
         if before:
             with contextlib.suppress(Exception):
-                async with self.waiting(seconds_min=0.01):
-                    space.base = await self.link.backend.began_by(self.ask, space.agent, before)
+                async with top.asking(seconds_min=0.01):
+                    space.base = await self.link.backend.began_by(top.ask, space.agent, before)
         return space
+
+    def _tool_line(self, name: str | None) -> tools.Line | None:
+        if name is None or not tools.is_a_line_of(name):
+            return None
+        return self.top.tools.lines.setdefault(name, tools.Line())
 
     # --- the event ------------------------------------------------------------------------------------------
 
@@ -312,13 +396,13 @@ class Run:
 
     def started(self) -> None:
         """A session that the program wired itself has started: so have the workspaces that it asked for."""
-        for space in self.spaces:
+        for space in (*self.spaces, *self.calls):
             if not space.started:
                 space.start()
 
     def left(self) -> list[port.Left]:
         usual = (self.layout or models.Layout()).model_dump()
-        found = [one for space in self.spaces if (one := space.left) is not None]
+        found = [one for space in self.spaces if (one := space.left) is not None] + self.tools.left()
         # Told only where it is not what the event says anyway.
         return [replace(one, layout=None) if one.layout == usual else one for one in found]
 
@@ -327,7 +411,7 @@ class Run:
         seeded, parts = self.seed, []
         if seeded is not None and seeded.revision:
             parts.append(f"revision {seeded.revision} ({seeded.notes} notes)")
-        for space in self.spaces:
+        for space in (*self.spaces, *self.calls):
             if space.snapshot:
                 parts.append(f"snapshot {space.snapshot[:8]} ({space.files} files)")
         if parts:

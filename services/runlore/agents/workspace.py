@@ -61,8 +61,9 @@ class Client(BaseSandboxClient[Any]):
             return await self.inner.delete(session)
         finally:
             # Also where a client of our own in the program's hands took something (`snapshots.py`).
-            if run is not None and (space.left if space is not None else run.left()):
-                self._ended(run)
+            # What a call left goes with the run around it.
+            if run is not None and (space.left if space is not None else run.top.left()):
+                self._ended(run.top)
 
     def serialize_session_state(self, state: Any) -> dict[str, object]:
         return self.inner.serialize_session_state(state)
