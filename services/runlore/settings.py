@@ -124,6 +124,18 @@ class Settings(BaseSettings):
     http_requests_max: int = Field(
         256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
     )
+    http_connections_max: int = Field(
+        4096,
+        ge=1,
+        le=100_000,
+        description="Open connections; one more is answered 503. Fewer where the process may open fewer files.",
+    )
+    http_stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="How long a client may take for 64 KiB of what it sends, or 1 MiB of what it gets; then it is cut.",
+    )
     # --- being watched ---
     health_port: int = Field(
         0, ge=0, le=65535, description="Port of /livez, /readyz, /status and /metrics of a worker; 0: none."

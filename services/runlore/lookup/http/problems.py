@@ -26,6 +26,7 @@ STATUS: tuple[tuple[type[errors.RunloreError], int], ...] = (
     (errors.RecordTooLarge, 413),
     (errors.BadRange, 416),
     (errors.WaitTimeout, 504),
+    (errors.TooSlow, 408),
     (errors.InvalidInput, 400),
     (errors.Poison, 400),
     (errors.NotFound, 404),
@@ -57,6 +58,9 @@ def problem(exc: errors.RunloreError, status: int | None = None) -> Response:
     headers = {"Cache-Control": "no-store"}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="runlore"'
+    if status == 408:
+        # The rest of the body may still come: nobody reads it.
+        headers["Connection"] = "close"
     if status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
     return Response(json.dumps(body), status, headers, MEDIA_TYPE)

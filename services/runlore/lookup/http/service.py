@@ -74,6 +74,8 @@ class Service:
     work_dir: Path
     with_keys: bool = False
     requests_max: int = 256
+    connections_max: int = 4096
+    stall_seconds: float = 60.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:

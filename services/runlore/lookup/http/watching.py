@@ -6,6 +6,7 @@ query may hold a subject. No header is logged.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import structlog
@@ -20,6 +21,39 @@ log = structlog.get_logger("runlore.http")
 
 PROBES = ("/livez", "/readyz")
 NO_ROUTE = "none"
+HEADERS_MAX = 100
+BODY_BYTES_MIN = 64 * 1024
+"""Of a body, or all that is left of it: what must come within the time that a client may stand still."""
+
+
+class _Body:
+    """A body that must go on coming. Raises `errors.TooSlow`.
+
+    Only the time that somebody waits for it counts: not while the disk is written, or an answer is made.
+    """
+
+    def __init__(self, receive: Any, stall_seconds: float) -> None:
+        self._receive, self._most = receive, stall_seconds
+        self._waited, self._came, self._is_whole = 0.0, 0, False
+
+    async def __call__(self) -> Any:
+        if self._is_whole:
+            return await self._receive()
+        began = clock.monotonic()
+        try:
+            async with asyncio.timeout(self._most - self._waited):
+                message = await self._receive()
+        except TimeoutError:
+            self._is_whole = True
+            raise errors.TooSlow(
+                f"within {self._most:g} seconds neither {BODY_BYTES_MIN} bytes of the body came nor its end"
+            ) from None
+        self._waited += clock.monotonic() - began
+        self._came += len(message.get("body", b""))
+        if self._came >= BODY_BYTES_MIN:
+            self._waited, self._came = 0.0, 0
+        self._is_whole = not message.get("more_body", False)
+        return message
 
 
 class Watched:
@@ -55,6 +89,12 @@ class Watched:
     async def _answered(self, scope: Any, receive: Any, send: Any, seen: dict[str, Any]) -> None:
         is_probe = scope["path"] in PROBES
         try:
+            if len(scope["headers"]) > HEADERS_MAX:
+                told = errors.InvalidInput(f"the request has more than {HEADERS_MAX} headers")
+                await problems.problem(told, 431)(scope, receive, send)
+                return
+            if any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]):
+                receive = _Body(receive, self._service.stall_seconds)
             if not self._service.with_keys and not is_probe:
                 callers.check_local(Headers(scope=scope).get)
             if is_probe:
@@ -68,6 +108,11 @@ class Watched:
                 log.warning("an answer broke off", kind=exc.kind, problem=exc.message)
                 raise
             await problems.problem(exc)(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._service.stopping.is_set():
+                raise
+            # The time for draining is over. Its connection ends before the answer's length.
+            log.warning("an answer broke off", kind="stopping")
         except ClientDisconnect:
             seen["status"] = seen["status"] or 499
         except Exception as exc:
