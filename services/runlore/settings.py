@@ -33,6 +33,12 @@ class Settings(BaseSettings):
     marks_interval_seconds: float = Field(
         5.0, gt=0, le=3600, description="How often marks and heads are listed, in case a doorbell was lost."
     )
+    heads_interval_seconds_max: float = Field(
+        900.0,
+        gt=0,
+        le=86_400,
+        description="Longest time from one LIST of all heads by the index to the next: 3 seconds for each 1,000 heads.",
+    )
     retry_seconds_max: float = Field(
         30.0, gt=0, le=3600, description="Longest wait between two tries of a stage."
     )
