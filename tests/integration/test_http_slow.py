@@ -16,6 +16,7 @@ import uvicorn
 from lookup_service import ACME, give_workspace, listening, tar
 from runlore.lookup.http import connections, service, watching
 from runlore.testing.stores import MemoryStore
+from runlore.upkeep import access
 
 STALL_SECONDS = 0.3
 MEGABYTE = 1024 * 1024
@@ -82,12 +83,29 @@ async def dripped(reader, writer, drop):
     return await answer
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /v1 HT", b"GET /v1 HTTP/1.1\r\nHost: localhost\r\n"])
+@pytest.mark.parametrize("begun", [b"GET /v1 HT", b"GET /v1 HTTP/1.1\r\nHost: localhost\r\n"])
 async def test_a_head_that_does_not_come_ends_its_connection(tmp_path, begun):
     async with service_with_a_client(tmp_path) as here, connected(here.port) as (reader, writer):
         writer.write(begun)
         status, body = await rest_of(reader)
         assert status == 408 and json.loads(body)["kind"] == "too_slow"
+
+
+async def test_a_connection_without_a_word_is_closed_without_one(tmp_path):
+    async with service_with_a_client(tmp_path) as here, connected(here.port) as (reader, _):
+        assert await reader.read() == b""
+
+
+async def test_who_goes_on_sending_after_the_answer_that_ends_its_connection_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "LINGER_SECONDS_MAX", STALL_SECONDS)
+    async with service_with_a_client(tmp_path) as here, connected(here.port) as (reader, writer):
+        writer.write(b"no HTTP at all\r\n\r\n")
+        assert (await rest_of(reader))[0] == 400
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
 
 
 async def test_a_head_that_drips_ends_its_connection_also_after_an_answer(tmp_path):
@@ -176,6 +194,30 @@ async def test_a_reader_that_stands_still_does_not_hold_up_the_end_of_the_servic
             assert one.downloads._inside == 0
 
 
+async def test_one_project_never_takes_all_of_what_may_be_under_way_from_the_others(tmp_path):
+    async with (
+        service_with_a_client(tmp_path, stall_seconds=60, with_keys=True) as here,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        keys = {}
+        for project in ("acme", "shop"):
+            _, token = await access.create(here.one.store, project, scope="write", name="test")
+            keys[project] = {"Authorization": f"Bearer {token}"}
+        body = tar(("a", b"1"))
+        for _ in range(2):  # Three quarters of three.
+            _, writer = await stack.enter_async_context(connected(here.port))
+            key = f"Authorization: {keys['acme']['Authorization']}\r\n\r\n".encode()
+            writer.write(UPLOAD.removesuffix(b"\r\n") + key)
+        while here.one.uploads._inside < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        refused = await here.client.post(f"{ACME}/archives", content=body, headers=keys["acme"])
+        assert refused.status_code == 503 and "of the project" in refused.json()["detail"]
+        assert (await here.client.get(f"{ACME}/memories", headers=keys["acme"])).status_code == 200
+        shop = ACME.replace("acme", "shop")
+        taken = await here.client.post(f"{shop}/archives", content=body, headers=keys["shop"])
+        assert taken.status_code == 201
+
+
 class Waiting:
     """A transport with so many bytes that its client has not taken."""
 
@@ -187,6 +229,9 @@ class Waiting:
 
     def get_extra_info(self, name):
         return None
+
+    def can_write_eof(self):
+        return False
 
     def write(self, data):
         self.written += data
@@ -247,6 +292,9 @@ async def test_a_head_has_a_limit_and_an_id_that_is_as_long_as_may_be_is_under_i
             writer.write(b"GET /v1 HTTP/1.1\r\nX: " + b"x" * connections.HEAD_BYTES_MAX)
             status, body = await rest_of(reader)
             assert status == 400 and json.loads(body)["kind"] == "invalid_input"
+        async with connected(here.port) as (reader, writer):  # Whole, too.
+            writer.write(b"GET /v1 HTTP/1.1\r\nX: " + b"x" * 2 * connections.HEAD_BYTES_MAX + b"\r\n\r\n")
+            assert (await rest_of(reader))[0] == 400
         async with connected(here.port) as (reader, writer):
             writer.write(b"no HTTP at all\r\n\r\n")
             assert (await rest_of(reader))[0] == 400

@@ -28,9 +28,14 @@ HEAD_SECONDS_MAX = 30.0
 """From the first moment of a connection, or the first byte of a later request, to the end of the request's head."""
 HEAD_BYTES_MAX = 64 * 1024
 """Of a request's line and headers: an id may have 8,192 characters, each of which may come as nine bytes."""
+LINGER_SECONDS_MAX = 2.0
+"""From the answer that ends a connection to its end, where the client goes on sending: closed before, it would be told
+by a reset, which takes the answer from it."""
 FILES_KEPT = 128
 """File descriptors that connections leave to the store, the bus, the index and uploads."""
-HEAD, ANSWER, FULL = "head", "answer", "full"
+TOLD_MAX = 64
+"""Connections beyond those that may be, which are told so; any more are ended without a word."""
+HEAD, ANSWER, FULL, OVER = "head", "answer", "full", "over"
 
 
 def connections_max(wanted: int) -> int:
@@ -72,15 +77,17 @@ class Connection(h11_impl.H11Protocol):
         self._watch = watch
         self._answered = self._resumed = 0
         self._waits: tuple[str, int] | None = None
-        self._since, self._left = 0.0, 0
+        self._since, self._left, self._is_over = 0.0, 0, False
 
     # --- what the transport and uvicorn tell ----------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        is_full = len(self._watch.open) >= self._watch.most
+        others = len(self._watch.open)
         self._watch.open.add(self)
-        if is_full:
+        if others >= self._watch.most + TOLD_MAX:
+            self._abort()
+        elif others >= self._watch.most:
             self._cut(
                 FULL, errors.Overloaded(f"{self._watch.most} connections are open, as many as may be"), 503
             )
@@ -88,6 +95,17 @@ class Connection(h11_impl.H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.open.discard(self)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        if len(data) > HEAD_BYTES_MAX and (self.cycle is None or self.cycle.response_complete):
+            # In two parts: h11 compares only a head that is not whole yet with its limit, and reads any that is.
+            super().data_received(data[: HEAD_BYTES_MAX + 1])
+            if self._is_over or self.transport.is_closing():
+                return
+            data = data[HEAD_BYTES_MAX + 1 :]
+        super().data_received(data)
 
     def resume_writing(self) -> None:
         self._resumed += 1
@@ -112,7 +130,8 @@ class Connection(h11_impl.H11Protocol):
             # A piece was taken, or there is more to take: the time for the next begins.
             self._waits, self._since, self._left = waits, now, left
             return
-        most = HEAD_SECONDS_MAX if waits[0] == HEAD else self._watch.stall_seconds
+        limits = {HEAD: HEAD_SECONDS_MAX, OVER: LINGER_SECONDS_MAX}
+        most = limits.get(waits[0], self._watch.stall_seconds)
         if now - self._since >= most:
             self._cut(waits[0], errors.TooSlow("the head of the request did not come in time"), 408)
 
@@ -120,16 +139,24 @@ class Connection(h11_impl.H11Protocol):
         """What it waits for from its client, with a count that tells one from the next; None: for nothing."""
         if self.transport.get_write_buffer_size():
             return ANSWER, self._resumed
+        if self._is_over:
+            return OVER, 0
         if self.cycle is not None and not self.cycle.response_complete:
             return None
         # Idle between two requests: uvicorn's own time runs, until the first byte of the next.
         return None if self.timeout_keep_alive_task is not None else (HEAD, self._answered)
 
     def _cut(self, why: str, told: errors.RunloreError, status: int) -> None:
+        if why == OVER:
+            self._abort()
+            return
         telemetry.HTTP_CUT.inc(why=why)
         log.info("a connection was cut", why=why)
         if why == ANSWER:
             self._abort()
+        elif why == HEAD and not self.conn.trailing_data[0]:
+            # Not a word came: opened ahead by a browser or a pool, which would take this for its next request's answer.
+            self.transport.close()
         else:
             self._tell(told, status)
 
@@ -141,7 +168,7 @@ class Connection(h11_impl.H11Protocol):
         self.transport.abort()
 
     def _tell(self, told: errors.RunloreError, status: int) -> None:
-        """Answer before there is a request, and close."""
+        """Answer before there is a request, and close as soon as the client has done so."""
         if self.conn.our_state is h11.IDLE or self.conn.our_state is h11.SEND_RESPONSE:
             answer = problems.problem(told, status)
             headers = [*answer.raw_headers, (b"connection", b"close")]
@@ -151,4 +178,8 @@ class Connection(h11_impl.H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
+            if self.transport.can_write_eof():
+                self._is_over = True
+                self.transport.write_eof()
+                return
         self.transport.close()

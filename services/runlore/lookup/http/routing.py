@@ -85,11 +85,18 @@ class Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive, send)
-        if self._scope is not None:
-            # Before anything is read, and whatever else may be wrong with the request.
-            await callers.check(request, callers.unquoted(scope["path_params"][PROJECT]), self._scope)
+        if self._scope is None:
+            await self._answer(request, send)
+            return
+        # Before anything is read, and whatever else may be wrong with the request.
+        project = callers.unquoted(scope["path_params"][PROJECT])
+        await callers.check(request, project, self._scope)
+        with callers.service_of(request).requests.entered(project):
+            await self._answer(request, send)
+
+    async def _answer(self, request: Request, send: Any) -> None:
         answer = await self._call(request=request, **self._fixed, **self.read(request))
-        await answer(scope, receive, send)
+        await answer(request.scope, request.receive, send)
 
     def read(self, request: Request) -> Mapping[str, Any]:
         """The parameters as the function takes them. Raises `errors.InvalidInput`."""

@@ -62,6 +62,7 @@ class Watched:
 
     def __init__(self, app: Any, service: services.Service) -> None:
         self._app, self._service = app, service
+        # Of everybody, whoever they say they are; each project's share is its route's affair, which knows the key.
         self._gate = services.Gate("requests", service.requests_max)
         # Bound once: the module's own is made anew for each line, also for one that the level leaves out.
         self._log = log.bind()
@@ -103,7 +104,7 @@ class Watched:
             if is_probe:
                 await self._app(scope, receive, send)
                 return
-            async with self._gate.entered():
+            with self._gate.entered():
                 await self._app(scope, receive, send)
         except errors.RunloreError as exc:
             if seen["status"]:
