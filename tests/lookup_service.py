@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import io
@@ -11,8 +12,9 @@ import tarfile
 import httpx2
 import jsonschema
 
+import made
 from runlore.consumers import consolidate, record, snapshot
-from runlore.lookup.http import app, lists, service
+from runlore.lookup.http import app, lists, service, serving
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 from runlore.upkeep import access
@@ -83,6 +85,32 @@ async def served(tmp_path, *, store=None, bus=None, **more):
             yield Served(made, client)
     finally:
         await found.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(tmp_path, store, *, drain_seconds=30, **more):
+    """(the service, its address, its task) on a real port, until the block ends."""
+    found = lists.Lists(tmp_path / "index.db", store)
+    one = service.Service(store, MemoryBus(), found, tmp_path / "uploads", **more)
+    told = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(
+        serving.run(one, host="127.0.0.1", port=0, drain_seconds=drain_seconds, on_listening=told.set_result)
+    )
+    try:
+        yield one, await told, task
+    finally:
+        one.stopping.set()
+        await task
+        await found.close()
+
+
+async def give_workspace(one, client, *files):
+    """The rollout `conv` gets these (path, bytes) as its workspace."""
+    claim = (await client.post(f"{ACME}/archives", content=tar(*files))).json()
+    data = made.data(1, rollout="conv", workspaces=[{"archive": claim}])
+    assert (await client.post(f"{ACME}/events", json=data)).status_code == 202
+    taken = [message async for message in one.bus.read("runs")]
+    await snapshot.SnapshotStage(one.store, one.bus).process(taken)
 
 
 def tar(*files):

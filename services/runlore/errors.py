@@ -434,6 +434,12 @@ class Overloaded(Retryable):
     kind = "overloaded"
 
 
+class TooSlow(Retryable):
+    """The client let the service wait for too long."""
+
+    kind = "too_slow"
+
+
 class Blocked(RunloreError):
     """A permission or a credential is missing; a person must act."""
 

@@ -33,6 +33,12 @@ class Settings(BaseSettings):
     marks_interval_seconds: float = Field(
         5.0, gt=0, le=3600, description="How often marks and heads are listed, in case a doorbell was lost."
     )
+    heads_interval_seconds_max: float = Field(
+        900.0,
+        gt=0,
+        le=86_400,
+        description="Longest time from one LIST of all heads by the index to the next: 3 seconds for each 1,000 heads.",
+    )
     retry_seconds_max: float = Field(
         30.0, gt=0, le=3600, description="Longest wait between two tries of a stage."
     )
@@ -123,6 +129,18 @@ class Settings(BaseSettings):
     )
     http_requests_max: int = Field(
         256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
+    )
+    http_connections_max: int = Field(
+        4096,
+        ge=1,
+        le=100_000,
+        description="Open connections; one more is answered 503. Fewer where the process may open fewer files.",
+    )
+    http_stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="How long a client may take for 64 KiB of what it sends, or 1 MiB of what it gets; then it is cut.",
     )
     # --- being watched ---
     health_port: int = Field(

@@ -203,6 +203,12 @@ HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to th
 HTTP_SECONDS = Metric(
     "histogram", "runlore_http_request_duration_seconds", "To the first byte.", ("route",), _REQUEST_SECONDS
 )
+HTTP_CUT = Metric(
+    "counter",
+    "runlore_http_cut_total",
+    "Connections that were ended: a head that did not come, an answer that was not taken, one too many (full).",
+    ("why",),
+)
 
 METRICS: tuple[Metric, ...] = tuple(one for one in list(vars().values()) if isinstance(one, Metric))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 
 import homes
 
@@ -30,13 +33,33 @@ class Served:
             # Into a file: a pipe that nobody reads would fill, and stop it.
             self._process = self.home.start(*words, stdout=subprocess.DEVNULL, stderr=log)
         homes.wait_until(lambda: self._process.poll() is not None or self._has_begun(), "serve to listen")
-        assert self._process.poll() is None, self._log.read_text()
+        assert self._process.poll() is None, self.log()
         return self
 
     def end(self):
         """Kill it: whoever asks meets a closed port."""
         homes.kill(self._process)
 
+    def drain(self):
+        """Tell it to stop; its exit code, once what is under way has ended."""
+        self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(timeout=homes.WAIT_SECONDS_MAX)
+        assert "Traceback" not in self.log(), self.log()
+        return code
+
+    def log(self):
+        return self._log.read_text()
+
+    def ask(self, path, body=None, headers=None, method=None):
+        """(status, body, headers) of one request."""
+        request = urllib.request.Request(self.url + path, data=body, headers=headers or {}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=homes.WAIT_SECONDS_MAX) as answer:
+                return answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return exc.code, exc.read(), exc.headers
+
     def _has_begun(self):
-        told = _TOLD.search(self._log.read_text())
+        told = _TOLD.search(self.log())
         return told is not None and told[1] == self.url

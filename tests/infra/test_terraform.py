@@ -353,7 +353,7 @@ async def test_a_seed_is_served_with_the_rights_of_lookup(rights, tmp_path):
     assert (tmp_path / "space/0.md").read_bytes() == b"two"
     index = lookup_index.Index(tmp_path / "index.db")
     try:
-        assert await lookup_index.reconcile(index, one.views["lookup"])
+        assert (await lookup_index.reconcile(index, one.views["lookup"])).applied
     finally:
         index.close()
     used = {place for action, place in one.views["lookup"].used if action == "read"}

@@ -44,6 +44,7 @@ SERVER = {
     "fastapi": ("lookup/http/",),
     "starlette": ("lookup/http/",),
     "uvicorn": ("lookup/http/", "cli/serve"),
+    "h11": ("lookup/http/connections",),  # which uvicorn brings
     "mcp": ("lookup/mcp",),
     # what only `runlore[agents]` installs
     "agents": ("agents/",),

@@ -154,8 +154,8 @@ async def test_comparing_with_a_list_takes_in_what_differs_and_nothing_else(inde
         await heads.move(store, heads.Head(head.key, head.body, None), {}, fmt=rollouts.HEAD_FORMAT)
     memory = heads.Head(keys.memory_head("acme", "support"), {"project": "acme", "memory": "support"}, None)
     await heads.move(store, memory, {"revision": 1, "manifest": "0" * 64}, fmt=revisions.HEAD_FORMAT)
-    assert await lookup_index.reconcile(index, store) == 11
-    assert await lookup_index.reconcile(index, store) == 0
+    assert await lookup_index.reconcile(index, store) == (11, 11)
+    assert await lookup_index.reconcile(index, store) == (0, 11)
     key = keys.rollout_head("acme", "support", "r3")
     head = await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)
     await heads.move(store, head, {}, fmt=rollouts.HEAD_FORMAT)
@@ -163,7 +163,7 @@ async def test_comparing_with_a_list_takes_in_what_differs_and_nothing_else(inde
         await lookup_index.take_in(index, store, [key, key, keys.rollout_head("acme", "support", "gone")])
         == 1
     )
-    assert await lookup_index.reconcile(index, store) == 0
+    assert await lookup_index.reconcile(index, store) == (0, 11)
     assert index.memories()[0]["revision"] == 1
 
 
@@ -189,7 +189,7 @@ async def test_a_replica_that_begins_reads_nothing_for_the_bells_of_the_past(ind
         bell = models.Changed(kind="rollout", project="acme", memory="support", rollout="a", counter=counter)
         await record.ring(bus, [bell])
     stage = index_consumer.IndexStage(store, index)
-    assert await stage.reconcile() == 1
+    assert await stage.reconcile() == (1, 1)
     store.gets = 0
     assert await stage.process([one async for one in bus.read("changed")]) == 0 and store.gets == 0
     await store.put(rollout("a").key, envelope.dump(rollout("a", 4).body))
@@ -202,10 +202,10 @@ async def test_a_replica_that_begins_reads_nothing_for_the_bells_of_the_past(ind
 async def test_a_file_that_is_deleted_under_the_process_is_made_again_by_the_next_list(index):
     store = stores.MemoryStore()
     await store.put(rollout("a").key, envelope.dump(rollout("a").body))
-    assert await lookup_index.reconcile(index, store) == 1
+    assert await lookup_index.reconcile(index, store) == (1, 1)
     for path in index.path.parent.glob("index.db*"):
         path.unlink()
-    assert await lookup_index.reconcile(index, store) == 1 and index.path.exists()
+    assert await lookup_index.reconcile(index, store) == (1, 1) and index.path.exists()
     assert [row["rollout"] for row in index.rollouts("acme", "support")] == ["a"]
 
 
@@ -274,3 +274,19 @@ def test_no_list_of_a_project_looks_at_every_row(index, question):
     # The few runs of one name may be sorted.
     sorts = [step for step in plan if "TEMP B-TREE" in step]
     assert not sorts or any("MULTI-INDEX OR" in step for step in plan), plan
+
+
+async def test_a_large_store_is_listed_less_often_unless_the_file_lacks_what_the_last_list_brought(index):
+    store = stores.MemoryStore()
+    for number in range(20):
+        await store.put(rollout(f"r{number}").key, envelope.dump(rollout(f"r{number}").body))
+    stage = index_consumer.IndexStage(store, index)
+    assert stage.list_seconds(least=0.01, most=9) == 0.01, "nothing was listed yet"
+    await stage.reconcile()
+    assert stage.list_seconds(least=0.01, most=9) == pytest.approx(20 * 3 / 1000)
+    assert stage.list_seconds(least=0.01, most=0.02) == 0.02 and stage.list_seconds(least=5, most=9) == 5
+    for path in index.path.parent.glob("index.db*"):
+        path.unlink()
+    assert stage.list_seconds(least=0.01, most=9) == 0.01 and index.rollouts("acme", "support") == []
+    await stage.reconcile()
+    assert stage.list_seconds(least=0.01, most=9) > 0.01 and len(index.rollouts("acme", "support")) == 20

@@ -145,6 +145,8 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             folder,
             with_keys=opened.settings.http_keys,
             requests_max=opened.settings.http_requests_max,
+            connections_max=opened.settings.http_connections_max,
+            stall_seconds=opened.settings.http_stall_seconds,
             stopping=stopping,
         )
     finally:

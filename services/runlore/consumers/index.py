@@ -11,6 +11,9 @@ from runlore.events import envelope, ids, models
 from runlore.lookup import index as lookup_index
 from runlore.store import port as store_port
 
+HEADS_PER_SECOND = 1000 / 3
+"""How many heads are listed, on average: a page of 1,000 each three seconds is 28,800 LISTs a day."""
+
 
 class IndexStage:
     """Takes batches of messages of the topic `changed`."""
@@ -18,6 +21,7 @@ class IndexStage:
     def __init__(self, store: store_port.ObjectStore, index: lookup_index.Index) -> None:
         self._store = store
         self._index = index
+        self._listed, self._listed_into = 0, 0
 
     async def process(self, messages: Sequence[bus_port.Message]) -> int:
         """Apply the heads that these doorbells name; how many were newer than their rows.
@@ -32,9 +36,22 @@ class IndexStage:
                 named[key] = max(named.get(key, 0), found.counter)
         return await lookup_index.take_in(self._index, self._store, self._index.behind(named))
 
-    async def reconcile(self) -> int:
+    async def reconcile(self) -> lookup_index.Reconciled:
         """Compare a LIST with the rows: at start and on a schedule."""
-        return await lookup_index.reconcile(self._index, self._store)
+        found = await lookup_index.reconcile(self._index, self._store)
+        self._listed, self._listed_into = found.listed, self._index.files
+        return found
+
+    def list_seconds(self, *, least: float, most: float) -> float:
+        """How long it may be from the last LIST to the next, while doorbells are heard.
+
+        A LIST costs by what there is, and bells bring what changes: a larger store is listed less often, so that a
+        day's LISTs stay the same. A file that was begun anew lacks what the last LIST brought.
+        """
+        self._index.follow()
+        if self._index.files != self._listed_into:
+            return least
+        return max(least, min(most, self._listed / HEADS_PER_SECOND))
 
     def held(self) -> int:
         """Rollouts held for review, in all memories."""

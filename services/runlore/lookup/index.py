@@ -13,7 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from sqlite_utils import Database
@@ -100,6 +100,8 @@ class Index:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = self._open()
         self._file_id = _file_id(path)
+        self.files = 1
+        """How many files this has been: one that was deleted or damaged is begun anew, empty."""
 
     def _open(self) -> Database:
         try:
@@ -128,6 +130,7 @@ class Index:
             self._db.close()
             self._db = self._remake()
             self._file_id = _file_id(self.path)
+            self.files += 1
             raise IndexRemade() from exc
 
     def _prepare(self) -> Database:
@@ -152,6 +155,7 @@ class Index:
         self._db.close()
         self._db = self._open()
         self._file_id = _file_id(self.path)
+        self.files += 1
         return True
 
     # --- writing --------------------------------------------------------------------------------------
@@ -461,8 +465,17 @@ def text_of(summary: Any) -> str:
     return "\n".join(found)[:TEXT_CHARS_MAX]
 
 
-async def reconcile(index: Index, store: port.ObjectStore) -> int:
-    """Compare a LIST of all heads with the rows, and take in what differs; how many heads were applied."""
+class Reconciled(NamedTuple):
+    """What comparing with a LIST came to."""
+
+    applied: int
+    """Heads that were newer than their rows."""
+    listed: int
+    """Heads that there are: what a LIST costs."""
+
+
+async def reconcile(index: Index, store: port.ObjectStore) -> Reconciled:
+    """Compare a LIST of all heads with the rows, and take in what differs."""
     index.follow()
     try:
         return await _reconcile(index, store)
@@ -470,8 +483,8 @@ async def reconcile(index: Index, store: port.ObjectStore) -> int:
         return await _reconcile(index, store)
 
 
-async def _reconcile(index: Index, store: port.ObjectStore) -> int:
-    applied = 0
+async def _reconcile(index: Index, store: port.ObjectStore) -> Reconciled:
+    applied = count = 0
     batch: list[str] = []
     listed: list[port.Listed] = []
 
@@ -490,10 +503,11 @@ async def _reconcile(index: Index, store: port.ObjectStore) -> int:
         for kind in (keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES):
             async for row in store.list(f"{project}/{kind}/"):
                 listed.append(row)
+                count += 1
                 if len(listed) == APPLY_BATCH:
                     applied += await differing()
     applied += await differing()
-    return applied + await take_in(index, store, batch)
+    return Reconciled(applied + await take_in(index, store, batch), count)
 
 
 async def take_in(index: Index, store: port.ObjectStore, head_keys: Sequence[str]) -> int:

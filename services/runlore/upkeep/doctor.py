@@ -233,7 +233,7 @@ async def _index(opened: wiring.Home) -> Check:
 
     index = lookup_index.Index(opened.index_path)
     try:
-        behind = await lookup_index.reconcile(index, opened.store)
+        behind = (await lookup_index.reconcile(index, opened.store)).applied
     finally:
         index.close()
     said = f"it was {behind:,} heads behind, and is not any more" if behind else "it agrees with the heads"

@@ -27,7 +27,7 @@ from runlore.worker import concurrency, intake, progress, retry
 log = structlog.get_logger("runlore.worker")
 
 RECONCILE_EVERY = 12
-"""The index compares its rows with a LIST so many times less often than marks are listed."""
+"""The index compares its rows with a LIST so many times less often than marks are listed, and less with many heads."""
 MEMORIES_MAX = 4
 """Memories that are consolidated at the same time: one with a slow model does not stall the others."""
 
@@ -205,8 +205,23 @@ class Worker:
     async def _reconcile_loop(self) -> None:
         while not self.stopping.is_set():
             await self._attempt("index", "list", self._reconcile)
-            every = self._settings.marks_interval_seconds * RECONCILE_EVERY
-            await tasks.any_of(self.stopping, seconds_max=every)
+            listed = clock.monotonic()
+            while (
+                not self.stopping.is_set() and (left := listed + self._list_seconds() - clock.monotonic()) > 0
+            ):
+                # Looked at again meanwhile: bells may stop coming, and the file may be deleted.
+                await tasks.any_of(self.stopping, seconds_max=min(left, self._list_seconds_min))
+
+    @property
+    def _list_seconds_min(self) -> float:
+        return self._settings.marks_interval_seconds * RECONCILE_EVERY
+
+    def _list_seconds(self) -> float:
+        """How long it may be from one LIST of all heads to the next."""
+        least = self._list_seconds_min
+        if self.progress.stages["index"].state != RUNNING:
+            return least  # No bell is heard, or what they told was not taken in.
+        return self._index.list_seconds(least=least, most=self._settings.heads_interval_seconds_max)
 
     # --- until there is nothing left ----------------------------------------------------------------------
 

@@ -203,6 +203,7 @@ async def stream(
     open_content: Callable[[], Any],
     *,
     gate: services.Gate,
+    project: str,
     etag: str,
     media_type: str,
     immutable: bool,
@@ -212,7 +213,7 @@ async def stream(
     caching = IMMUTABLE if immutable else FOLLOWS
     if is_known(request, etag):
         return unchanged(etag, caching)
-    gate.enter()
+    gate.enter(project)
     content: Content | None = None
     try:
         content = await open_content()
@@ -223,7 +224,7 @@ async def stream(
     except BaseException as exc:
         if content is not None:
             content.close()
-        gate.leave()
+        gate.leave(project)
         if isinstance(exc, errors.BadRange) and content is not None:
             return _unsatisfiable(exc, content.size)
         raise
@@ -240,7 +241,7 @@ async def stream(
     if part is not None:
         sent["Content-Range"] = f"bytes {start}-{end - 1}/{content.size}"
     body = content.parts(start, end)
-    return _Stream(body, lambda: _let_go(content, gate), 206 if part else 200, sent, media_type)
+    return _Stream(body, content.close, lambda: gate.leave(project), 206 if part else 200, sent, media_type)
 
 
 def _unsatisfiable(exc: errors.BadRange, size: int) -> Response:
@@ -251,24 +252,20 @@ def _unsatisfiable(exc: errors.BadRange, size: int) -> Response:
     return answer
 
 
-def _let_go(content: Content, gate: services.Gate) -> None:
-    content.close()
-    gate.leave()
-
-
 class _Stream(StreamingResponse):
     """A stream that lets go of what it reads however it ends, also where it never began."""
 
     def __init__(
         self,
         body: AsyncIterator[bytes],
-        let_go: Callable[[], None],
+        close: Callable[[], None],
+        leave: Callable[[], None],
         status: int,
         headers: dict[str, str],
         media_type: str,
     ) -> None:
         super().__init__(body, status, headers, media_type)
-        self._body, self._let_go = body, let_go
+        self._body, self._close, self._leave = body, close, leave
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -277,7 +274,11 @@ class _Stream(StreamingResponse):
             try:
                 await self._body.aclose()  # type: ignore[attr-defined]
             finally:
-                await asyncio.to_thread(self._let_go)
+                try:
+                    await asyncio.to_thread(self._close)
+                finally:
+                    # Not on that thread: a gate is counted on the loop alone.
+                    self._leave()
 
 
 class Files:

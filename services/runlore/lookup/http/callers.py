@@ -6,13 +6,14 @@ that project exists or not (invariant 9).
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request, Security
+from fastapi import Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator
 
@@ -75,28 +76,25 @@ class Keyring:
 
 
 def service_of(request: Request) -> Service:
-    return request.app.state.service
+    return request.scope["app"].service
 
 
 def needs(scope: str) -> Any:
-    """The dependency of a route that needs `scope` in its path's project."""
+    """What a route says that needs `scope` in its path's project; `check` sees to it."""
+    return Security(bearer, scopes=[scope])
 
-    async def check(
-        request: Request, project: Project, _: Annotated[Any, Security(bearer)] = None
-    ) -> access.Key | None:
-        if not service_of(request).with_keys:
-            request.state.caller = {"client": "without a key"}
-            ids.check_name(project, "project")
-            return None
-        key = await authenticated(request)
-        if key.project != project:
-            raise errors.Forbidden(NOT_YOURS)
-        if not key.allows(scope):
-            raise errors.Forbidden(f"the key's scope is {key.scope}; this needs {scope}")
-        return key
 
-    check.scope = scope  # type: ignore[attr-defined]
-    return Depends(check)
+async def check(request: Request, project: str, scope: str) -> None:
+    """Whether the request's key allows `scope` in this project. Raises `errors.Unauthorized`, `errors.Forbidden`."""
+    if not service_of(request).with_keys:
+        request.scope["caller"] = {"client": "without a key"}
+        ids.check_name(project, "project")
+        return
+    key = await authenticated(request)
+    if key.project != project:
+        raise errors.Forbidden(NOT_YOURS)
+    if not key.allows(scope):
+        raise errors.Forbidden(f"the key's scope is {key.scope}; this needs {scope}")
 
 
 async def authenticated(request: Request) -> access.Key:
@@ -106,14 +104,14 @@ async def authenticated(request: Request) -> access.Key:
         raise errors.Unauthorized(
             "the request has no key", hint="send it as `Authorization: Bearer rl_<key id>_<secret>`"
         )
-    key = await request.app.state.keyring.key(token.strip())
-    request.state.caller = {"key": key.id, "name": key.name}
+    key = await request.scope["app"].keyring.key(token.strip())
+    request.scope["caller"] = {"key": key.id, "name": key.name}
     return key
 
 
 def caller(request: Request) -> dict[str, str]:
     """Who acts, as the audit log keeps it."""
-    return {"via": "http", **getattr(request.state, "caller", {})}
+    return {"via": "http", **request.scope.get("caller", {})}
 
 
 def is_loopback(host: str) -> bool:
@@ -123,6 +121,15 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@functools.lru_cache(maxsize=64)
+def _names_loopback(url: str) -> bool:
+    """The same of a URL's host. Kept: nearly all requests name the same one."""
+    try:
+        return is_loopback(urllib.parse.urlsplit(url).hostname or "")
     except ValueError:
         return False
 
@@ -141,10 +148,6 @@ def check_local(headers: Callable[[str], str | None]) -> None:
 
     Its requests name its own host (after DNS rebinding) or its origin. Raises `errors.Forbidden`.
     """
-    host = urllib.parse.urlsplit(f"//{headers('host') or ''}").hostname or ""
     origin = headers("origin")
-    if not is_loopback(host) or (origin and not is_loopback(urllib.parse.urlsplit(origin).hostname or "")):
+    if not _names_loopback(f"//{headers('host') or ''}") or (origin and not _names_loopback(origin)):
         raise errors.Forbidden("without keys only programs of this machine are answered")
-
-
-Scoped = Callable[..., Awaitable[access.Key | None]]

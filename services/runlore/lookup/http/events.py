@@ -88,7 +88,7 @@ async def events(
     ] = None,
 ) -> Response:
     service = callers.service_of(request)
-    async with service.events.entered():
+    with service.events.entered(project):
         raw = await answers.body_of(request, services.JSON_BYTES_MAX)
         # Off the loop: a record may have 64 MiB.
         made = await asyncio.to_thread(_prepare, raw, project, idempotency_key)
@@ -212,7 +212,7 @@ async def archives(
 ) -> Response:
     service = callers.service_of(request)
     answers.check_length(request, services.ARCHIVE_BYTES_MAX)
-    async with service.uploads.entered():
+    with service.uploads.entered(project):
         sha256, size = await _claim(request, service, project)
     return await answers.found(request, {"sha256": sha256, "size": size}, status=201)
 

@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -26,6 +24,7 @@ STATUS: tuple[tuple[type[errors.RunloreError], int], ...] = (
     (errors.RecordTooLarge, 413),
     (errors.BadRange, 416),
     (errors.WaitTimeout, 504),
+    (errors.TooSlow, 408),
     (errors.InvalidInput, 400),
     (errors.Poison, 400),
     (errors.NotFound, 404),
@@ -57,6 +56,9 @@ def problem(exc: errors.RunloreError, status: int | None = None) -> Response:
     headers = {"Cache-Control": "no-store"}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="runlore"'
+    if status == 408:
+        # The rest of the body may still come: nobody reads it.
+        headers["Connection"] = "close"
     if status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
     return Response(json.dumps(body), status, headers, MEDIA_TYPE)
@@ -66,37 +68,21 @@ class _Internal(errors.RunloreError):
     """Something went wrong in Runlore."""
 
 
-async def _ours(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, errors.RunloreError)
+def told(exc: errors.RunloreError) -> Response:
+    """The answer of a request that met this error, which is logged if it is not the client's own."""
     if status_of(exc) >= 500:
         log.warning("request failed", kind=exc.kind, problem=exc.message)
     return problem(exc)
 
 
-async def _theirs(request: Request, exc: Exception) -> Response:
-    """What the framework refuses itself: no such route, no such method."""
-    assert isinstance(exc, HTTPException)
-    if exc.status_code == 404:
-        return problem(errors.NotFound("there is nothing here", hint="docs/HTTP.md lists the routes"))
+def refused(exc: HTTPException) -> Response:
+    """What the framework refuses itself: a method that the route does not have."""
     answer = problem(errors.InvalidInput(str(exc.detail)), exc.status_code)
     answer.headers.update(exc.headers or {})
     return answer
-
-
-async def _invalid(request: Request, exc: Exception) -> Response:
-    """A parameter that does not fit. Its value is not told: it may be a secret."""
-    assert isinstance(exc, RequestValidationError)
-    found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors()[:3]]
-    return problem(errors.InvalidInput("; ".join(found)))
 
 
 def internal(exc: Exception) -> Response:
     """A bug of ours: logged with its trace, told without a word of it."""
     log.error("a request met a bug", exc_info=exc)
     return problem(_Internal("something went wrong in Runlore; its log says what"))
-
-
-def install(app: FastAPI) -> None:
-    app.add_exception_handler(errors.RunloreError, _ours)
-    app.add_exception_handler(HTTPException, _theirs)
-    app.add_exception_handler(RequestValidationError, _invalid)

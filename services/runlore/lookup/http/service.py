@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ EVENTS_AT_ONCE_MAX = 8
 UPLOADS_AT_ONCE_MAX = 8
 DOWNLOADS_AT_ONCE_MAX = 32
 """Archives and files under way: each holds a thread."""
+PROJECT_SHARE = 0.75
+"""Of each of these, and of all requests, what one project may have: the rest is for the others."""
 WAIT_SECONDS_MAX = 60
 PAGE_ITEMS_MAX, PAGE_ITEMS_DEFAULT = 1000, 100
 LETTERS_SECONDS = 5.0
@@ -41,27 +44,39 @@ COMPOSED_BYTES_MAX = 32 * 1024 * 1024
 
 
 class Gate:
-    """So many at once; whoever comes beyond that is told so at once rather than kept waiting."""
+    """So many at once; whoever comes beyond that is told so at once rather than kept waiting.
 
-    def __init__(self, what: str, most: int) -> None:
+    Where `share` is below 1, one project may have so much of it: the others are never kept out by one alone.
+    """
+
+    def __init__(self, what: str, most: int, *, share: float = 1.0) -> None:
         self._what, self._most, self._inside = what, most, 0
+        self._share = max(1, int(most * share))
+        self._of: Counter[str] = Counter()
 
-    @contextlib.asynccontextmanager
-    async def entered(self) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def entered(self, project: str = "") -> Iterator[None]:
         """Raises `errors.Overloaded`."""
-        self.enter()
+        self.enter(project)
         try:
             yield
         finally:
-            self.leave()
+            self.leave(project)
 
-    def enter(self) -> None:
+    def enter(self, project: str = "") -> None:
         if self._inside >= self._most:
             raise errors.Overloaded(f"{self._most} {self._what} are under way, as many as may be")
+        if self._of[project] >= self._share:
+            told = f"{self._share} {self._what} of the project are under way, as many as it may have"
+            raise errors.Overloaded(told)
         self._inside += 1
+        self._of[project] += 1
 
-    def leave(self) -> None:
+    def leave(self, project: str = "") -> None:
         self._inside -= 1
+        self._of[project] -= 1
+        if not self._of[project]:
+            del self._of[project]
 
 
 @dataclass
@@ -74,13 +89,18 @@ class Service:
     work_dir: Path
     with_keys: bool = False
     requests_max: int = 256
+    connections_max: int = 4096
+    stall_seconds: float = 60.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)
-        self.events = Gate("events", EVENTS_AT_ONCE_MAX)
-        self.uploads = Gate("uploads", UPLOADS_AT_ONCE_MAX)
-        self.downloads = Gate("downloads", DOWNLOADS_AT_ONCE_MAX)
+        # Without keys there is one machine's user alone.
+        share = PROJECT_SHARE if self.with_keys else 1.0
+        self.events = Gate("events", EVENTS_AT_ONCE_MAX, share=share)
+        self.uploads = Gate("uploads", UPLOADS_AT_ONCE_MAX, share=share)
+        self.downloads = Gate("downloads", DOWNLOADS_AT_ONCE_MAX, share=share)
+        self.requests = Gate("requests", self.requests_max, share=share)
         self._secret: bytes | None = None
         self._letters: tuple[float, list[dead.Letter]] | None = None
         self._reading_letters = asyncio.Lock()

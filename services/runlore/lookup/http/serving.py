@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import uvicorn
 
 from runlore import errors
-from runlore.lookup.http import app
+from runlore.lookup.http import app, connections
 from runlore.lookup.http import service as services
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle time-out of common proxies (60 s), which then never reuse a connection that is just closed."""
+
+END_SECONDS_MAX = 5.0
+"""How long requests that were cut off may take to end."""
 
 
 class _Server(uvicorn.Server):
@@ -37,8 +41,14 @@ async def run(
 ) -> None:
     """Serve until `service.stopping` is set. Raises `errors.Refused` where the address can not be opened."""
     listener = _listener(host, port)
+    watch = connections.Watch(
+        stall_seconds=service.stall_seconds, most=connections.connections_max(service.connections_max)
+    )
     config = uvicorn.Config(
         app.make(service),
+        http=functools.partial(connections.Connection, watch=watch),  # type: ignore[arg-type]
+        ws="none",
+        h11_max_incomplete_event_size=connections.HEAD_BYTES_MAX,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -48,14 +58,19 @@ async def run(
         timeout_graceful_shutdown=max(1, int(drain_seconds)),
     )
     server = _Server(config)
-    stopper = asyncio.create_task(_stop(server, service))
+    beside = [asyncio.create_task(_stop(server, service)), asyncio.create_task(watch.run())]
     try:
         shown = f"[{host}]" if ":" in host else host
         on_listening(f"http://{shown}:{listener.getsockname()[1]}")
         await server.serve(sockets=[listener])
     finally:
-        stopper.cancel()
-        await asyncio.gather(stopper, return_exceptions=True)
+        for one in beside:
+            one.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        watch.end()
+        if left := list(server.server_state.tasks):
+            # They were cancelled, and let go of what they hold: before the store and the index are closed.
+            await asyncio.wait(left, timeout=END_SECONDS_MAX)
         listener.close()
 
 
