@@ -10,10 +10,10 @@ import functools
 import ipaddress
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Path, Query, Request, Security
+from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator
 
@@ -76,25 +76,31 @@ class Keyring:
 
 
 def service_of(request: Request) -> Service:
-    return request.scope["app"].service
+    return request.app.state.service
 
 
 def needs(scope: str) -> Any:
-    """What a route says that needs `scope` in its path's project; `check` sees to it."""
-    return Security(bearer, scopes=[scope])
+    """The dependency of a route that needs `scope` in its path's project, and takes a place of that project's share."""
 
+    async def check(
+        request: Request, project: Project, _: Annotated[Any, Security(bearer)] = None
+    ) -> AsyncIterator[None]:
+        service = service_of(request)
+        if service.with_keys:
+            key = await authenticated(request)
+            if key.project != project:
+                raise errors.Forbidden(NOT_YOURS)
+            if not key.allows(scope):
+                raise errors.Forbidden(f"the key's scope is {key.scope}; this needs {scope}")
+        else:
+            request.state.caller = {"client": "without a key"}
+            ids.check_name(project, "project")
+        # Left once the answer is sent, a stream's too.
+        with service.requests.entered(project):
+            yield
 
-async def check(request: Request, project: str, scope: str) -> None:
-    """Whether the request's key allows `scope` in this project. Raises `errors.Unauthorized`, `errors.Forbidden`."""
-    if not service_of(request).with_keys:
-        request.scope["caller"] = {"client": "without a key"}
-        ids.check_name(project, "project")
-        return
-    key = await authenticated(request)
-    if key.project != project:
-        raise errors.Forbidden(NOT_YOURS)
-    if not key.allows(scope):
-        raise errors.Forbidden(f"the key's scope is {key.scope}; this needs {scope}")
+    check.scope = scope  # type: ignore[attr-defined]
+    return Depends(check)
 
 
 async def authenticated(request: Request) -> access.Key:
@@ -104,14 +110,14 @@ async def authenticated(request: Request) -> access.Key:
         raise errors.Unauthorized(
             "the request has no key", hint="send it as `Authorization: Bearer rl_<key id>_<secret>`"
         )
-    key = await request.scope["app"].keyring.key(token.strip())
-    request.scope["caller"] = {"key": key.id, "name": key.name}
+    key = await request.app.state.keyring.key(token.strip())
+    request.state.caller = {"key": key.id, "name": key.name}
     return key
 
 
 def caller(request: Request) -> dict[str, str]:
     """Who acts, as the audit log keeps it."""
-    return {"via": "http", **request.scope.get("caller", {})}
+    return {"via": "http", **getattr(request.state, "caller", {})}
 
 
 def is_loopback(host: str) -> bool:
@@ -151,3 +157,6 @@ def check_local(headers: Callable[[str], str | None]) -> None:
     origin = headers("origin")
     if not _names_loopback(f"//{headers('host') or ''}") or (origin and not _names_loopback(origin)):
         raise errors.Forbidden("without keys only programs of this machine are answered")
+
+
+Scoped = Callable[..., Awaitable[access.Key | None]]

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -68,21 +70,37 @@ class _Internal(errors.RunloreError):
     """Something went wrong in Runlore."""
 
 
-def told(exc: errors.RunloreError) -> Response:
-    """The answer of a request that met this error, which is logged if it is not the client's own."""
+async def _ours(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, errors.RunloreError)
     if status_of(exc) >= 500:
         log.warning("request failed", kind=exc.kind, problem=exc.message)
     return problem(exc)
 
 
-def refused(exc: HTTPException) -> Response:
-    """What the framework refuses itself: a method that the route does not have."""
+async def _theirs(request: Request, exc: Exception) -> Response:
+    """What the framework refuses itself: no such route, no such method."""
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 404:
+        return problem(errors.NotFound("there is nothing here", hint="docs/HTTP.md lists the routes"))
     answer = problem(errors.InvalidInput(str(exc.detail)), exc.status_code)
     answer.headers.update(exc.headers or {})
     return answer
+
+
+async def _invalid(request: Request, exc: Exception) -> Response:
+    """A parameter that does not fit. Its value is not told: it may be a secret."""
+    assert isinstance(exc, RequestValidationError)
+    found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors()[:3]]
+    return problem(errors.InvalidInput("; ".join(found)))
 
 
 def internal(exc: Exception) -> Response:
     """A bug of ours: logged with its trace, told without a word of it."""
     log.error("a request met a bug", exc_info=exc)
     return problem(_Internal("something went wrong in Runlore; its log says what"))
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(errors.RunloreError, _ours)
+    app.add_exception_handler(HTTPException, _theirs)
+    app.add_exception_handler(RequestValidationError, _invalid)

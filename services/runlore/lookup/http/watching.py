@@ -11,7 +11,6 @@ from typing import Any
 
 import structlog
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from runlore import clock, errors, telemetry
@@ -64,8 +63,6 @@ class Watched:
         self._app, self._service = app, service
         # Of everybody, whoever they say they are; each project's share is its route's affair, which knows the key.
         self._gate = services.Gate("requests", service.requests_max)
-        # Bound once: the module's own is made anew for each line, also for one that the level leaves out.
-        self._log = log.bind()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -73,7 +70,7 @@ class Watched:
             return
         # Matched as it came: a `%2F` is part of an id, and no `/` (`callers.unquoted`).
         raw = scope.get("raw_path") or scope["path"].encode()
-        scope["path"] = raw.decode("latin-1")
+        scope = {**scope, "path": raw.decode("latin-1"), "state": {}}
         began, seen = clock.monotonic(), {"status": 0, "bytes": 0}
 
         async def told(message: Any) -> None:
@@ -111,11 +108,7 @@ class Watched:
                 # Half sent: the connection ends before its length, so nobody takes it for whole.
                 log.warning("an answer broke off", kind=exc.kind, problem=exc.message)
                 raise
-            await problems.told(exc)(scope, receive, send)
-        except HTTPException as exc:
-            if seen["status"]:
-                raise
-            await problems.refused(exc)(scope, receive, send)
+            await problems.problem(exc)(scope, receive, send)
         except asyncio.CancelledError:
             if not self._service.stopping.is_set():
                 raise
@@ -130,14 +123,14 @@ class Watched:
             await answer(scope, receive, send)
 
     def _note(self, scope: Any, seen: dict[str, Any], seconds: float) -> None:
-        route = getattr(scope.get("endpoint"), "path", NO_ROUTE)
+        route = getattr(scope.get("route"), "path", NO_ROUTE)
         status = str(seen["status"])
         telemetry.HTTP_REQUESTS.inc(route=route, method=scope["method"], status=status)
         telemetry.HTTP_SECONDS.observe(seen.get("seconds", seconds), route=route)
         if scope["path"] in PROBES:
             return
-        caller = scope.get("caller", {})
-        self._log.info(
+        caller = scope.get("state", {}).get("caller", {})
+        log.info(
             "request",
             route=route,
             method=scope["method"],
