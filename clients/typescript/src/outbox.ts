@@ -82,11 +82,12 @@ export class Outbox {
       await rename(draft, join(this.options.folder, name));
       await toDisk(this.options.folder).catch(() => {}); // Not every system syncs a folder.
       // An archive may turn out to be another run's: then what waits is not replaced by it.
-      if (instead !== undefined && complete.run_id === event.run_id) await this.forget(instead);
+      // Sent beside it, it changes nothing.
+      if (instead !== undefined && complete.run_id === event.run_id) await this.forget(instead).catch(() => {});
       return name;
     } catch (error) {
       // Once is better than never: the service may well be there.
-      await this.once(archive ? draft : undefined, event).catch((other: unknown) => {
+      await this.once(archive ? draft : undefined, event, error).catch((other: unknown) => {
         const message = `${textOf(error)}; nor was it delivered: ${textOf(other)}`;
         throw new RunloreError('not_kept', message, { cause: error });
       });
@@ -96,9 +97,18 @@ export class Outbox {
     }
   }
 
-  private async once(draft: string | undefined, event: RunEvent): Promise<void> {
-    const { onceMsMax } = this.options;
-    await (draft === undefined ? this.service.publish(event, onceMsMax) : this.deliver(draft, onceMsMax));
+  private async once(draft: string | undefined, event: RunEvent, why: unknown): Promise<void> {
+    const { onceMsMax, report } = this.options;
+    if (draft !== undefined) {
+      try {
+        return await this.deliver(draft, onceMsMax);
+      } catch (error) {
+        // The disk took no tar: the run is worth more than its workspace.
+        if (!isGone(error) || typeof event.record !== 'string') throw error;
+        report({ message: `the workspace of run ${event.run_id} could not be kept, and is lost`, error: why });
+      }
+    }
+    await this.service.publish(event, onceMsMax);
   }
 
   /** Let go of everything that is held back. */
@@ -262,7 +272,7 @@ async function toDisk(path: string): Promise<void> {
 }
 
 function isGone(error: unknown): boolean {
-  return (error as { code?: string }).code === 'ENOENT';
+  return ['ENOENT', 'ENOTDIR'].includes((error as { code?: string }).code ?? '');
 }
 
 async function sizeOf(folder: string): Promise<number> {

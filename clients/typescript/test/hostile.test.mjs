@@ -145,6 +145,15 @@ test('an item that can not be read is put aside, and holds up no other', async (
   assert.equal(JSON.parse(why).kind, 'outbox_damaged');
 });
 
+test('where the disk takes no workspace the run itself is sent, and the loss is told', async () => {
+  const files = [{ path: 'sessions/conv-1.jsonl', data: Buffer.from(line('one')).toString('base64') }];
+  const data = text(JSON.stringify({ version: 1, directories: [], files }));
+  const mine = lore({ outbox: '/dev/null/nowhere' });
+  await new RunloreSnapshotStore(mine.rollout('conv-1')).save({ id: 'conv-1', data });
+  assert.deepEqual(service.events.map((one) => [one.record, one.workspaces]), [[line('one'), undefined]]);
+  assert.match(told.at(-1).message, /is lost/);
+});
+
 test('of what was refused the newest hundred are kept', async () => {
   service.fault = (request) => (request.url.endsWith('/events') ? { status: 400, body: { kind: 'invalid_event' } } : undefined);
   const mine = lore();
