@@ -40,6 +40,16 @@ def plain(text: str, limit: int) -> str:
     return inline(text, limit).lstrip("#>*-+=~ \t") or inline(text, limit)
 
 
+def statement(text: str, limit: int) -> str:
+    """`plain`, but what stands between single backticks stays code, where every one of them has its other."""
+    made = plain(text, limit)
+    if text.count("`") % 2 or "``" in text or "'" in text:
+        return made
+    kept = plain(text.replace("`", "\ue000"), limit)
+    # Cut, one of a pair may be missing.
+    return kept.replace("\ue000", "`") if kept.count("\ue000") % 2 == 0 else made
+
+
 def clip(text: str, limit: int) -> str:
     """`text`, or its beginning up to a sentence's end (else a word's) within `limit` characters, and an ellipsis."""
     if len(text) <= limit:
