@@ -36,7 +36,8 @@ WAS_CHARS_MAX = 200
 LINES_MAX = 20_000
 """Lines of one edited file that are looked at."""
 REMOVED_MIN, REMOVED_SHARE = 8, 0.3
-"""An edit that takes out more bullets than that (the larger of the two) wrote the file anew: what it adds counts."""
+"""An edit that takes out more bullets than that (the larger of the two), or leaves no line as it was, wrote the file
+anew: what it adds counts, and what it left out does not."""
 NOTES_PER_LINE_MAX = 4
 TARGETS = ("failure", "fact", "correction", "text")
 """Notes that evidence may stand against; what happened in a rollout (its card) is no opinion."""
@@ -89,7 +90,7 @@ def changes(path: str, base: Base, new: str, seen: Mapping[str, str]) -> list[di
     gone, came = _apart(old, common), _apart(now, common)
     removed = [one for one in gone if _targets(base, one, seen)]
     shown = sum(1 for number in base.notes if _targets_at(base, number, seen))
-    is_anew = len(removed) > max(REMOVED_MIN, int(shown * REMOVED_SHARE))
+    is_anew = len(removed) > max(REMOVED_MIN, int(shown * REMOVED_SHARE)) or not _share(base.text, new)
     out: list[dict[str, Any]] = []
     left = list(removed)
     for one in came:
@@ -171,6 +172,11 @@ def _apart(lines: list[tuple[str, str, int]], common: Counter[str]) -> list[_Lin
             place = "knowledge" if section in _NO_STATEMENTS else section
             out.append(_Line(said, place, number, after))
     return out
+
+
+def _share(old: str, new: str) -> bool:
+    """Whether two texts have any line in common, headings too."""
+    return bool({one for one in old.splitlines() if one.strip()} & set(new.splitlines()))
 
 
 def _alike(one: str, other: str) -> bool:
