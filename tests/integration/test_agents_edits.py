@@ -151,7 +151,7 @@ async def test_two_branches_that_edit_one_line_are_both_shown_with_their_runs(lo
     await learnt(lore)
     before, _ = await seen_by_next(lore)
     (bullet,) = [
-        one for one in before["MEMORY.md"].splitlines() if "nothing.txt" in one and one.startswith("- `")
+        one for one in before["MEMORY.md"].splitlines() if "answered" in one and one.startswith("- `")
     ]
     async with lore.fan_out("audit", n=2) as branches:
         for number, branch in enumerate(branches):
