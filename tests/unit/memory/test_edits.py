@@ -124,8 +124,11 @@ def at(minute):
 def met(rollout, minute, subject=None):
     """The digest of a run that met the failure and cured it."""
     about = records.meta(rollout, f"{rollout}-{minute}", subject=subject, ended_at=at(minute))
-    turns = [records.user(f"{WORLD.greeting} {rollout}"), WORLD.refused(WORLD.wrong, id=f"a{minute}")]
-    return records.digest(*turns, WORLD.granted(WORLD.right, id=f"b{minute}"), about=about)
+    turns = [
+        records.user(f"{WORLD.greeting} {rollout}"),
+        WORLD.refused(WORLD.wrong, f"x{minute}", id=f"a{minute}"),
+    ]
+    return records.digest(*turns, WORLD.granted(WORLD.right, f"x{minute}", id=f"b{minute}"), about=about)
 
 
 def the_failure():
