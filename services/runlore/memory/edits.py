@@ -52,7 +52,7 @@ _SECTIONS = {
     "reusable knowledge": "knowledge",
     "general tips": "knowledge",
 }
-_NO_STATEMENTS = ("rollout_summary_files", "keywords")
+_KEYWORDS = "keywords"
 _MARK = re.compile(r"\s*\[conflict [0-9a-f]{6}: [^\[\]]*\]")
 _BULLET = re.compile(r"[-*+]\s+")
 _FRAME = re.compile(r"#|```|~~~|={3,}\s*$|-{3,}\s*$|scope:\s|- rollout_summaries/|  - desc:")
@@ -138,9 +138,11 @@ def _lines(body: str) -> list[tuple[str, str, int]]:
         if not line.strip() or _FRAME.match(line):
             is_open = False
             if line.startswith("#"):
-                section = _section(line, section)
+                section = _section(line)
             continue
-        if section in _NO_STATEMENTS:
+        if section == _KEYWORDS:
+            # One line of search words; what is put below it, at the end of the file say, is a statement.
+            section, is_open = "knowledge", False
             continue
         said = _BULLET.sub("", line.strip(), count=1).strip()
         if line[0] in " \t" and is_open and not _BULLET.match(line.strip()):
@@ -152,9 +154,9 @@ def _lines(body: str) -> list[tuple[str, str, int]]:
     return out
 
 
-def _section(heading: str, present: str) -> str:
+def _section(heading: str) -> str:
     name = heading.lstrip("#").strip().rstrip(":").casefold()
-    if name in _NO_STATEMENTS:
+    if name == _KEYWORDS:
         return name
     return _SECTIONS.get(name, "knowledge")
 
@@ -169,8 +171,7 @@ def _apart(lines: list[tuple[str, str, int]], common: Counter[str]) -> list[_Lin
             met[said] += 1
             after = (said, met[said])
         else:
-            place = "knowledge" if section in _NO_STATEMENTS else section
-            out.append(_Line(said, place, number, after))
+            out.append(_Line(said, section, number, after))
     return out
 
 

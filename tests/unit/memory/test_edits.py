@@ -79,6 +79,15 @@ def test_search_words_and_references_are_no_statements():
     assert changed(new) == []
 
 
+def test_a_line_below_the_search_words_is_a_statement():
+    for new in (
+        BASE.text.replace("- go, fly\n", "- go, fly\n- Ask first\n"),
+        BASE.text + "### keywords\n\n- x\n- Ask first\n",
+    ):
+        (one,) = changed(new)
+        assert (one["now"], one["section"]) == ("Ask first", "knowledge")
+
+
 def test_lines_that_go_on_belong_to_their_bullet():
     (one,) = changed(BASE.text + "- First half\n  and second half\n")
     assert one["now"] == "First half and second half"
