@@ -5,6 +5,7 @@ Everything is embedded, as in `test_agents_runs.py`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -268,3 +269,68 @@ async def test_a_file_too_large_for_an_edit_is_told_and_left(lore, home, told, m
     assert result.final_output == "done"
     await lore.aclose()
     assert await edits(home) == [] and [one.kind for one in told] == ["record_too_large"]
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """What the sandbox does when `MEMORY.md` is read through the session, which only Runlore does."""
+    from agents.sandbox.sandboxes.unix_local import UnixLocalSandboxSession
+
+    how, read = [], UnixLocalSandboxSession.read
+
+    async def reads(self, path, *, user=None):
+        if how and str(path).endswith("MEMORY.md"):
+            if how[0] == "hangs":
+                await asyncio.Event().wait()
+            raise how[0]
+        return await read(self, path, user=user)
+
+    monkeypatch.setattr(UnixLocalSandboxSession, "read", reads)
+    return how
+
+
+@pytest.mark.parametrize("fault", ["hangs", OSError("gone"), RuntimeError("no such sandbox")], ids=repr)
+async def test_a_sandbox_that_can_not_be_read_stops_no_run_and_is_told(home, told, reading, fault):
+    lore = Runlore("acme", memory="support", home=home, on_error=told.append, deadline_seconds=2)
+    await learnt(lore)
+    reading.append(fault)
+    result = await lore.run(worker(write(LINE), done()), "go", conversation_id="c", run_config=config())
+    assert result.final_output == "done"
+    reading.clear()
+    await lore.aclose()
+    kinds = {type(one) for one in told}
+    assert kinds == {TimeoutError if fault == "hangs" else type(fault)}
+    assert await edits(home) == []
+
+
+async def refreshed_over(lore, home, reading):
+    """Whether a refresh wrote over an edit that could not be read back."""
+    await learnt(lore)
+    client = UnixLocalSandboxClient()
+    session = await client.create(options=None)
+    async with session:
+        cfg = config(client=client, session=session)
+        await lore.run(worker(done()), "go", conversation_id="c", run_config=cfg)
+        reading.append(OSError("not now"))
+        await lore.run(worker(write(LINE), done()), "go", conversation_id="c", run_config=cfg)
+        await lore.run(worker(shell("false"), done()), "Fail", conversation_id="d", run_config=config())
+        look = worker(shell("cat memories/MEMORY.md"), done())
+        result = await lore.run(look, "go", conversation_id="c", run_config=cfg)
+        reading.clear()
+    await client.delete(session)
+    await lore.aclose()
+    return LINE not in str(result.new_items)
+
+
+async def test_a_refresh_leaves_what_it_can_not_read_back_and_takes_it_later(lore, home, reading):
+    assert not await refreshed_over(lore, home, reading)
+    assert [LINE in one["files"][0]["text"] for one in await edits(home)] == [True]
+
+
+async def test_a_refresh_that_did_not_look_would_lose_the_edit(lore, home, reading, monkeypatch):
+    async def looks_at_nothing(session, held):
+        return True
+
+    monkeypatch.setattr(harvest, "take", looks_at_nothing)
+    assert await refreshed_over(lore, home, reading)
+    assert await edits(home) == []
