@@ -333,7 +333,7 @@ def test_a_live_edit_is_emitted_shown_with_its_source_and_explained(home):
     (place,) = [number for number, line in enumerate(after, 1) if "ops first" in line]
     told = home.call("why", f"MEMORY.md:{place}").out
     assert "live edit: said by run r2 of rollout c2, on revision 1" in told and "\x1b" not in told
-    assert "a live edit of MEMORY.md by run r2: 1 lines added, 0 taken out" in home.call("explain", "e2").out
+    assert "a live edit of MEMORY.md by run r2: lines added 1, taken out 0" in home.call("explain", "e2").out
     home.verified()
 
 

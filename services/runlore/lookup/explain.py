@@ -170,7 +170,7 @@ def _edit(story: Story, edit: dict[str, Any]) -> None:
     added = sum("now" in one for one in changes)
     removed = sum(bool(one.get("notes")) for one in changes)
     names = ", ".join(file["path"] for file in edit["files"])
-    what = f"a live edit of {names} by run {edit['run']}: {added} lines added, {removed} taken out"
+    what = f"a live edit of {names} by run {edit['run']}: lines added {added}, taken out {removed}"
     story.step("record", what, base=edit["revision"], left_out=edit["left_out"] or None)
 
 

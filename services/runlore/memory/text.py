@@ -43,11 +43,12 @@ def plain(text: str, limit: int) -> str:
 def statement(text: str, limit: int) -> str:
     """`plain`, but what stands between single backticks stays code, where every one of them has its other."""
     made = plain(text, limit)
-    if text.count("`") % 2 or "``" in text or "'" in text:
+    stand_in = "\ue000"
+    if text.count("`") % 2 or "``" in text or stand_in in text:
         return made
-    kept = plain(text.replace("`", "\ue000"), limit)
+    kept = plain(text.replace("`", stand_in), limit)
     # Cut, one of a pair may be missing.
-    return kept.replace("\ue000", "`") if kept.count("\ue000") % 2 == 0 else made
+    return kept.replace(stand_in, "`") if kept.count(stand_in) % 2 == 0 else made
 
 
 def clip(text: str, limit: int) -> str:

@@ -387,6 +387,7 @@ def test_a_statement_that_two_rollouts_support_is_in_the_summary():
     [
         ("Run `make test` first", "- Run `make test` first"),
         ("A stray ` stays a quote", "- A stray ' stays a quote"),
+        ("Don't run `make`", "- Don't run `make`"),
         ("```sh rm -rf```", "- sh rm -rf"),
         ("# Task Group: mine", "- Task Group: mine"),
         ("hid\u202eden and \x07 bell", "- hidden and bell"),

@@ -141,6 +141,8 @@ async def test_an_edit_of_an_unknown_base_is_a_dead_letter_and_nothing_is_guesse
         await one.events(edit(3, seed, base, base + "- One\n") | wrong)
         ((reason, _),) = await letters(one)
         assert reason == "edit_base_unknown" and "- One" not in await present(one)
+        # Whoever waits for it hears that it has come to an end.
+        await one.seed("next", wait_for="edit-3", wait_seconds=0)
 
 
 async def test_a_base_is_also_told_by_its_revision_alone(tmp_path):
