@@ -25,7 +25,7 @@ async def line_of(
 ) -> tuple[str, str, Mapping[str, int]]:
     """(The edit's line as it is kept, the hash of it as received, what was redacted). Raises a `Poison`."""
     texts = {file.path: await _text(store, data.project, file) for file in data.files}
-    revision, opened = await _base(reader, data)
+    revision, opened = await _base(reader, data, runtime)
     return await runtime.offload(_made, data, texts, revision, opened)
 
 
@@ -50,7 +50,7 @@ async def _text(store: store_port.ObjectStore, project: str, file: models.Edited
 
 
 async def _base(
-    reader: revisions.Reader, data: models.MemoryEdited
+    reader: revisions.Reader, data: models.MemoryEdited, runtime: Runtime
 ) -> tuple[revisions.Revision | None, seeds.Opened | None]:
     """The files that were edited. Raises `errors.EditBaseUnknown`."""
     if not data.revision:
@@ -67,7 +67,7 @@ async def _base(
         else:
             revision = await reader.at(*wanted, data.revision)
             seed = seeds.Seed(*wanted, revision.number, revision.sha256, data.rollout.alias, subject, "")
-        return revision, seeds.open_revision(revision, seed)
+        return revision, await runtime.offload(seeds.open_revision, revision, seed)
     except (errors.InvalidInput, errors.NotFound, errors.Corrupt) as exc:
         raise errors.EditBaseUnknown(
             f"revision {data.revision} of {data.project}/{data.memory} is not there: {exc.message}"

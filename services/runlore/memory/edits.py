@@ -38,6 +38,8 @@ LINES_MAX = 20_000
 REMOVED_MIN, REMOVED_SHARE = 8, 0.3
 """An edit that takes out more bullets than that (the larger of the two), or leaves no line as it was, wrote the file
 anew: what it adds counts, and what it left out does not."""
+PAIRED_MAX = 256
+"""Lines of each side that are looked at as one line changed; past it they are one taken out and one added."""
 NOTES_PER_LINE_MAX = 4
 TARGETS = ("failure", "fact", "correction", "text")
 """Notes that evidence may stand against; what happened in a rollout (its card) is no opinion."""
@@ -91,15 +93,26 @@ def changes(path: str, base: Base, new: str, seen: Mapping[str, str]) -> list[di
     removed = [one for one in gone if _targets(base, one, seen)]
     shown = sum(1 for number in base.notes if _targets_at(base, number, seen))
     is_anew = len(removed) > max(REMOVED_MIN, int(shown * REMOVED_SHARE)) or not _share(base.text, new)
-    out: list[dict[str, Any]] = []
-    left = list(removed)
-    for one in came:
-        was = next((gone for gone in left if gone.after == one.after and _alike(gone.said, one.said)), None)
-        if was is not None:
-            left.remove(was)
-        out.append(_change(path, base, seen, was=was, now=one, is_anew=is_anew))
+    pairs = _pairs(removed, came)
+    out = [_change(path, base, seen, was=pairs.get(one), now=one, is_anew=is_anew) for one in came]
+    left = [one for one in removed if one not in pairs.values()]
     out += [_change(path, base, seen, was=one, now=None, is_anew=is_anew) for one in left]
     return [one for one in out if one.get("now") or one.get("notes")]
+
+
+def _pairs(removed: Sequence[_Line], came: Sequence[_Line]) -> dict[_Line, _Line]:
+    """Added line → the line that it is, changed: at one place, each at most once."""
+    there: dict[tuple[str, int], list[_Line]] = {}
+    for one in removed[:PAIRED_MAX]:
+        there.setdefault(one.after, []).append(one)
+    found: dict[_Line, _Line] = {}
+    for one in came[:PAIRED_MAX]:
+        here = there.get(one.after, [])
+        was = next((gone for gone in here if _alike(gone.said, one.said)), None)
+        if was is not None:
+            here.remove(was)
+            found[one] = was
+    return found
 
 
 def _change(
@@ -146,8 +159,9 @@ def _lines(body: str) -> list[tuple[str, str, int]]:
             continue
         said = _BULLET.sub("", line.strip(), count=1).strip()
         if line[0] in " \t" and is_open and not _BULLET.match(line.strip()):
-            before = out.pop()
-            out.append((f"{before[0]} {said}", *before[1:]))
+            if len(out[-1][0]) <= TEXT_CHARS_MAX:  # More of it is cut off anyway.
+                before = out.pop()
+                out.append((f"{before[0]} {said}", *before[1:]))
         elif said:
             out.append((said, section, number))
             is_open = True
