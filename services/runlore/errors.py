@@ -252,6 +252,12 @@ class RunConflict(Poison):
     kind = "run_conflict"
 
 
+class EditBaseUnknown(Poison):
+    """What the edit began from is not what Runlore knows: its seed, its revision or the file's hash does not fit."""
+
+    kind = "edit_base_unknown"
+
+
 class ArchiveRefused(Poison):
     """The workspace's archive can not become a snapshot."""
 

@@ -50,10 +50,10 @@ class Stage:
 RUNS = Topic(
     name="runs",
     key="project/rollout",
-    events=(models.RUN_COMPLETED,),
+    events=(models.RUN_COMPLETED, models.MEMORY_EDITED),
     partitions=8,
     retention_hours=7 * 24,
-    description="One event per finished run. The truth until the run is recorded.",
+    description="One event per finished run, and per live edit of memory. The truth until it is recorded.",
 )
 CHANGED = Topic(
     name="changed",

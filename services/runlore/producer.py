@@ -1,4 +1,4 @@
-"""The producer: run-completed events onto the bus, with a claim check for what is too large for it.
+"""The producer: runs' and edits' events onto the bus, with a claim check for what is too large for it.
 
 Whatever is handed in ends on the bus or in a dead letter; nothing is dropped, and nothing is judged here
 that a stage would judge. An event is a function of the run, so sending it twice changes nothing.
@@ -26,6 +26,8 @@ from runlore.store import port as store_port
 LINE_BYTES_MAX = models.RECORD_BYTES_MAX + 1024 * 1024
 """Longest input line that is read as an event, in bytes; a longer one becomes a dead letter unread."""
 READ_BYTES = 1024 * 1024
+HANDED_IN = (models.RUN_COMPLETED, models.MEMORY_EDITED)
+"""What a producer may hand in."""
 BATCH = 100
 IDLE_SECONDS = 0.2
 """What was read is sent after this much time without another line, in seconds."""
@@ -48,11 +50,11 @@ class Producer:
         self._bus = bus
 
     async def publish(self, datas: Sequence[dict[str, Any]], *, source: str) -> list[str]:
-        """Publish run-completed data; the event ids. Raises `errors.Poison` on data that no stage would take."""
+        """Publish runs' and edits' data; the event ids. Raises `errors.Poison` on data that no stage would take."""
         messages, names = [], []
         for data in datas:
-            checked = models.run_completed(data)
-            event = envelope.of_run({**data, "record": checked.record}, source=source)
+            checked = models.handed_in(models.type_of(data), data)
+            event = event_from(data, checked, source=source)
             event = dataclasses.replace(event, data=await self._claimed(data, checked))
             messages.append(record.message_of(event, key_of(checked), "runs"))
             names.append(event.id)
@@ -60,11 +62,11 @@ class Producer:
         return names
 
     async def message(self, event: envelope.Event) -> bus_port.Outgoing:
-        """The message of a run-completed event that has its id already; a large record is claimed in the store.
+        """The message of an event that has its id already; a large record or text is claimed in the store.
 
         Raises `errors.Poison` on an event that no stage would take.
         """
-        checked = models.run_completed(event.data)
+        checked = models.handed_in(event.type, event.data)
         event = dataclasses.replace(event, data=await self._claimed(event.data, checked))
         message = record.message_of(event, key_of(checked), "runs")
         if len(message.value or b"") > envelope.EVENT_BYTES_MAX:
@@ -119,7 +121,7 @@ class Producer:
         """The message for one line, and what a stage will object to."""
         try:
             event = event_of(raw, source)
-            if event.type == models.RUN_COMPLETED:
+            if event.type in HANDED_IN:
                 message = await self.message(event)
             else:
                 message = record.message_of(event, event.id, "runs")
@@ -150,8 +152,15 @@ class Producer:
         message = bus_port.Message("emit", 0, int(event_id[:12], 16), event_id.encode(), raw, headers, 0.0)
         return await dead.letter(self._store, message, problem), Sent(number, event_id, problem)
 
-    async def _claimed(self, data: dict[str, Any], checked: models.RunCompleted) -> dict[str, Any]:
-        """`data`, with a record above the limit exchanged for a claim on it."""
+    async def _claimed(
+        self, data: dict[str, Any], checked: models.RunCompleted | models.MemoryEdited
+    ) -> dict[str, Any]:
+        """`data`, with a record or a text above the limit exchanged for a claim on it."""
+        if isinstance(checked, models.MemoryEdited):
+            changed, raws = edit_claims(data, checked)
+            for raw in raws:
+                await put_claim(self._store, checked.project, raw)
+            return changed
         line = checked.record
         if line is None:
             return data
@@ -190,6 +199,25 @@ class Producer:
         return Sent(number, event_id, problem)
 
 
+def edit_claims(data: dict[str, Any], checked: models.MemoryEdited) -> tuple[dict[str, Any], list[bytes]]:
+    """An edit's data, with each text above the limit exchanged for a claim; and the bytes to claim.
+
+    Raises `errors.RecordTooLarge`.
+    """
+    files, raws = [], []
+    for one in checked.files:
+        one.check_size()
+    for file in data["files"]:
+        text = file.get("text")
+        if text is None or len(envelope.dump(text)) <= models.RECORD_INLINE_BYTES_MAX:
+            files.append(file)
+            continue
+        raws.append(text.encode("utf-8", "replace"))
+        claim = {"sha256": hashlib.sha256(raws[-1]).hexdigest(), "size": len(raws[-1])}
+        files.append({**{name: one for name, one in file.items() if name != "text"}, "text_claim": claim})
+    return {**data, "files": files}, raws
+
+
 async def put_claim(store: store_port.ObjectStore, project: str, raw: bytes) -> models.Claim:
     """Put a record's bytes under their hash in its own project; the claim on them."""
     sha256 = hashlib.sha256(raw).hexdigest()
@@ -197,7 +225,16 @@ async def put_claim(store: store_port.ObjectStore, project: str, raw: bytes) -> 
     return models.Claim(sha256=sha256, size=len(raw))
 
 
-def key_of(data: models.RunCompleted) -> str:
+def event_from(
+    data: dict[str, Any], checked: models.RunCompleted | models.MemoryEdited, *, source: str
+) -> envelope.Event:
+    """The event for data that was checked: of a run, its record as text; or of an edit."""
+    if isinstance(checked, models.MemoryEdited):
+        return envelope.of_edit(data, source=source)
+    return envelope.of_run({**data, "record": checked.record}, source=source)
+
+
+def key_of(data: models.RunCompleted | models.MemoryEdited) -> str:
     """The message key: everything of one rollout is in order."""
     return f"{data.project}/{data.rollout.alias}"
 
@@ -209,14 +246,14 @@ def event_of(raw: bytes, source: str) -> envelope.Event:
         return envelope.from_structured(document)
     if not isinstance(document, dict):
         raise errors.InvalidEvent("the line is not a JSON object")
-    checked = models.run_completed(document)
-    return envelope.of_run({**document, "record": checked.record}, source=source)
+    checked = models.handed_in(models.type_of(document), document)
+    return event_from(document, checked, source=source)
 
 
 def _objection(event: envelope.Event) -> errors.Poison | None:
     """What the record stage will say against an event's type."""
     try:
-        envelope.check_type(event, models.RUN_COMPLETED)
+        envelope.check_type(event, *HANDED_IN)
     except errors.Poison as exc:
         return exc
     return None

@@ -68,6 +68,17 @@ async def test_what_one_run_leaves_the_next_finds_over_http(lore, told):
     assert told == []
 
 
+async def test_what_an_agent_writes_into_its_memory_is_in_the_next_seed_over_http(lore, told):
+    await lore.run(worker(shell("false"), done()), "Fail", conversation_id="conv-1", run_config=config())
+    writes = worker(shell("echo '- Ask `ops` first' >> memories/MEMORY.md"), done())
+    await lore.run(writes, "go", conversation_id="conv-1", run_config=config())
+    look = worker(shell("cat memories/MEMORY.md"), done())
+    result = await lore.run(look, "Look", conversation_id="conv-1", run_config=config())
+    assert "- Ask `ops` first" in seen(result).splitlines()
+    await lore.aclose()
+    assert told == []
+
+
 async def test_a_resumed_run_moves_the_line_that_it_left(lore, served, told):
     agent = worker(shell("echo 1 > a"), function_call("pay", {"cents": 5}, call_id="p"), tools=[pay])
     result = await lore.run(agent, "pay", conversation_id="c", run_config=config())

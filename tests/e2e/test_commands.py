@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -315,6 +316,25 @@ def test_ctrl_c_of_an_import_ends_with_130_and_running_it_again_finishes_it(home
     assert home.json(*words)["runs"] == 1500
     lag = home.json("status")["record"]["lag"]
     assert 1500 <= lag < 3000
+
+
+def test_a_live_edit_is_emitted_shown_with_its_source_and_explained(home):
+    home.emit(made.lines([made.event(1, rollout="c1")]))
+    home.up_once()
+    base = home.call("show", "MEMORY.md").out
+    edit = {"project": "acme", "memory": "support", "session_id": "c2", "run_id": "r2", "edit_id": "e2"}
+    edit |= {"revision": 1, "edited_at": made.moment(9)}
+    text = base + "- Ask \x1b[31mops first\n"
+    sha256 = hashlib.sha256(base.encode()).hexdigest()
+    edit["files"] = [{"path": "MEMORY.md", "text": text, "base_sha256": sha256}]
+    assert home.json("emit", "-", stdin=made.lines([edit, edit]))["sent"] == 2
+    assert home.up_once()["dead"] == 0
+    after = home.call("show", "MEMORY.md").out.splitlines()
+    (place,) = [number for number, line in enumerate(after, 1) if "ops first" in line]
+    told = home.call("why", f"MEMORY.md:{place}").out
+    assert "live edit: said by run r2 of rollout c2, on revision 1" in told and "\x1b" not in told
+    assert "a live edit of MEMORY.md by run r2: lines added 1, taken out 0" in home.call("explain", "e2").out
+    home.verified()
 
 
 def test_control_characters_in_memory_do_not_reach_the_terminal(home):

@@ -150,6 +150,46 @@ def test_the_schema_and_the_models_agree(data):
     assert check.is_valid(data) == accepted
 
 
+hashes = st.sampled_from(["0" * 64, "0" * 63, "0" * 64 + "\n", "g" * 64])
+files = st.fixed_dictionaries(
+    {"path": st.sampled_from(["MEMORY.md", "memory_summary.md", "skills/a"]), "base_sha256": hashes},
+    optional={
+        "text": st.none() | st.text(max_size=5),
+        "text_claim": st.none() | st.just({"sha256": "0" * 64, "size": 1}),
+        "x_mode": st.integers(),
+    },
+)
+edits = st.fixed_dictionaries(
+    {
+        "project": odd_names,
+        "memory": st.just("m"),
+        "run_id": odd_ids,
+        "edit_id": odd_ids,
+        "revision": st.integers(-1, 3),
+        "files": st.lists(files, max_size=3),
+    },
+    optional={"subject": odd_ids, "seed": st.none() | st.text(max_size=3), "x_extra": st.integers()},
+)
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.filter_too_much])
+@hypothesis.given(data=edits)
+@hypothesis.example(
+    {
+        **{"project": "a", "memory": "m", "run_id": "r", "edit_id": "e", "revision": 0},
+        "files": [{"path": "MEMORY.md", "base_sha256": "0" * 64, "text": ""}] * 2,
+    }
+)
+def test_the_schema_and_the_models_agree_on_edits(data):
+    check = jsonschema.Draft202012Validator(schemas.event_schema(models.MEMORY_EDITED))
+    try:
+        models.memory_edited(data)
+        accepted = True
+    except schemas.errors.Poison:
+        accepted = False
+    assert check.is_valid(data) == accepted
+
+
 @hypothesis.given(odd_names | st.text(max_size=10))
 def test_the_schema_s_pattern_of_a_name_is_the_code_s(name):
     check = jsonschema.Draft202012Validator(

@@ -78,14 +78,14 @@ async def test_another_process_later_finds_what_this_one_left_without_closing(lo
     assert "1" in seen(result).splitlines()
 
 
-async def test_memory_is_never_in_a_snapshot_and_the_next_seed_replaces_it(lore, home):
+async def test_memory_is_never_in_a_snapshot_and_the_next_seed_has_what_was_written_into_it(lore, home):
     await lore.run(worker(shell("false"), done()), "Say 7", conversation_id="c", run_config=config())
     spoil = worker(shell("echo spoiled > memories/MEMORY.md; echo x > b"), done())
     await lore.run(spoil, "go", conversation_id="c", run_config=config())
     look = worker(shell("cat b memories/MEMORY.md"), done())
     result = await lore.run(look, "go", conversation_id="c", run_config=config())
     said = seen(result).splitlines()
-    assert "spoiled" not in said and "x" in said
+    assert "spoiled" not in said and "- spoiled" in said and "x" in said
 
 
 async def test_memory_arrives_where_the_agent_s_own_layout_says(lore):

@@ -9,6 +9,7 @@ included, and that memory means the same as after an undisturbed run.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -55,6 +56,16 @@ def event(run, *, rollout="r1", attempt=1, text=None, at="2026-01-01T00:00:00+00
     made = envelope.of_run(data, source="/test")
     checked = models.run_completed(data)
     return record.message_of(made, f"{checked.project}/{checked.rollout.alias}", "runs")
+
+
+def edit(name, *, rollout="r1", text=None, base="", revision=0, project=PROJECT):
+    """A memory-edited event: what a run wrote into `MEMORY.md`, which was seeded as `base`."""
+    sha256 = hashlib.sha256(base.encode()).hexdigest()
+    files = [{"path": "MEMORY.md", "text": text or f"- {name}\n", "base_sha256": sha256}]
+    data = {"project": project, "memory": MEMORY, "session_id": rollout, "run_id": f"of-{name}"}
+    data |= {"edit_id": name, "edited_at": "2026-01-01T00:01:00+00:00", "revision": revision, "files": files}
+    made = envelope.of_edit(data, source="/test")
+    return record.message_of(made, f"{project}/{models.memory_edited(data).rollout.alias}", "runs")
 
 
 def garbage(value=b"{"):

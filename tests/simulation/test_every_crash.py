@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 import toy
-from harness import Scenario, event, garbage, worker
+from harness import Scenario, edit, event, garbage, worker
 
 from runlore.testing.world import Faults
 
@@ -52,6 +52,27 @@ def test_attempts_conflicts_guards_and_garbage_through_every_crash_two_crashes_d
 
     scenario = Scenario(TROUBLE, faults=Faults(crashes=2), holds=guilty_alone_is_held)
     assert scenario.explore().complete > 150
+
+
+EDITS = [event("a"), edit("e"), edit("e"), edit("f", rollout="r2"), edit("e", text="- other bytes\n")]
+
+
+def test_live_edits_among_the_runs_through_every_crash_two_crashes_deep():
+    def each_once(view):
+        ends = {name: view.end(rollout, name, 1) for rollout, name in (("r1", "a"), ("r1", "e"), ("r2", "f"))}
+        return None if set(ends.values()) == {"consolidated"} else f"ends: {ends}"
+
+    for records_max in (1, 100):
+        scenario = Scenario(EDITS, processes=[worker(records_max)], faults=Faults(crashes=2), holds=each_once)
+        assert scenario.explore().complete > 100
+
+
+def test_a_live_edit_through_every_lost_reply_and_replayed_from_the_start():
+    assert Scenario(EDITS[:2], faults=Faults(lost=1)).explore().complete > 50
+    assert (
+        Scenario([], before=[(EDITS, worker(2))], replay=True, faults=Faults(crashes=1)).explore().complete
+        > 5
+    )
 
 
 def test_a_lost_reply_at_every_write_landed_never_or_later():

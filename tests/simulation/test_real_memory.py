@@ -8,9 +8,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from harness import MEMORY, PROJECT, Scenario, record, worker
+from harness import MEMORY, PROJECT, Scenario, edit, record, worker
 
+from runlore.commit import revisions
+from runlore.consumers import consolidate
 from runlore.events import envelope, models
+from runlore.lookup import seeds
+from runlore.testing.buses import MemoryBus
+from runlore.testing.stores import MemoryStore
 from runlore.testing.world import Faults
 
 REAL_MEMORY = True
@@ -66,3 +71,48 @@ def test_real_memory_replayed_from_the_start():
 def test_real_memory_with_two_workers():
     scenario = Scenario(RUNS[:2], processes=[worker(1), worker()], faults=Faults(switches=1))
     assert scenario.explore().complete > 20
+
+
+async def seeded():
+    """`MEMORY.md` as the first run's revision has it."""
+    store, bus = MemoryStore(), MemoryBus()
+    await bus.produce([RUNS[0]])
+    await record.RecordStage(store, bus).process([one async for one in bus.read("runs")])
+    await consolidate.ConsolidateStage(store, bus).work(PROJECT, MEMORY)
+    reader = revisions.Reader(store)
+    seed = await seeds.resolve(reader, PROJECT, MEMORY, "r9")
+    return (await seeds.open_seed(reader, seed)).files["memories/MEMORY.md"].text
+
+
+async def edited():
+    """Two edits of one line of it, and one of a line that a run changes meanwhile."""
+    base = await seeded()
+    (line,) = [row for row in base.splitlines() if row.startswith("- `query`")]
+    ways = [base.replace(line, f"- Way {number}: {line[2:60]}") for number in (1, 2)]
+    return [
+        edit(f"e{number}", rollout=f"r{number}", text=text, base=base, revision=1)
+        for number, text in enumerate([*ways, base.replace(line, "") + "- Ask first\n"], 1)
+    ]
+
+
+async def test_real_edits_of_real_memory_through_every_crash():
+    edits = await edited()
+    files = {}
+
+    def all_is_shown(view):
+        found = {path: view.revision.text(one["sha256"]) for path, one in view.revision.map("files").items()}
+        text = found["base/MEMORY.md"]
+        told = [f"- Way {number}" in text for number in (1, 2)] + ["- Ask first" in text, "conflict" in text]
+        return None if all(told) and files.setdefault("first", found) == found else text
+
+    for messages in ([*edits, *RUNS[1:4]], [*RUNS[1:4], *reversed(edits)]):
+        # Not compared with a worker that begins from nothing: there the edits' base would be none that is known.
+        scenario = Scenario(
+            messages,
+            processes=[worker(2)],
+            before=[([RUNS[0]], worker())],
+            faults=Faults(crashes=1),
+            compare=False,
+            holds=all_is_shown,
+        )
+        assert scenario.explore().complete > 20

@@ -18,7 +18,8 @@ POISON = "POISON"
 
 def digest(line, meta):
     payload = json.loads(line)
-    return {"run": meta.run, "attempt": meta.attempt, "text": payload["final_output"]}
+    said = payload["edit"]["changes"][0]["now"] if meta.is_edit else payload["final_output"]
+    return {"run": meta.run, "attempt": meta.attempt, "text": said}
 
 
 def build(digests):

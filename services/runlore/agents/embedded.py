@@ -128,6 +128,11 @@ class Embedded:
     async def send(self, data: dict[str, Any], left: Sequence[port.Left]) -> list[str]:
         refused: list[str] = []
         async with self._open() as opened:
+            if models.type_of(data) == models.MEMORY_EDITED:
+                event = envelope.of_edit(data, source=producer.source_of(self._project))
+                message = await producer.Producer(opened.store, opened.bus).message(event)
+                await opened.bus.produce([message])
+                return refused
             checked = models.run_completed(data)
             workspaces = []
             for one in left:

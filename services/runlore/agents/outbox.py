@@ -1,6 +1,7 @@
 """The outbox: what a run left, on this machine's disk, until Runlore has taken it.
 
     <folder>/waiting/<run>.<attempt>/event.json, 0.tar, …    to be handed over; `rollout` says whose it is
+    <folder>/waiting/<run>.1.<edit>/event.json               a live edit of memory that the run made
     <folder>/refused/<run>.<attempt>/                        what Runlore will never take, with `why.txt`
     <folder>/sessions/<id>.tar                               the SDK's own LocalSnapshot files (workspaces)
     <folder>/resumes/<name>.json                             notes: which run was interrupted, which one left a tar
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -94,8 +96,10 @@ class Outbox:
         Tars are linked, not copied. Raises `errors.OutboxFull`, or OSError.
         """
         self.make()
-        name = f"{ids.alias(str(data['run_id']))}.{data['attempt']}"
+        name = name_of(data)
         there = sorted(self._names())
+        if "edit_id" in data and name in there:
+            return []  # The same edit, found twice.
         if len(there) >= self._entries_max:
             raise errors.OutboxFull(f"{len(there)} runs wait in {self.folder} already")
         room = self._bytes_max - sum(_size(self._waiting / one) for one in there)
@@ -237,6 +241,14 @@ class Outbox:
                 # A young one may be what a session is about to be restored from.
                 if age > SESSION_SECONDS_MAX or (room < 0 and age > TEMPORARY_SECONDS_MAX):
                     tar.unlink()
+
+
+def name_of(data: Mapping[str, Any]) -> str:
+    """The name of an event's entry: a run's; or an edit's, which comes after its run's in the order of names."""
+    run = ids.alias(str(data["run_id"]))
+    if "edit_id" in data:
+        return f"{run}.1.{hashlib.sha256(str(data['edit_id']).encode()).hexdigest()[:16]}"
+    return f"{run}.{data['attempt']}"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ import httpx2
 
 from runlore import errors
 from runlore.agents import port, seen
+from runlore.events import models
 
 IDLE_SECONDS = 30.0
 """How long a connection may stand still."""
@@ -235,6 +236,7 @@ class Remote:
 
     async def send(self, data: dict[str, Any], left: Sequence[port.Left]) -> list[str]:
         refused, workspaces = [], []
+        is_edit = models.type_of(data) == models.MEMORY_EDITED
         async with self._client() as client:
             for one in left:
                 try:
@@ -244,7 +246,7 @@ class Remote:
                     refused.append(f"{exc.kind}: {exc.message}")
                     continue
                 workspaces.append(one.told({"archive": claim}))
-            event = {**data, "workspaces": workspaces}
+            event = data if is_edit else {**data, "workspaces": workspaces}
             answer = await self._ask(client, "POST", self._url("events"), json=event)
             if not answer.get("event"):
                 # The page of a proxy, say. To believe it would be to forget the run.
@@ -280,7 +282,8 @@ class Remote:
         """Remember what the next run of this rollout waits for."""
         known = ("conversation_id", "session_id", "group_id", "run_id")
         ask = port.Ask(**{name: data.get(name) for name in known})  # type: ignore[arg-type]
-        self._sent[ask.rollout.original] = str(data["run_id"])
+        # An edit is handed over after its run: whoever waits for it waits for both.
+        self._sent[ask.rollout.original] = str(data.get("edit_id") or data["run_id"])
         while len(self._sent) > ROLLOUTS_MAX:
             self._sent.pop(next(iter(self._sent)))
 

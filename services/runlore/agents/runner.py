@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from runlore import clock, errors
 from runlore.agents import (
     delivery,
     fanout,
+    harvest,
     nested,
     outbox,
     port,
@@ -263,6 +264,7 @@ class Runlore:
         # A run for another project, memory or subject is nobody's child: it must not see what that was seeded with.
         parent = outer if outer is not None and outer.link.is_like(self.link) else None
         run = runs.Run(self.link, agent, input, ask, parent=parent, resumed=resumed)
+        run.is_expected = True
         if recording.is_state(input):
             run.current = getattr(input, "_current_agent", None) or agent
             run.input = [] if named.get("session") is not None else _input_of(input)
@@ -326,6 +328,7 @@ class Runlore:
         if run.refreshed:
             return
         run.refreshed = True
+        run.live.append(session)
         seeding.gate(run, session)
         try:
             is_up = await session.running()
@@ -342,6 +345,8 @@ class Runlore:
         """Put the run's event into the outbox, and say so. Raises nothing."""
         made = self._made(run, result, error)
         if made is None:
+            run.is_expected = False
+            await self._edits(run)
             return
         data, left = made
         putting = asyncio.ensure_future(asyncio.to_thread(self._put, run, data, left))
@@ -353,24 +358,52 @@ class Runlore:
                 await asyncio.wait([putting])
             if putting.done() and not putting.cancelled() and (failed := putting.exception()) is not None:
                 self._failed(f"run {run.id} is lost", failed)
+            self._put_edits(run)
             raise
         except Exception as exc:
             await self._straight(run, data, left, exc)
+        await self._edits(run)
         self._say(run)
+
+    async def _edits(self, run: runs.Run) -> None:
+        """Take what was edited in the run's memory, and keep it after the run's event."""
+        for session in run.live:
+            # By now the run's event is out, so what is found goes into the outbox at once.
+            await harvest.take_all(session, run)
+        if run.edits:
+            await asyncio.to_thread(self._put_edits, run)
+
+    def _put_edits(self, run: runs.Run) -> None:
+        """Into the outbox; blocking. What was taken before the run's event was out."""
+        waiting, run.edits = run.edits, []
+        for data in waiting:
+            try:
+                harvest.put(run, data)
+            except Exception as exc:
+                self._failed(f"the live edit {data['edit_id']} is lost", exc)
 
     def _put_now(self, run: runs.Run, result: Any, error: BaseException | None) -> None:
         """The same at once, where nothing can be awaited: the loop may end with the stream."""
         made = self._made(run, result, error)
+        run.is_expected = made is not None
+        self._put_edits(run)
+        if run.live:
+            # A session of the program's own lives on: what is not read now is read before its next seed or its stop.
+            self._beside(self._edits(run))
         if made is None:
             return
         try:
             self._no_room(made[0], self._put(run, *made))
         except Exception as exc:
-            straight = asyncio.get_running_loop().create_task(self._straight(run, *made, exc))
-            self._tasks.add(straight)
-            straight.add_done_callback(self._tasks.discard)
+            self._beside(self._straight(run, *made, exc))
             return
         self._say(run)
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with something beside the program; `aclose` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _took(self, run: runs.Run) -> None:
         """A workspace was taken. Where the run's event is out already, it goes as a higher attempt."""

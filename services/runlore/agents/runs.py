@@ -156,6 +156,12 @@ class Run:
         """The wrapped runner that this run went through first; what it is given after that is another run."""
         self.refreshed = False
         """Whether a session that the program owns was given this run's seed."""
+        self.is_expected = False
+        """Whether an event of its own will come."""
+        self.live: list[Any] = []
+        """Sessions of the program's own that it was given."""
+        self.edits: list[dict[str, Any]] = []
+        """Live edits of memory that wait for the run's own event."""
         self.attempt = 0
         self.record: tuple[str, dict[str, int] | None] | None = None
         """The record and the usage, once the run's event is out."""

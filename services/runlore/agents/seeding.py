@@ -7,23 +7,24 @@ Runlore does it: the same run would be paid for twice.
 from __future__ import annotations
 
 import io
-import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from runlore.agents import port, runs
+from runlore.agents import harvest, port, runs
 from runlore.events import models
 
 WRITE_SECONDS_MIN = 2.0
 """Writing what is here already may take this long, also where the deadline is used up."""
 
-_written: weakref.WeakKeyDictionary[Any, dict[str, dict[str, bytes]]] = weakref.WeakKeyDictionary()
-"""Session → folder of memory → the files of the last seed there: agents that share a session may have one each."""
 
+async def write(
+    run: runs.Run, session: Any, layout: models.Layout | None = None, *, is_fresh: bool = False
+) -> None:
+    """Bring a started session's memory to the run's seed. Raises nothing but a cancellation.
 
-async def write(run: runs.Run, session: Any, layout: models.Layout | None = None) -> None:
-    """Bring a started session's memory to the run's seed. Raises nothing but a cancellation."""
+    `is_fresh`: the session holds no memory but what is written now.
+    """
     seeded = await run.seeded()
     layout = layout or port.layout_of(runs.memory_of(run.current))
     try:
@@ -33,10 +34,14 @@ async def write(run: runs.Run, session: Any, layout: models.Layout | None = None
         # The archive is cleared of these folders on its way in, too.
         run.link.failed("keeping memory out of the snapshot", exc)
     if seeded is None:
-        return
+        if not is_fresh:
+            return
+        # There was none to be had; what the agent writes down is taken all the same.
+        seeded = port.Seeded()
     try:
         async with run.waiting(seconds_min=WRITE_SECONDS_MIN):
-            await _write(session, layout.memories_dir, placed(seeded, layout))
+            await _write(run, session, seeded, layout)
+        harvest.before_stop(session)
     except Exception as exc:
         run.link.failed("writing memory into the workspace", exc)
 
@@ -48,8 +53,7 @@ def at_start(run: runs.Run, session: Any) -> None:
     async def started() -> None:
         session.start = start
         await start()
-        # Memory is in no snapshot: what was written before the session stopped may be gone.
-        _written.pop(session, None)
+        harvest.forget(session)
         await write(run, session)
 
     session.start = started
@@ -64,9 +68,28 @@ def placed(seeded: port.Seeded, layout: models.Layout) -> dict[str, bytes]:
     }
 
 
-async def _write(session: Any, memories_dir: str, files: dict[str, bytes]) -> None:
-    folders = _written.setdefault(session, {})
-    before = folders.get(memories_dir, {})
+async def _write(run: runs.Run, session: Any, seeded: port.Seeded, layout: models.Layout) -> None:
+    """Write what differs from the last seed there; agents that share a session may have a folder each.
+
+    What was edited since is taken first, and where that can not be, nothing is written. A file of which both seeds say
+    the same stays as the agent left it.
+    """
+    folders, files = harvest.of(session), placed(seeded, layout)
+    last = folders.get(layout.memories_dir)
+    if last is not None and not await harvest.take(session, last):
+        return
+    # Of half a seed nobody can tell what was edited, so until it is whole nothing is taken for an edit.
+    before = last.files if last is not None and last.is_whole else {}
+    held = harvest.Held(run, seeded, layout, files)
+    held.taken = {
+        name: sha256
+        for name, sha256 in (last.taken if last is not None else {}).items()
+        if before.get(f"{layout.memories_dir}/{name}") == files.get(f"{layout.memories_dir}/{name}")
+    }
+    stale = (last.files.keys() if last is not None else set()) - files.keys()
+    folders[layout.memories_dir] = held
+    if last is None:
+        await harvest.note_present(session, held)
     made: set[Path] = set()
     for path, content in files.items():
         if before.get(path) == content:
@@ -76,9 +99,9 @@ async def _write(session: Any, memories_dir: str, files: dict[str, bytes]) -> No
             await session.mkdir(parent, parents=True)
             made.add(parent)
         await session.write(Path(path), io.BytesIO(content))
-    for path in sorted(before.keys() - files.keys()):
+    for path in sorted(stale):
         await session.rm(Path(path), recursive=True)
-    folders[memories_dir] = files
+    held.is_whole = True
 
 
 def gate(run: runs.Run, session: Any) -> None:

@@ -98,7 +98,7 @@ class Client(BaseSandboxClient[Any]):
                     await manifests.apply(run, space, session)
             else:
                 run.started()
-            await seeding.write(run, session)
+            await seeding.write(run, session, is_fresh=True)
 
         session.start = started
         return session

@@ -273,6 +273,10 @@ async def _answer_why(
                 out.say("      (of a subject; --subject shows what it says)")
         if len(note["evidence"]) > 20:
             out.say(f"  … and {len(note['evidence']) - 20} more (--json lists all)")
+        for edit in note.get("edits", [])[:20]:
+            was = f"; it said: {edit['was']}" if edit.get("was") else ""
+            where = f"rollout {edit['rollout']}, on revision {edit['revision']}{was}"
+            out.say(f"  live edit: {edit['what']} by run {edit['run']} of {where}")
 
 
 def search(

@@ -23,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 def emit(
     file: Annotated[
-        str, typer.Argument(help="JSON lines: run.completed events, or their data. '-' reads stdin.")
+        str,
+        typer.Argument(
+            help="JSON lines: run.completed and memory.edited events, or their data. '-' reads stdin."
+        ),
     ] = "-",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,

@@ -322,8 +322,11 @@ def draft_of(
     for name in sorted(accepted):
         body = batch[name].body
         known = int(maps["coverage"].get(name, {"counter": 0})["counter"])
-        fresh = [[run, entry["attempt"]] for run, entry in body["runs"].items() if entry["since"] > known]
-        covers.append({"rollout": name, "counter": batch[name].counter, "runs": sorted(fresh)})
+        fresh = {run: entry for run, entry in body["runs"].items() if entry["since"] > known}
+        runs = sorted([run, entry["attempt"]] for run, entry in fresh.items() if "edit_of" not in entry)
+        edited = sorted([run, entry["attempt"]] for run, entry in fresh.items() if "edit_of" in entry)
+        covers.append({"rollout": name, "counter": batch[name].counter, "runs": runs})
+        covers[-1] |= {"edits": edited} if edited else {}
         maps["coverage"].set(name, {"counter": batch[name].counter, "updated_at": body["updated_at"]})
     maps["notes"].replace(made.state.notes.entries())
     maps["selected"].replace(dict(made.state.selected))

@@ -17,7 +17,7 @@ from typing import Any
 from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import keys
-from runlore.events import envelope, ids
+from runlore.events import envelope, ids, models
 from runlore.store import port as store_port
 
 VALUE_BYTES_MAX = envelope.EVENT_BYTES_MAX - 64 * 1024
@@ -180,9 +180,10 @@ def project_of(letter: Letter) -> str | None:
 
 
 def run_of(letter: Letter) -> str | None:
-    """The run that a dead event says it is of, as its producer wrote it; None where it says none."""
+    """The run (or the edit) that a dead event says it is, as its producer wrote it; None where it says none."""
     with contextlib.suppress(ValueError, AttributeError, RecursionError):
-        named = json.loads(letter.value or b"").get("run_id")
+        said = json.loads(letter.value or b"")
+        named = said.get("edit_id" if models.type_of(said) == models.MEMORY_EDITED else "run_id")
         return named if isinstance(named, str) else None
     return None
 

@@ -1,4 +1,4 @@
-"""Record: a run's event becomes a record, its rollout's summary, and a mark.
+"""Record: a run's event, or that of an edit which it made, becomes a record, its rollout's summary, and a mark.
 
     head → put record if absent → CAS the rollout's head → put mark if absent → ring → offset
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, lines, marks, rollouts
-from runlore.consumers import dead, summarize
+from runlore.commit import heads, keys, lines, marks, revisions, rollouts
+from runlore.consumers import dead, edited, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, ids, models, records
 from runlore.memory import redact
@@ -35,11 +35,11 @@ class Unprocessable(errors.Poison):
 
 @dataclass(frozen=True)
 class Incoming:
-    """One run-completed event in hand."""
+    """One run-completed or memory-edited event in hand."""
 
     message: bus_port.Message
     event: envelope.Event
-    data: models.RunCompleted
+    data: models.RunCompleted | models.MemoryEdited
 
     @property
     def line_of(self) -> tuple[str, str, str]:
@@ -48,7 +48,8 @@ class Incoming:
 
     @property
     def run(self) -> str:
-        return ids.alias(self.data.run_id)
+        """What it is called among its rollout's runs: an edit has a name of its own there."""
+        return ids.alias(self.data.identity)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class RecordStage:
         self._store = store
         self._bus = bus
         self._runtime = runtime
+        self._reader = revisions.Reader(store)
 
     async def process(self, messages: Sequence[bus_port.Message]) -> Processed:
         """Put the effect of every message in the store; only then are there offsets to commit.
@@ -155,11 +157,22 @@ class RecordStage:
                     state = SUPERSEDED if where == summarize.OLDER else RECORDED
                 outcomes[number] = Outcome(incoming.message, state)
             except errors.Poison as exc:
-                outcomes[number] = Outcome(incoming.message, DEAD, exc)
+                outcomes[number] = self._refused(incoming, runs.get(incoming.run), exc)
         return outcomes, put
 
+    @staticmethod
+    def _refused(incoming: Incoming, known: Mapping[str, Any] | None, why: errors.Poison) -> Outcome:
+        """A dead letter; but an edit that took effect when its base was there needs it no more."""
+        is_again = known is not None and known["event"] == incoming.event.id
+        if is_again and isinstance(why, errors.EditBaseUnknown):
+            return Outcome(incoming.message, ALREADY)
+        return Outcome(incoming.message, DEAD, why)
+
     async def _make(self, incoming: Incoming) -> rollouts.Record:
-        """The record of an event: a function of the event alone. Raises a `Poison`."""
+        """The record of an event: a function of it alone, and of an edit's base. Raises a `Poison`."""
+        if isinstance(incoming.data, models.MemoryEdited):
+            found = await edited.line_of(self._store, self._reader, incoming.data, self._runtime)
+            return await self._runtime.offload(make_edit, incoming, *found)
         return await self._runtime.offload(make, incoming, await self._line(incoming.data))
 
     async def _line(self, data: models.RunCompleted) -> str:
@@ -231,10 +244,10 @@ def message_of(event: envelope.Event, key: str, topic: str) -> bus_port.Outgoing
 
 
 def parse(message: bus_port.Message) -> Incoming:
-    """The run-completed event of a message. Raises a `Poison`."""
+    """The run-completed or memory-edited event of a message. Raises a `Poison`."""
     event = envelope.parse(message.headers, message.value)
-    envelope.check_type(event, models.RUN_COMPLETED)
-    return Incoming(message, event, models.run_completed(event.data))
+    envelope.check_type(event, models.RUN_COMPLETED, models.MEMORY_EDITED)
+    return Incoming(message, event, models.handed_in(event.type, event.data))
 
 
 def open_claim(claim: models.Claim, body: bytes) -> str:
@@ -252,7 +265,17 @@ def open_claim(claim: models.Claim, body: bytes) -> str:
 def make(incoming: Incoming, line: str) -> rollouts.Record:
     """The record of an event and its line, with its digest. Pure. Raises a `Poison`."""
     kept, meta = prepare(incoming, line)
-    record = rollouts.Record(meta, kept)
+    return _digested(rollouts.Record(meta, kept))
+
+
+def make_edit(incoming: Incoming, line: str, received: str, redacted: Mapping[str, int]) -> rollouts.Record:
+    """The record of an edit. Pure."""
+    ended_at = moment(getattr(incoming.data, "edited_at", "") or incoming.event.time)
+    meta = _meta(incoming, received=received, ended_at=ended_at, redacted=redacted)
+    return _digested(rollouts.Record({**meta, "is_edit": True}, line))
+
+
+def _digested(record: rollouts.Record) -> rollouts.Record:
     try:
         summarize.digest(record)
     except Exception as exc:
@@ -266,6 +289,30 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
     payload = records.check(line)
     kept, redacted = redact.line(records.to_ascii(line.rstrip("\r\n")))
     data = incoming.data
+    assert isinstance(data, models.RunCompleted)
+    meta = _meta(
+        incoming,
+        received=records.received_hash(line),
+        ended_at=moment(payload.get("updated_at")),
+        redacted=redacted,
+        # Whoever waits for the run waits for these lines too.
+        workspaces=sorted({_agent(one) for one in data.workspaces}),
+        usage=data.usage.model_dump() if data.usage else None,
+    )
+    return kept, meta
+
+
+def _meta(
+    incoming: Incoming,
+    *,
+    received: str,
+    ended_at: str,
+    redacted: Mapping[str, int],
+    workspaces: Sequence[str] = (),
+    usage: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """The metadata of a run's record or of an edit's: which it is, whose, when."""
+    data = incoming.data
     given = {
         name: value
         for name in (
@@ -277,7 +324,7 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
             "subject",
             "seed",
         )
-        if (value := getattr(data, name)) is not None
+        if (value := getattr(data, name, None)) is not None
     }
     meta = {
         "project": data.project,
@@ -285,21 +332,20 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
         "rollout": data.rollout.alias,
         "run": incoming.run,
         "attempt": data.attempt,
-        "received": records.received_hash(line),
-        "ended_at": moment(payload.get("updated_at")),
+        "received": received,
+        "ended_at": ended_at,
         "event": {"id": incoming.event.id, "source": incoming.event.source, "time": incoming.event.time},
         "ids": {"kind": data.rollout.kind, "original": data.rollout.original, "run_id": data.run_id, **given},
         "subject_alias": summarize.subject_of(data.subject),
         "agents": list(data.agents),
-        # Whoever waits for the run waits for these lines too.
-        "workspaces": sorted({_agent(one) for one in data.workspaces}),
+        "workspaces": list(workspaces),
         "layout": data.layout.model_dump(),
-        "usage": data.usage.model_dump() if data.usage else None,
-        "redacted": redacted,
+        "usage": usage,
+        "redacted": dict(redacted),
         # What a newer producer sent survives here.
         "extra": redact_extra(data.model_extra or {}),
     }
-    return kept, {name: value for name, value in meta.items() if value not in (None, {}, [])}
+    return {name: value for name, value in meta.items() if value not in (None, {}, [])}
 
 
 def _agent(workspace: models.Workspace) -> str:

@@ -65,6 +65,9 @@ def note(entry: Mapping[str, Any] | None, record: rollouts.Record, counter: int)
     (top, received, event), *earlier = sorted(attempts, reverse=True)
     since = counter if entry is None or top != int(entry["attempt"]) else entry["since"]
     out = {"attempt": top, "received": received, "event": event, "ended_at": ended[top], "since": since}
+    if record.meta.get("is_edit"):
+        # It is no run of its own where runs are counted or listed: one of them made it.
+        out["edit_of"] = ids.alias(str(record.meta["ids"]["run_id"]))
     return out | ({"earlier": sorted(map(list, earlier))} if earlier else {})
 
 
@@ -172,6 +175,7 @@ def meta_of(record: rollouts.Record) -> values.RunMeta:
         subject=meta.get("subject_alias"),
         ended_at=meta["ended_at"],
         agents=list(meta.get("agents", [])),
+        is_edit=bool(meta.get("is_edit")),
     )
 
 

@@ -96,6 +96,14 @@ def of_run(data: dict[str, Any], *, source: str) -> Event:
     return Event(event_id, source, models.RUN_COMPLETED, data, clock.now_iso())
 
 
+def of_edit(data: dict[str, Any], *, source: str) -> Event:
+    """The memory-edited event for `data`; its id is derived in the same way."""
+    identity = dump([data.get(name) for name in ("project", "memory", "run_id", "edit_id")])
+    body = dump([data.get("revision"), data.get("files")])
+    event_id = hashlib.sha256(identity + b"\0" + body).hexdigest()[:32]
+    return Event(event_id, source, models.MEMORY_EDITED, data, clock.now_iso())
+
+
 def changed(data: models.Changed) -> Event:
     """The doorbell event for `data`."""
     body = data.model_dump(exclude_none=True)
@@ -134,11 +142,11 @@ def _event(attributes: dict[str, str], data: Any) -> Event:
     )
 
 
-def check_type(event: Event, wanted: str) -> None:
-    """Raises `errors.UnknownVersion` or `errors.UnknownType` unless `event` has the type `wanted`."""
-    if event.type == wanted:
+def check_type(event: Event, *wanted: str) -> None:
+    """Raises `errors.UnknownVersion` or `errors.UnknownType` unless `event` has one of the types `wanted`."""
+    if event.type in wanted:
         return
-    stem = wanted.rpartition(".v")[0]
-    if event.type.rpartition(".v")[0] == stem:
-        raise errors.UnknownVersion(f"{event.type} is not a version that this Runlore reads ({wanted})")
-    raise errors.UnknownType(f"no stage of this topic reads events of type {event.type!r}, only {wanted}")
+    told = " or ".join(wanted)
+    if event.type.rpartition(".v")[0] in {one.rpartition(".v")[0] for one in wanted}:
+        raise errors.UnknownVersion(f"{event.type} is not a version that this Runlore reads ({told})")
+    raise errors.UnknownType(f"no stage of this topic reads events of type {event.type!r}, only {told}")

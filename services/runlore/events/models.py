@@ -15,12 +15,15 @@ from runlore import errors
 from runlore.events import ids
 
 RUN_COMPLETED = "io.runlore.run.completed.v1"
+MEMORY_EDITED = "io.runlore.memory.edited.v1"
 CHANGED = "io.runlore.changed.v1"
 
 RECORD_INLINE_BYTES_MAX = 256 * 1024
 """A record above this many bytes travels as a claim check: its bytes in the store, its hash in the event."""
 RECORD_BYTES_MAX = 64 * 1024 * 1024
 """Largest record accepted at all, in bytes."""
+EDITED_BYTES_MAX = 512 * 1024
+"""Largest edited file accepted, in bytes; a rendered `MEMORY.md` has at most 192 KiB."""
 
 
 class _Data(BaseModel):
@@ -159,6 +162,104 @@ class RunCompleted(_Data):
         return self
 
     @property
+    def identity(self) -> str:
+        """What the event is recognised by in its rollout, with `attempt`."""
+        return self.run_id
+
+    @property
+    def rollout(self) -> ids.Rollout:
+        return ids.resolve_rollout(
+            conversation_id=self.conversation_id,
+            session_id=self.session_id,
+            group_id=self.group_id,
+            run_id=self.run_id,
+        )
+
+
+class EditedFile(_Data):
+    """One memory file as an agent left it."""
+
+    path: Literal["MEMORY.md", "memory_summary.md"]
+    """Inside the layout's `memories_dir`."""
+    text: str | None = None
+    """The whole new text. Exactly one of `text` and `text_claim`."""
+    text_claim: Claim | None = None
+    """The text's bytes (UTF-8), at most 512 KiB, where the bus is too small for it."""
+    base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the file's bytes as they were seeded; of no bytes where nothing was."""
+
+    def check_size(self) -> None:
+        """Raises `errors.RecordTooLarge`."""
+        size = self.text_claim.size if self.text_claim else len((self.text or "").encode("utf-8", "replace"))
+        if size > EDITED_BYTES_MAX:
+            raise errors.RecordTooLarge(
+                f"the edited {self.path} has {size} bytes; at most {EDITED_BYTES_MAX} are accepted"
+            )
+
+    @model_validator(mode="after")
+    def _one_text(self) -> EditedFile:
+        if (self.text is None) == (self.text_claim is None):
+            raise ValueError("exactly one of `text` and `text_claim` is needed")
+        return self
+
+
+class MemoryEdited(_Data):
+    """An agent edited its memory files in a run. The edit belongs to that run's rollout."""
+
+    project: str
+    memory: str
+    layout: Layout = Layout()
+    conversation_id: str | None = None
+    session_id: str | None = None
+    group_id: str | None = None
+    run_id: Annotated[str, Field(min_length=1)]
+    """The run in which it was made."""
+    edit_id: Annotated[str, Field(min_length=1)]
+    """What the edit is recognised by in its rollout. No run of the rollout may have the same id."""
+    subject: str | None = None
+    """Whom the run was for: what was added stays with that subject."""
+    agents: list[str] = []
+    edited_at: str = ""
+    """When it was found, RFC 3339; the event's time where it says none."""
+    seed: str | None = None
+    """The seed whose files were edited. None: those of `revision` as this rollout and subject see them."""
+    revision: Annotated[int, Field(ge=0)]
+    """The base: the revision whose files were edited; 0 where the memory had none."""
+    files: Annotated[list[EditedFile], Field(min_length=1, max_length=2)]
+    """The files that were edited, each once."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> MemoryEdited:
+        if len({one.path for one in self.files}) != len(self.files):
+            raise ValueError("`files` names one file twice")
+        return self
+
+    def check_ids(self) -> MemoryEdited:
+        """Itself, if every id is one that Runlore accepts. Raises `errors.InvalidId`."""
+        ids.check_name(self.project, "project")
+        ids.check_name(self.memory, "memory")
+        for name in ("run_id", "edit_id"):
+            ids.check_id(getattr(self, name), name)
+        for name in ("conversation_id", "session_id", "group_id", "subject"):
+            value = getattr(self, name)
+            if value is not None and (value.strip() or ids.has_control(value)):
+                ids.check_id(value, name)
+        return self
+
+    @property
+    def identity(self) -> str:
+        return self.edit_id
+
+    @property
+    def attempt(self) -> int:
+        """An edit is made once: what is corrected is another edit."""
+        return 1
+
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        return ()
+
+    @property
     def rollout(self) -> ids.Rollout:
         return ids.resolve_rollout(
             conversation_id=self.conversation_id,
@@ -181,7 +282,11 @@ class Changed(_Data):
     counter: Annotated[int, Field(ge=0)] = 0
 
 
-DATA_BY_TYPE: dict[str, type[_Data]] = {RUN_COMPLETED: RunCompleted, CHANGED: Changed}
+DATA_BY_TYPE: dict[str, type[_Data]] = {
+    RUN_COMPLETED: RunCompleted,
+    MEMORY_EDITED: MemoryEdited,
+    CHANGED: Changed,
+}
 
 
 def run_completed(data: Any) -> RunCompleted:
@@ -191,6 +296,22 @@ def run_completed(data: Any) -> RunCompleted:
     secrets), or `errors.InvalidId`.
     """
     return parse_data(RunCompleted, data).check_ids()
+
+
+def memory_edited(data: Any) -> MemoryEdited:
+    """`data` as a valid memory-edited event. Raises as `run_completed` does."""
+    return parse_data(MemoryEdited, data).check_ids()
+
+
+def type_of(data: Any) -> str:
+    """Which event `data` alone, without an envelope, is: an edit has an `edit_id` and no record."""
+    is_edit = isinstance(data, dict) and "edit_id" in data and not {"record", "record_claim"} & data.keys()
+    return MEMORY_EDITED if is_edit else RUN_COMPLETED
+
+
+def handed_in(event_type: str, data: Any) -> RunCompleted | MemoryEdited:
+    """`data` as an event that a producer may hand in. Raises a `Poison`."""
+    return memory_edited(data) if event_type == MEMORY_EDITED else run_completed(data)
 
 
 def parse_data(model: type[T], data: Any) -> T:

@@ -53,6 +53,14 @@ _RULES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "record": {"type": ["string", "object", "null"]},
     },
+    "MemoryEdited": {
+        "project": _NAME,
+        "memory": _NAME,
+        "run_id": {**_ID, **_NOT_BLANK},
+        "edit_id": {**_ID, **_NOT_BLANK},
+        **dict.fromkeys(("conversation_id", "session_id", "group_id", "subject"), _ID),
+    },
+    "EditedFile": {"base_sha256": {"pattern": r"^[0-9a-f]{64}$(?!\n)"}},
     "Layout": {"memories_dir": _DIR, "sessions_dir": _DIR},
     "Workspace": {
         "agent": _ID,
@@ -60,6 +68,7 @@ _RULES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "WorkspaceBase": {"snapshot": {"pattern": r"^[0-9a-f]{64}(/[0-9a-f]{64})?$(?!\n)"}},
 }
+_PATHS = ("MEMORY.md", "memory_summary.md")
 _SOURCES = {"snapshot": "string", "archive": "object", "folder": "string"}
 _ONE_SOURCE = [
     {
@@ -67,6 +76,13 @@ _ONE_SOURCE = [
         "properties": {name: {"type": kind if name == one else "null"} for name, kind in _SOURCES.items()},
     }
     for one in _SOURCES
+]
+_ONE_TEXT = [
+    {
+        "required": [one],
+        "properties": {one: {"type": kind}, other: {"type": "null"}},
+    }
+    for one, kind, other in (("text", "string", "text_claim"), ("text_claim", "object", "text"))
 ]
 _ONE_RECORD = [
     {
@@ -113,6 +129,13 @@ def event_schema(event_type: str) -> dict[str, Any]:
     if model is models.RunCompleted:
         schema["oneOf"] = _ONE_RECORD
         nested["Workspace"]["oneOf"] = _ONE_SOURCE
+    if model is models.MemoryEdited:
+        nested["EditedFile"]["oneOf"] = _ONE_TEXT
+        # Two files, so two names: a schema can say no more simply that no file is named twice.
+        one_each = [{"contains": {"properties": {"path": {"const": path}}}} for path in _PATHS]
+        for part in one_each:
+            part |= {"minContains": 0, "maxContains": 1}
+        schema["properties"]["files"]["allOf"] = one_each
     stem, _dot, version = event_type.rpartition(".")
     head = {
         "$schema": DIALECT,
@@ -215,6 +238,45 @@ _RUNS: dict[str, dict[str, Any]] = {
         "x_team": {"name": "billing", "tags": ["a", "b"]},
     },
 }
+_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+_EDITS: dict[str, dict[str, Any]] = {
+    "minimal": {
+        "project": "acme",
+        "memory": "support",
+        "run_id": "run-1",
+        "edit_id": "run-1-edit",
+        "revision": 0,
+        "files": [{"path": "MEMORY.md", "text": "- Caf\u00e9 opens at nine\n", "base_sha256": _NOTHING}],
+    },
+    "all fields": {
+        "project": "acme",
+        "memory": "support",
+        "layout": {"memories_dir": "agent/memories", "sessions_dir": "agent/sessions"},
+        "conversation_id": "conv-1",
+        "session_id": "session-1",
+        "group_id": "group-1",
+        "run_id": "run-3",
+        "edit_id": "run-3-edit",
+        "subject": "ana",
+        "agents": ["Billing"],
+        "edited_at": "2026-09-01T09:00:00.500000+00:00",
+        "seed": "seed-1",
+        "revision": 7,
+        "files": [
+            {"path": "MEMORY.md", "text_claim": {"sha256": _SHA, "size": 4}, "base_sha256": _SHA},
+            {"path": "memory_summary.md", "text": "", "base_sha256": _SHA},
+        ],
+    },
+    "unknown fields": {
+        "project": "acme",
+        "memory": "support",
+        "run_id": "run-1",
+        "edit_id": "run-1-edit",
+        "revision": 0,
+        "files": [{"path": "MEMORY.md", "text": "- a\n", "base_sha256": _NOTHING, "x_mode": 420}],
+        "x_team": "billing",
+    },
+}
 _CHANGED: dict[str, dict[str, Any]] = {
     "minimal": {"kind": "mark", "project": "acme", "memory": "support"},
     "all fields": {
@@ -240,7 +302,7 @@ _CHANGED: dict[str, dict[str, Any]] = {
         "x_reason": "revert",
     },
 }
-_DATA = {models.RUN_COMPLETED: _RUNS, models.CHANGED: _CHANGED}
+_DATA = {models.RUN_COMPLETED: _RUNS, models.MEMORY_EDITED: _EDITS, models.CHANGED: _CHANGED}
 
 
 def _golden(event_type: str) -> dict[str, Any]:
@@ -277,6 +339,8 @@ def _samples(event_type: str) -> Iterator[dict[str, Any]]:
 def _event(event_type: str, data: dict[str, Any]) -> envelope.Event:
     if event_type == models.RUN_COMPLETED:
         event = envelope.of_run(data, source="/golden")
+    elif event_type == models.MEMORY_EDITED:
+        event = envelope.of_edit(data, source="/golden")
     else:
         event = envelope.changed(models.parse_data(models.Changed, data))
     extensions = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}

@@ -176,6 +176,7 @@ class Desk:
         runs = [
             {"run": run, "attempt": entry["attempt"], "ended_at": entry["ended_at"]}
             for run, entry in head.body["runs"].items()
+            if "edit_of" not in entry
         ]
         answer = {
             "memory": name,

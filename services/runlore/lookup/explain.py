@@ -10,6 +10,7 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from runlore.commit import keys, lines, marks, revisions, rollouts
 from runlore.consumers import dead, record, summarize
 from runlore.events import ids
 from runlore.lookup import index as lookup_index
+from runlore.memory import edits, notes
 from runlore.store import port as store_port
 from runlore.upkeep import pauses
 
@@ -159,6 +161,8 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
             "runs", "event received", source=meta["event"]["source"], time=meta["event"]["time"] or None
         )
         story.step("record", "recorded", object=key, bytes=len(one.line), redacted=meta.get("redacted"))
+        if meta.get("is_edit"):
+            _edit(story, json.loads(one.line)["edit"])
     head_key = keys.rollout_head(project, memory, rollout)
     head = await summarize.read(store, project, memory, rollout)
     story.step(
@@ -182,6 +186,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.state = CONSOLIDATED
         number, manifest = await _first_revision(reader, project, memory, rollout, row["run"], row["attempt"])
         story.step("consolidate", f"in revision {number}" if number else "covered", object=manifest)
+        _conflicts(story, revision)
         selected = revision.map("selected")
         story.next = (
             f"its notes are in revision {revision.number}, which seeds serve"
@@ -194,6 +199,29 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.step("consolidate", "marked as left to do", object=mark.key, at=mark.put_at)
     story.next = "the next `runlore up` consolidates it"
     return story
+
+
+def _edit(story: Story, edit: dict[str, Any]) -> None:
+    """What a live edit changed."""
+    changes = edit["changes"]
+    added = sum("now" in one for one in changes)
+    removed = sum(bool(one.get("notes")) for one in changes)
+    names = ", ".join(file["path"] for file in edit["files"])
+    what = f"a live edit of {names} by run {edit['run']}: lines added {added}, taken out {removed}"
+    story.step("record", what, base=edit["revision"], left_out=edit["left_out"] or None)
+
+
+def _conflicts(story: Story, revision: revisions.Revision) -> None:
+    """Which lines that a live edit put, changed or took out stand in conflict."""
+    assert story.rollout is not None
+    known = notes.Notes.load(dict(revision.map("notes").items()))
+    marks = edits.verdict(known).marks
+    for identity, entry in known.supported_by(story.rollout).items() if marks else ():
+        one = entry["support"][story.rollout]
+        if one.get("by") and [story.run, 1] in [told[:2] for told in one["evidence"]]:
+            about = entry["key"]["note"] if entry["kind"] == "edit" else identity
+            if about in marks:
+                story.step("consolidate", f"in conflict {marks[about]}", note=about)
 
 
 async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:
@@ -241,7 +269,8 @@ async def _first_revision(
     looked = 0
     async for body in reader.line(project, memory):
         for covers in body["covers"]:
-            if covers["rollout"] == rollout and [run, attempt] in covers["runs"]:
+            taken = [*covers["runs"], *covers.get("edits", ())]
+            if covers["rollout"] == rollout and [run, attempt] in taken:
                 return body["revision"], keys.manifest(project, memory, body["revision"], body["sha256"])
         looked += 1
         if looked == LOOK_BACK:

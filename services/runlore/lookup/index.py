@@ -24,7 +24,7 @@ from runlore.store import port
 
 log = structlog.get_logger("runlore.index")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 RESULTS_MAX = 100
 TEXT_CHARS_MAX = 200_000
 """Characters of one rollout's summary that are searchable."""
@@ -49,7 +49,7 @@ CREATE TABLE totals (
 ) STRICT;
 CREATE TABLE runs (
   project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, run TEXT NOT NULL, attempt INTEGER NOT NULL,
-  event TEXT NOT NULL, ended_at TEXT NOT NULL, superseded INTEGER NOT NULL,
+  event TEXT NOT NULL, ended_at TEXT NOT NULL, superseded INTEGER NOT NULL, edit_of TEXT,
   place TEXT AS (CASE ended_at WHEN 'unknown' THEN '' ELSE ended_at END) VIRTUAL,
   PRIMARY KEY (project, memory, rollout, run, attempt)
 ) STRICT;
@@ -288,14 +288,14 @@ class Index:
         )
 
     def runs(self, name: str, project: str | None = None) -> list[dict[str, Any]]:
-        """The runs with this event id, run id alias or rollout alias."""
+        """The runs, and the live edits, with this event id, run id alias (or edit id alias) or rollout alias."""
         rows = self._all(
             """SELECT * FROM runs WHERE (event = :name OR run = :name OR rollout = :name)
                AND (:project IS NULL OR project = :project)
                ORDER BY ended_at DESC, run, attempt LIMIT 100""",
             {"name": name, "project": project},
         )
-        return [_without(row, "place") for row in rows]
+        return [_without(row, "place", *(() if row["edit_of"] else ("edit_of",))) for row in rows]
 
     def recent_runs(
         self,
@@ -307,6 +307,7 @@ class Index:
     ) -> list[dict[str, Any]]:
         """The newest runs first; those behind `after` (when one ended, its `number`: with `numbered`)."""
         where = _where(
+            "edit_of IS NULL",
             "project = :project" if project is not None else "",
             "place <= :place AND (place < :place OR rowid < :number)" if after else "",
         )
@@ -314,7 +315,7 @@ class Index:
             f"SELECT *, rowid AS number FROM runs {where} ORDER BY place DESC, rowid DESC LIMIT :limit",
             {"project": project, "limit": limit, **_place(("place", "number"), after)},
         )
-        return [_without(row, "place", *(() if numbered else ("number",))) for row in rows]
+        return [_without(row, "place", "edit_of", *(() if numbered else ("number",))) for row in rows]
 
     def search(
         self, query: str, project: str, memory: str, *, subject: str | None = None, limit: int = 20
@@ -355,7 +356,7 @@ class Index:
             """SELECT u.memory, u.rollout, u.run, u.attempt, u.ended_at FROM runs u
                JOIN rollouts r USING (project, memory, rollout)
                WHERE u.project = :project AND (:memory IS NULL OR u.memory = :memory) AND u.superseded = 0
-                     AND (r.subject IS NULL OR r.subject = :subject)
+                     AND u.edit_of IS NULL AND (r.subject IS NULL OR r.subject = :subject)
                ORDER BY u.place DESC, u.rowid DESC LIMIT :limit""",
             {"project": project, "memory": memory, "subject": subject, "limit": limit},
         )
@@ -406,17 +407,17 @@ def _rollout(head: heads.Head) -> dict[str, Any]:
         "original": body["original"],
         "subject": body.get("subject"),
         "counter": head.counter,
-        "runs": len(body["runs"]),
+        "runs": sum("edit_of" not in entry for entry in body["runs"].values()),
         "updated_at": body["updated_at"],
         "moved_at": body["moved_at"],
     }
 
 
 def _runs(head: heads.Head) -> Iterator[dict[str, Any]]:
-    """The runs of a rollout, each attempt a row."""
+    """The runs of a rollout, each attempt a row; and the live edits that they made."""
     where = {name: head.body[name] for name in _ROLLOUT}
     for run, entry in head.body["runs"].items():
-        common = {**where, "run": run, "ended_at": entry["ended_at"]}
+        common = {**where, "run": run, "ended_at": entry["ended_at"], "edit_of": entry.get("edit_of")}
         yield {**common, "attempt": entry["attempt"], "event": entry["event"], "superseded": 0}
         for attempt, _, event in entry.get("earlier", ()):
             yield {**common, "attempt": attempt, "event": event, "superseded": 1}

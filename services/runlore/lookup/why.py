@@ -7,6 +7,7 @@ from typing import Any
 
 from runlore.commit import keys, revisions
 from runlore.consumers import summarize
+from runlore.memory import notes as _notes
 from runlore.memory import render
 from runlore.store import port
 
@@ -45,11 +46,36 @@ async def of_line(
             for rollout, contribution in sorted(entry["support"].items())
             for run, attempt, item in contribution.get("evidence", [])
         ]
-        answers.append({"note": name, "kind": entry["kind"], "evidence": evidence})
+        edited = _edits(entry, notes.get(_notes.note_id("edit", {"note": name})), subject)
+        answers.append(
+            {"note": name, "kind": entry["kind"], "evidence": evidence}
+            | ({"edits": edited} if edited else {})
+        )
     for one in [one for answer in answers for one in answer["evidence"]][:QUOTES_MAX]:
         if one["subject"] in (None, subject):
             one["text"] = await _quote(store, revision, one)
     return answers
+
+
+def _edits(
+    entry: dict[str, Any], against: dict[str, Any] | None, subject: str | None
+) -> list[dict[str, Any]]:
+    """The live edits that put a line here, and those that changed it or took it out: the run of each, and its base.
+
+    What a subject's run changed is told to that subject alone.
+    """
+    said = [(one, rollout, "said") for rollout, one in entry["support"].items() if one.get("by")]
+    if against is not None:
+        said += [
+            (one, rollout, "changed" if one["now"] else "taken out")
+            for rollout, one in against["support"].items()
+        ]
+    return [
+        {"what": what, "rollout": rollout, "run": one["by"], "revision": one["revision"], "at": one["at"]}
+        | ({"was": one["was"]} if one.get("was") else {})
+        for one, rollout, what in sorted(said, key=lambda told: (told[0]["at"], told[1], told[2]))
+        if one.get("subject") in (None, subject)
+    ]
 
 
 async def _quote(
@@ -60,6 +86,10 @@ async def _quote(
     key = keys.record(*where, evidence["run"], evidence["attempt"])
     for record in await summarize.load(store, [key]):
         payload = json.loads(record.line)
+        if "edit" in payload and record.meta.get("is_edit"):
+            changes = payload["edit"]["changes"]
+            one = changes[evidence["item"]] if 0 <= evidence["item"] < len(changes) else {}
+            return _short({"role": "edit", "content": one.get("now", one.get("was", ""))})
         items = [*payload.get("input", []), *payload.get("generated_items", [])]
         if 0 <= evidence["item"] < len(items):
             return _short(items[evidence["item"]])

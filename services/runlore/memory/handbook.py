@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runlore.memory import documents, keywords, lines, text, values
+from runlore.memory import documents, edits, keywords, lines, text, values
 from runlore.memory import notes as _notes
 
 Line = documents.Line
@@ -22,6 +22,8 @@ MEMORY_BYTES_MAX = 192 * 1024
 LESSONS_MAX = 120
 FACTS_MAX = 40
 PREFERENCES_MAX = 60
+STATEMENTS_MAX = 60
+"""Statements of models and live edits in one section of one task group."""
 TIPS_TOKENS_MAX = 560
 PREFERENCES_TOKENS_MAX = 140
 INDEX_TOKENS_MAX = 90
@@ -46,11 +48,12 @@ def memory(
     of = {rollout: group for group, members in groups.items() for rollout in members}
     told_by_models: dict[tuple[str, str], list[Line]] = {}
     for one in lines.statements(all_notes):
-        if one.subject == subject and one.rollouts[-1] in of:
-            place = (of[one.rollouts[-1]], one.section)
-            told_by_models.setdefault(place, []).append((f"- {one.text}", one.note))
-    for group in dict.fromkeys([*groups, *shared, *(_group(one) for one in facts)]):
-        models = {name: told_by_models.get((group, name), []) for name in SECTIONS}
+        group = of.get(one.rollouts[-1], one.group)
+        if one.subject == subject and group:
+            told_by_models.setdefault((group, one.section), []).append((f"- {one.text}", one.note))
+    said = [group for group, _ in told_by_models]
+    for group in dict.fromkeys([*groups, *shared, *(_group(one) for one in facts), *said]):
+        models = {name: told_by_models.get((group, name), [])[:STATEMENTS_MAX] for name in SECTIONS}
         block = _tasks(groups.get(group, []), cards, spread)
         wishes = _preferences(all_notes, subject, groups.get(group, []))
         block += _section("## User preferences", [*models["preferences"], *wishes])
@@ -160,14 +163,15 @@ def _section(heading: str, bullets: list[Line]) -> list[Line]:
 
 def _preferences(all_notes: _notes.Notes, subject: str | None, rollouts: list[str]) -> list[Line]:
     """Corrections, those of most rollouts first, each shown once in the block of its newest rollout."""
-    out = []
+    out, edited = [], edits.verdict(all_notes)
     for identity, entry in all_notes.of_kind("correction"):
-        if entry["key"]["subject"] != subject:
+        if entry["key"]["subject"] != subject or identity in edited.hidden:
             continue
         newest = max(entry["support"], key=lambda name: (values.time_key(entry["support"][name]["at"]), name))
         if newest in rollouts:
             said = documents.correction(entry["support"][newest], entry["key"]["text"])
-            out.append((-len(entry["support"]), rollouts.index(newest), f"- {said}", identity))
+            line = edited.mark(identity, f"- {said}")
+            out.append((-len(entry["support"]), rollouts.index(newest), line, identity))
     return [(line, note) for _, _, line, note in sorted(out)[:PREFERENCES_MAX]]
 
 
@@ -182,21 +186,34 @@ def tips(all_notes: _notes.Notes, told: list[lines.Lesson]) -> list[Line]:
         for one in lines.facts(all_notes)
         if one.subject is None and one.rollouts >= ROLLOUTS_MIN
     ]
+    worked += _agreed(all_notes, None, ("knowledge", "failures"))
     facts = _within(worked, TIPS_TOKENS_MAX // 4)
     return _within(cured, TIPS_TOKENS_MAX - sum(text.token_estimate(line) + 1 for line, _ in facts)) + facts
 
 
 def preferences(all_notes: _notes.Notes, subject: str | None) -> list[Line]:
     """Bullets of `## User preferences`: what the same user said in two rollouts."""
-    out = []
+    out, edited = [], edits.verdict(all_notes)
     for identity, entry in all_notes.of_kind("correction"):
+        if identity in edited.hidden:
+            continue
         if entry["key"]["subject"] == subject and len(entry["support"]) >= ROLLOUTS_MIN:
             newest = max(
                 entry["support"], key=lambda name: (values.time_key(entry["support"][name]["at"]), name)
             )
             said = documents.correction(entry["support"][newest], entry["key"]["text"])
-            out.append((-len(entry["support"]), f"- {said}", identity))
-    return _within([(line, note) for _, line, note in sorted(out)], PREFERENCES_TOKENS_MAX)
+            out.append((-len(entry["support"]), edited.mark(identity, f"- {said}"), identity))
+    told = [(line, note) for _, line, note in sorted(out)]
+    return _within([*told, *_agreed(all_notes, subject, ("preferences",))], PREFERENCES_TOKENS_MAX)
+
+
+def _agreed(all_notes: _notes.Notes, subject: str | None, sections: tuple[str, ...]) -> list[Line]:
+    """Statements that two rollouts support."""
+    return [
+        (f"- {one.text}", one.note)
+        for one in lines.statements(all_notes)
+        if one.subject == subject and one.section in sections and len(one.rollouts) >= ROLLOUTS_MIN
+    ]
 
 
 def index(cards: Mapping[str, dict[str, Any]], told: list[lines.Lesson], memory_name: str) -> list[Line]:

@@ -7,6 +7,7 @@ replaced by a placeholder that says what kind of thing stood there.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import defaultdict
@@ -14,16 +15,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runlore.memory import edits, summary, text, values
 from runlore.memory import notes as _notes
-from runlore.memory import summary, text, values
 
 COMMAND_CHARS_MAX = 160
 FIXES_MAX = 2
 STATEMENT_CHARS_MAX = 600
 ROLLOUTS_MIN = 2
 """Rollouts that must show what every run is told."""
-SHARE_SUBJECTS_MIN = 2
-"""A value counts as common knowledge once this many subjects' rollouts show it."""
+SHARE_SUBJECTS_MIN = _notes.SHARE_SUBJECTS_MIN
 
 _PIECE = re.compile(r"[A-Za-z]+|[0-9]+|[^\W\d_A-Za-z]+", re.UNICODE)
 _EMAIL = re.compile(r"\S+@\S+\.\S+")
@@ -95,15 +95,22 @@ class Lesson:
 
 def lessons(all_notes: _notes.Notes) -> list[Lesson]:
     """Every failure that is told surely enough, the most useful first."""
-    tools = _tool_profiles(all_notes)
+    tools, edited = _tool_profiles(all_notes), edits.verdict(all_notes)
     out = [
-        lesson
+        _marked(lesson, edited)
         for identity, entry in all_notes.of_kind("failure")
-        if (lesson := _lesson(identity, entry, tools))
+        if identity not in edited.hidden and (lesson := _lesson(identity, entry, tools))
     ]
     return sorted(
         out, key=lambda one: (one.fixed == 0, -min(one.fixed, 3), -one.rollouts, _newest(one.at), one.note)
     )
+
+
+def _marked(lesson: Lesson, edited: edits.Verdict) -> Lesson:
+    if lesson.note not in edited.marks:
+        return lesson
+    brief = edited.mark(lesson.note, lesson.brief) if lesson.brief else ""
+    return dataclasses.replace(lesson, text=edited.mark(lesson.note, lesson.text), brief=brief)
 
 
 def _newest(at: str) -> tuple[int, tuple[int, ...]]:
@@ -438,21 +445,19 @@ class Fact:
 
 def facts(all_notes: _notes.Notes) -> list[Fact]:
     """Commands that worked, those of most rollouts first; a command of one subject stays with it."""
-    out = []
+    out, edited = [], edits.verdict(all_notes)
     for identity, entry in all_notes.of_kind("fact"):
-        told = list(entry["support"].values())
-        subjects = {one.get("subject") for one in told}
-        known = subjects - {summary.MIXED}
-        is_public = None in known or len(known) >= SHARE_SUBJECTS_MIN
-        subject = None if is_public else next(iter(known), summary.MIXED)
-        where = _most_common(one["where"] for one in told if one.get("where")) if is_public else ""
+        if identity in edited.hidden:
+            continue
+        told, subject = list(entry["support"].values()), _notes.owner(entry)
+        where = _most_common(one["where"] for one in told if one.get("where")) if subject is None else ""
         at = max(values.time_key(one["at"]) for one in told)[1]
         count = sum(one["count"] for one in told)
         words = f"`{text.inline(entry['key']['command'], COMMAND_CHARS_MAX)}` worked"
         words += f" in `{text.inline(where, 120)}`" if where else ""
         agent = _most_common(one.get("agent", "") for one in told)
         memory = _most_common(one.get("memory", "") for one in told)
-        line = f"{words} ({_times(count, len(told), at)})."
+        line = edited.mark(identity, f"{words} ({_times(count, len(told), at)}).")
         out.append(Fact(identity, subject, memory, agent, len(told), count, at, line))
     return sorted(out, key=lambda one: (-one.rollouts, -one.count, _newest(one.at), one.note))
 
@@ -462,7 +467,7 @@ def facts(all_notes: _notes.Notes) -> list[Fact]:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a model said, as it is to be shown."""
+    """What a model or a live edit said, as it is to be shown."""
 
     note: str
     section: str
@@ -470,6 +475,8 @@ class Statement:
     rollouts: tuple[str, ...]
     """Those that support it, the newest last."""
     text: str
+    group: str = ""
+    """The task group that it says itself; else it stands with its newest rollout."""
 
 
 def statements(all_notes: _notes.Notes) -> list[Statement]:
@@ -478,9 +485,12 @@ def statements(all_notes: _notes.Notes) -> list[Statement]:
     The newest wording is shown. All is decided by the times that the contributions carry, so the order in
     which they came does not matter.
     """
+    edited = edits.verdict(all_notes)
     merged: dict[str, set[str]] = defaultdict(set)
     standing: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for identity, entry in all_notes.of_kind("text"):
+        if identity in edited.hidden:
+            continue
         by_action: dict[str, list[tuple[tuple[int, str], str]]] = defaultdict(list)
         for rollout, one in entry["support"].items():
             by_action[one.get("action", "add")].append((values.time_key(one.get("at", "")), rollout))
@@ -496,7 +506,8 @@ def statements(all_notes: _notes.Notes) -> list[Statement]:
             one.get("action") == "merge" and one.get("into") in standing for one in entry["support"].values()
         ):
             continue
-        out.append(_statement(identity, entry, rollouts | merged.get(identity, set())))
+        one = _statement(identity, entry, rollouts | merged.get(identity, set()))
+        out.append(dataclasses.replace(one, text=edited.mark(identity, one.text)))
     return sorted(out, key=lambda one: (-len(one.rollouts), one.note))
 
 
@@ -504,11 +515,18 @@ def _statement(identity: str, entry: dict[str, Any], rollouts: set[str]) -> Stat
     told = [(values.time_key(one.get("at", "")), rollout, one) for rollout, one in entry["support"].items()]
     said = sorted((at, rollout, one["text"]) for at, rollout, one in told if one.get("text"))
     newest = said[-1][2] if said else entry["key"]["text"]
+    groups = sorted((at, rollout, group(one)) for at, rollout, one in told if one.get("memory"))
     ordered = sorted((values.time_key(entry["support"].get(r, {}).get("at", "")), r) for r in rollouts)
     return Statement(
         note=identity,
         section=entry["key"]["section"],
         subject=entry["key"]["subject"],
         rollouts=tuple(rollout for _, rollout in ordered),
-        text=text.plain(newest, STATEMENT_CHARS_MAX),
+        text=text.statement(newest, STATEMENT_CHARS_MAX),
+        group=groups[-1][2] if groups else "",
     )
+
+
+def group(one: Mapping[str, Any]) -> str:
+    """The task group of a contribution: its memory, and the agent that worked where it is known."""
+    return f"{one['memory']} / {one['agent']}" if one.get("agent") else str(one["memory"])

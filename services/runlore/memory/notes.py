@@ -13,8 +13,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-KINDS = ("rollout", "failure", "fact", "correction", "tool", "text")
-"""`rollout`: the card of one rollout. `text`: a statement of a model. The others are the rules' own."""
+KINDS = ("rollout", "failure", "fact", "correction", "tool", "text", "edit")
+"""`rollout`: the card of one rollout. `text`: a statement of a model or of a live edit. `edit`: what live edits say
+against the note that its key names (`edits.py`). The others are the rules' own."""
+MIXED = "*"
+"""The subject of a rollout whose runs were for different subjects: it matches no seed's subject."""
+SHARE_SUBJECTS_MIN = 2
+"""A value counts as common knowledge once this many subjects' rollouts show it."""
 NOTE_BYTES_MAX = 512 * 1024
 
 
@@ -27,10 +32,12 @@ def note_id(kind: str, key: Mapping[str, Any]) -> str:
 class Notes:
     """The notes of one revision. A value: every change gives a new one and shares what it did not touch."""
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_entries", "memo")
 
     def __init__(self, entries: Mapping[str, dict[str, Any]] | None = None) -> None:
         self._entries = dict(sorted((entries or {}).items()))
+        self.memo: dict[str, Any] = {}
+        """What was computed of them once, by whoever did."""
 
     @classmethod
     def load(cls, entries: Mapping[str, dict[str, Any]]) -> Notes:
@@ -93,3 +100,17 @@ def supported(entry: dict[str, Any], rollout: str, contribution: dict[str, Any])
 def without(entry: dict[str, Any], rollout: str) -> dict[str, Any]:
     """`entry` without `rollout`'s contribution."""
     return entry | {"support": {name: one for name, one in entry["support"].items() if name != rollout}}
+
+
+def owner(entry: dict[str, Any]) -> str | None:
+    """Whose seeds may show a note: a subject's, or everybody's (None)."""
+    if entry["kind"] in ("text", "correction"):
+        subject: str | None = entry["key"]["subject"]
+        return subject
+    if entry["kind"] != "fact":
+        return None
+    subjects = {one.get("subject") for one in entry["support"].values()}
+    known = subjects - {MIXED}
+    if None in known or len(known) >= SHARE_SUBJECTS_MIN:
+        return None
+    return next(iter(known), MIXED)

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runlore.memory import handbook, redact, signatures, text, values
+from runlore.memory import edits, handbook, redact, signatures, text, values
 from runlore.memory import notes as _notes
 
 ACTIONS = ("add", "amend", "retire", "merge")
@@ -93,6 +93,16 @@ def _withdrawal(rollout: str, identity: str, entry: dict[str, Any]) -> Operation
 
 
 def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
+    out = _said_by_runs(rollout, summary) if summary["runs"] else []
+    for one in edits.said(summary):
+        cited = tuple(values.Evidence(rollout, *told) for told in one.body["evidence"])
+        out.append(
+            Operation("add", rollout, one.kind, one.note, cited, one.key, one.body, summary["subject"])
+        )
+    return out
+
+
+def _said_by_runs(rollout: str, summary: dict[str, Any]) -> list[Operation]:
     subject, agent = summary["subject"], (summary["agents"] or [""])[0]
     last = [summary["runs"][-1][0], summary["runs"][-1][1], 0]
     common = {"subject": subject, "memory": summary["memory"], "agent": agent}
@@ -127,6 +137,8 @@ def _at(one: dict[str, Any]) -> list[Any]:
 def _card(summary: dict[str, Any]) -> dict[str, Any]:
     dropped = ("v", "engine", "seen", "broken", "retried", "runs_unsure", "tools")
     card = {name: value for name, value in summary.items() if name not in dropped}
+    if "edits" in card:
+        card["edits"] = edits.fingerprint(card["edits"])
     return card | {"runs": summary["runs"][-8:], "failures": [_brief(one) for one in summary["failures"]]}
 
 
@@ -208,6 +220,8 @@ def _reason_against_add(op: Operation) -> str | None:
         return f"it is longer than {CONTRIBUTION_BYTES_MAX} bytes"
     if op.kind in ("text", "correction") and op.key.get("subject") != op.subject:
         return "what is known from a subject's rollout must stay with that subject"
+    if op.kind == "edit" and (set(op.key) != {"note"} or not isinstance(op.body.get("now"), list)):
+        return "it does not say against which note it stands"
     if op.kind == "text":
         if op.key.get("section") not in handbook.SECTIONS:
             return f"there is no section {op.key.get('section')!r}"

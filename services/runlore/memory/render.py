@@ -91,8 +91,11 @@ def parts(notes: _notes.Notes, layout: values.Layout, memo: Memo | None = None) 
     by_subject: dict[str | None, dict[str, dict[str, Any]]] = {None: {}}
     for rollout, card in cards.items():
         by_subject.setdefault(card["subject"], {})[rollout] = card
+    for _, entry in notes.of_kind("text"):
+        # An edit may be here before its run.
+        by_subject.setdefault(entry["key"]["subject"], {})
     for subject, own in by_subject.items():
-        if subject != "*":
+        if subject != _notes.MIXED:
             out |= _shared_parts(notes, own, told, subject)
     by_rollout = _sentences(notes, told)
     for own in by_subject.values():

@@ -7,12 +7,19 @@ items, `calls` compares them, `failures` and `fixes` find what failed and what c
 
 from __future__ import annotations
 
+from typing import Any
+
 from runlore.memory import digest as _digest
+from runlore.memory import edits, values
 from runlore.memory import summary as _summary
 
 ENGINE = _summary.ENGINE
 """Every summary carries it; one that carries another is built anew."""
 
-digest = _digest.of
 build = _summary.build
 extend = _summary.extend
+
+
+def digest(line: str, meta: values.RunMeta) -> dict[str, Any]:
+    """The digest of a record: of a run, or of a live edit."""
+    return edits.digest(line, meta) if meta.is_edit else _digest.of(line, meta)

@@ -11,7 +11,8 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from runlore.memory import signatures, values
+from runlore.memory import edits, signatures, values
+from runlore.memory import notes as _notes
 
 VERSION = 1
 ENGINE = {"name": "rules", "version": 1}
@@ -32,33 +33,51 @@ FILES_MAX = 24
 TOOLS_MAX = 32
 SHAPES_MAX = 6
 KEYWORDS_MAX = 64
-MIXED = "*"
-"""The subject of a rollout whose runs were for different subjects: it matches no seed's subject."""
+MIXED = _notes.MIXED
 
 _TRIMMED = ("keywords", "facts", "files", "corrections", "failures", "tools", "requests")
 """What gives up entries when a summary is over its size, most dispensable first."""
 
 
 def build(digests: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The summary of a rollout from the digests of its runs; {} of none."""
+    """The summary of a rollout from the digests of its runs and of their edits; {} of none."""
+    every = list(digests)
     latest: dict[str, dict[str, Any]] = {}
-    for digest in digests:
+    for digest in every:
+        if edits.is_edit(digest):
+            continue
         known = latest.get(digest["run"])
         if known is None or digest["attempt"] > known["attempt"]:
             latest[digest["run"]] = digest
     state: dict[str, Any] = {}
     for digest in sorted(latest.values(), key=_order):
         state = _step(state, digest)
-    return state
+    return _edited(state, every)
+
+
+def _edited(state: dict[str, Any], digests: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The summary with the changes of the edits among `digests`: apart from the runs, so that neither waits."""
+    found = sorted((one for one in digests if edits.is_edit(one)), key=_order)
+    if not found:
+        return state
+    new = dict(state) if state else _empty(found[0])
+    for one in found:
+        new["subject"] = _subject(new["subject"], one["subject"])
+    if not new["runs"]:
+        # When the rollout began its first run says.
+        new["started_at"] = new["updated_at"] = values.UNKNOWN
+    return new | {"edits": edits.merged(new.get("edits", ()), found)}
 
 
 def extend(summary: dict[str, Any], digests: list[dict[str, Any]]) -> dict[str, Any] | None:
     """`build` of all runs so far and `digests`, or None where that needs the older digests themselves."""
-    if not summary:
-        return build(digests)
+    if not summary or not summary["runs"]:
+        own = {name: summary[name] for name in ("edits", "subject") if name in summary}
+        return _with(build(digests), own)
+    runs = [one for one in digests if not edits.is_edit(one)]
     news: dict[str, dict[str, Any]] = {}
     kept = {run: attempt for run, attempt, _ in summary["runs"]} | summary["retried"]
-    for digest in digests:
+    for digest in runs:
         attempt = kept.get(digest["run"])
         if attempt is None and not _is_surely_new(summary, digest):
             return None
@@ -72,7 +91,15 @@ def extend(summary: dict[str, Any], digests: list[dict[str, Any]]) -> dict[str, 
         if _order(digest) <= _last(state):
             return None
         state = _step(state, digest)
-    return state
+    return _edited(state, digests)
+
+
+def _with(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A summary with the edits that were known before its first run."""
+    if not own:
+        return state
+    subject = _subject(state["subject"], own["subject"])
+    return state | {"subject": subject, "edits": edits.merged([*own["edits"], *state.get("edits", ())], ())}
 
 
 def _is_surely_new(summary: dict[str, Any], digest: dict[str, Any]) -> bool:
@@ -272,12 +299,16 @@ def _keywords(new: dict[str, Any], digest: dict[str, Any]) -> None:
 
 
 def _bounded(state: dict[str, Any]) -> dict[str, Any]:
-    size = len(signatures.as_json(state))
+    def measured() -> int:
+        # Edits have a bound of their own: what a run leaves must not depend on when they came.
+        return len(signatures.as_json({name: one for name, one in state.items() if name != "edits"}))
+
+    size = measured()
     while size > SUMMARY_BYTES_MAX:
         # The longest list gives up a half: of keywords the rare ones, of the others the oldest.
         name = max(_TRIMMED, key=lambda one: len(signatures.as_json(state[one])))
         half = len(state[name]) // 2
         is_ranked = name in ("keywords", "files", "tools")
         state[name] = state[name][:half] if is_ranked else state[name][len(state[name]) - half :]
-        size = len(signatures.as_json(state))
+        size = measured()
     return state

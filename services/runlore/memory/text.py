@@ -40,6 +40,17 @@ def plain(text: str, limit: int) -> str:
     return inline(text, limit).lstrip("#>*-+=~ \t") or inline(text, limit)
 
 
+def statement(text: str, limit: int) -> str:
+    """`plain`, but what stands between single backticks stays code, where every one of them has its other."""
+    made = plain(text, limit)
+    stand_in = "\ue000"
+    if text.count("`") % 2 or "``" in text or stand_in in text:
+        return made
+    kept = plain(text.replace("`", stand_in), limit)
+    # Cut, one of a pair may be missing.
+    return kept.replace(stand_in, "`") if kept.count(stand_in) % 2 == 0 else made
+
+
 def clip(text: str, limit: int) -> str:
     """`text`, or its beginning up to a sentence's end (else a word's) within `limit` characters, and an ellipsis."""
     if len(text) <= limit:

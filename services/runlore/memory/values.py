@@ -25,6 +25,8 @@ class RunMeta:
     ended_at: str = UNKNOWN
     """RFC 3339, or "unknown"."""
     agents: list[str] = field(default_factory=list)
+    is_edit: bool = False
+    """Whether it is no run but a live edit that one made."""
 
 
 class Evidence(NamedTuple):

@@ -37,7 +37,10 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 MAPPED_FROM_BYTES = 32 * 1024 * 1024
 _EVENT_BODY = {
     "required": True,
-    "description": "A run's data (schemas/io.runlore.run.completed.v1.json), or a CloudEvent in structured mode.",
+    "description": (
+        "A run's data (schemas/io.runlore.run.completed.v1.json), or a live edit's (…memory.edited.v1.json: it has an"
+        " `edit_id` and no record), or either as a CloudEvent in structured mode."
+    ),
     "content": {"application/json": {"schema": {"type": "object"}}},
 }
 _ARCHIVE_BODY = {
@@ -64,8 +67,9 @@ class _Prepared:
     """An event as it goes onto the bus, and the record that goes to the store before it."""
 
     event: envelope.Event
-    checked: models.RunCompleted
-    claimed: bytes | None
+    checked: models.RunCompleted | models.MemoryEdited
+    claimed: list[tuple[str, bytes]]
+    """Hash and bytes of each claim that the event makes here."""
     sha256: str
     """Of what came, however its fields were ordered."""
 
@@ -73,7 +77,7 @@ class _Prepared:
 @router.post(
     "/events",
     status_code=202,
-    summary="Hand in a run's event",
+    summary="Hand in the event of a run, or of a live edit of memory",
     tags=["events"],
     openapi_extra={"requestBody": _EVENT_BODY},
     responses=shapes.answers(shapes.Sent, 202),
@@ -95,9 +99,8 @@ async def events(
         del raw
         if idempotency_key is not None:
             await _first_of_its_key(service.store, project, idempotency_key, made)
-        if made.claimed is not None:
-            assert made.checked.record_claim is not None
-            await service.store.put(keys.claim(project, made.checked.record_claim.sha256), made.claimed)
+        for sha256, content in made.claimed:
+            await service.store.put(keys.claim(project, sha256), content)
         sender = producer.Producer(service.store, service.bus)
         message = await sender.message(made.event)
         await service.bus.produce(
@@ -107,7 +110,7 @@ async def events(
     body = {
         "event": made.event.id,
         "rollout": data.rollout.original,
-        "run": data.run_id,
+        "run": data.identity,
         "attempt": data.attempt,
     }
     return await answers.found(request, body, status=202)
@@ -129,28 +132,32 @@ def _prepare(raw: bytes, project: str, idempotency_key: str | None) -> _Prepared
     sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     event = envelope.from_structured(document) if "specversion" in document else None
     if event is not None:
-        envelope.check_type(event, models.RUN_COMPLETED)
+        envelope.check_type(event, *producer.HANDED_IN)
     given = event.data if event is not None else document
     if not isinstance(given, dict):
         raise errors.InvalidEvent("the event's data is not a JSON object")
     if given.get("project", project) != project:
         raise errors.Forbidden(callers.NOT_YOURS)
     data = {"project": project, **given}
-    if idempotency_key is not None and "run_id" not in data:
+    event_type = event.type if event is not None else models.type_of(data)
+    if idempotency_key is not None and event_type == models.RUN_COMPLETED and "run_id" not in data:
         data["run_id"] = idempotency_key
-    checked = models.run_completed(data)
+    checked = models.handed_in(event_type, data)
     if event is None:
-        event = envelope.of_run({**data, "record": checked.record}, source=f"/runlore/http/{project}")
+        event = producer.event_from(data, checked, source=f"/runlore/http/{project}")
     data, checked, claimed = _claimed(data, checked)
     return _Prepared(dataclasses.replace(event, data=data), checked, claimed, sha256)
 
 
 def _claimed(
-    data: dict[str, Any], checked: models.RunCompleted
-) -> tuple[dict[str, Any], models.RunCompleted, bytes | None]:
-    """A record that is too large for the bus exchanged for a claim on it."""
+    data: dict[str, Any], checked: models.RunCompleted | models.MemoryEdited
+) -> tuple[dict[str, Any], models.RunCompleted | models.MemoryEdited, list[tuple[str, bytes]]]:
+    """What is too large for the bus (a record, an edited file) exchanged for a claim on it, and its bytes."""
+    if isinstance(checked, models.MemoryEdited):
+        data, raws = producer.edit_claims(data, checked)
+        return data, checked, [(hashlib.sha256(raw).hexdigest(), raw) for raw in raws]
     if checked.record is None:
-        return data, checked, None
+        return data, checked, []
     line = records.to_ascii(checked.record)
     if len(line) > models.RECORD_BYTES_MAX:
         raise errors.RecordTooLarge(
@@ -158,11 +165,11 @@ def _claimed(
         )
     rest = {name: value for name, value in data.items() if name not in ("record", "record_claim")}
     if len(line) <= models.RECORD_INLINE_BYTES_MAX:
-        return {**rest, "record": line}, checked, None
+        return {**rest, "record": line}, checked, []
     raw = line.encode("ascii")
     claim = models.Claim(sha256=hashlib.sha256(raw).hexdigest(), size=len(raw))
     data = {**rest, "record_claim": claim.model_dump()}
-    return data, models.run_completed(data), raw
+    return data, models.run_completed(data), [(claim.sha256, raw)]
 
 
 async def _first_of_its_key(
