@@ -17,7 +17,7 @@ from agents.sandbox.capabilities import Filesystem, Memory, Shell  # noqa: E402
 from agents.sandbox.sandboxes import UnixLocalSandboxClient  # noqa: E402
 from agents.testing import function_call  # noqa: E402
 
-from runlore import wiring  # noqa: E402
+from runlore import errors, wiring  # noqa: E402
 from runlore.agents import Runlore, harvest  # noqa: E402
 from runlore.events import models  # noqa: E402
 from runlore.lookup import seeds, why  # noqa: E402
@@ -378,3 +378,39 @@ async def test_a_refresh_that_did_not_look_would_lose_the_edit(lore, home, readi
     monkeypatch.setattr(harvest, "take", looks_at_nothing)
     assert await refreshed_over(lore, home, reading)
     assert await edits(home) == []
+
+
+async def test_without_room_in_the_outbox_an_edit_is_handed_over_at_once_like_its_run(
+    lore, home, told, monkeypatch
+):
+    await learnt(lore)
+    await lore.aclose()
+
+    def full(data, left):
+        raise errors.OutboxFull("no room")
+
+    monkeypatch.setattr(lore.link.outbox, "put", full)
+    await lore.run(worker(write(LINE), done()), "go", conversation_id="c", run_config=config())
+    files, _ = await seen_by_next(lore)
+    assert f"- {LINE}" in files["MEMORY.md"].splitlines()
+    assert [one.kind for one in told] == ["outbox_full", "outbox_full"]
+
+
+async def test_the_capability_s_hook_raises_nothing_and_the_session_stops_as_it_would(
+    lore, home, told, reading
+):
+    from agents import Runner
+
+    from runlore.agents import capability
+
+    await learnt(lore)
+    await lore.aclose()
+    parts = [Shell(), Filesystem(), capability.Seeding(lore=lore, rollout="c"), Memory(generate=None)]
+    client = UnixLocalSandboxClient()
+    session = await client.create(options=None)
+    async with session:
+        cfg = config(client=client, session=session)
+        await Runner.run(worker(write(LINE), done(), capabilities=parts), "go", run_config=cfg)
+        reading.append(RuntimeError("no such sandbox"))
+    await client.delete(session)
+    assert [str(one) for one in told] == ["no such sandbox"] and await edits(home) == []
