@@ -12,10 +12,12 @@ import pytest
 
 agents = pytest.importorskip("agents", reason="openai-agents is not installed")
 
+from agents.sandbox import MemoryLayoutConfig  # noqa: E402
 from agents.sandbox.capabilities import Filesystem, Memory, Shell  # noqa: E402
 from agents.sandbox.sandboxes import UnixLocalSandboxClient  # noqa: E402
+from agents.testing import function_call  # noqa: E402
 
-from runlore import wiring  # noqa: E402
+from runlore import errors, wiring  # noqa: E402
 from runlore.agents import Runlore, harvest  # noqa: E402
 from runlore.events import models  # noqa: E402
 from runlore.lookup import seeds, why  # noqa: E402
@@ -146,6 +148,48 @@ async def test_an_edit_of_a_run_that_fails_and_of_a_stream_is_taken(lore, home, 
         await until(lambda: not [one for one in lore.link.outbox.folder.glob("waiting/.new-*")])
     files, _ = await seen_by_next(lore)
     assert f"- {LINE}" in files["MEMORY.md"].splitlines()
+
+
+async def test_the_edit_of_a_run_that_is_cancelled_is_taken(lore, home):
+    await learnt(lore)
+    reached = asyncio.Event()
+
+    @agents.function_tool
+    async def wait() -> str:
+        """Wait for ever."""
+        reached.set()
+        await asyncio.Event().wait()
+        return ""
+
+    agent = worker(write(LINE), function_call("wait", {}, call_id="c2"), tools=[wait])
+    task = asyncio.ensure_future(lore.run(agent, "go", conversation_id="c", run_config=config()))
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    files, _ = await seen_by_next(lore)
+    assert f"- {LINE}" in files["MEMORY.md"].splitlines()
+
+
+async def test_an_agent_s_tool_and_one_that_is_handed_to_edit_their_own_memory(lore, home):
+    await learnt(lore)
+    inner = worker(write("From the tool"), done("inner"), name="inner")
+    layout = MemoryLayoutConfig(memories_dir="notes/b", sessions_dir="notes/s")
+    parts = [Shell(), Filesystem(), Memory(layout=layout)]
+    second = worker(write("From the second", folder="notes/b"), done(), name="b", capabilities=parts)
+    first = worker(
+        function_call("ask", {"input": "x"}, call_id="t"),
+        function_call("transfer_to_b", {}, call_id="over"),
+        tools=[inner.as_tool("ask", "Ask.")],
+        handoffs=[second],
+    )
+    await lore.run(first, "go", conversation_id="c", run_config=config())
+    files, _ = await seen_by_next(lore)
+    assert {"- From the tool", "- From the second"} <= set(files["MEMORY.md"].splitlines())
+    found = {one["agents"][0]: one for one in await edits(home)}
+    assert (
+        found["inner"]["run_id"] != found["b"]["run_id"] and found["b"]["layout"]["memories_dir"] == "notes/b"
+    )
 
 
 async def test_two_branches_that_edit_one_line_are_both_shown_with_their_runs(lore, home, told):
@@ -334,3 +378,39 @@ async def test_a_refresh_that_did_not_look_would_lose_the_edit(lore, home, readi
     monkeypatch.setattr(harvest, "take", looks_at_nothing)
     assert await refreshed_over(lore, home, reading)
     assert await edits(home) == []
+
+
+async def test_without_room_in_the_outbox_an_edit_is_handed_over_at_once_like_its_run(
+    lore, home, told, monkeypatch
+):
+    await learnt(lore)
+    await lore.aclose()
+
+    def full(data, left):
+        raise errors.OutboxFull("no room")
+
+    monkeypatch.setattr(lore.link.outbox, "put", full)
+    await lore.run(worker(write(LINE), done()), "go", conversation_id="c", run_config=config())
+    files, _ = await seen_by_next(lore)
+    assert f"- {LINE}" in files["MEMORY.md"].splitlines()
+    assert [one.kind for one in told] == ["outbox_full", "outbox_full"]
+
+
+async def test_the_capability_s_hook_raises_nothing_and_the_session_stops_as_it_would(
+    lore, home, told, reading
+):
+    from agents import Runner
+
+    from runlore.agents import capability
+
+    await learnt(lore)
+    await lore.aclose()
+    parts = [Shell(), Filesystem(), capability.Seeding(lore=lore, rollout="c"), Memory(generate=None)]
+    client = UnixLocalSandboxClient()
+    session = await client.create(options=None)
+    async with session:
+        cfg = config(client=client, session=session)
+        await Runner.run(worker(write(LINE), done(), capabilities=parts), "go", run_config=cfg)
+        reading.append(RuntimeError("no such sandbox"))
+    await client.delete(session)
+    assert [str(one) for one in told] == ["no such sandbox"] and await edits(home) == []

@@ -181,8 +181,12 @@ async def _hand_over(run: runs.Run, data: dict[str, Any]) -> None:
 
 def put(run: runs.Run, data: dict[str, Any]) -> None:
     """Keep an edit in the outbox; blocking. Raises `errors.OutboxFull`, or OSError."""
-    # Not before the run's own record: what the run itself met, whoever edited in it knew.
-    run.link.outbox.put({**data, "edited_at": clock.now_iso()}, [])
+    run.link.outbox.put(dated(data), [])
+
+
+def dated(data: dict[str, Any]) -> dict[str, Any]:
+    """An edit with its time: not before the run's own record, since what the run met, whoever edited in it knew."""
+    return {**data, "edited_at": clock.now_iso()}
 
 
 def _hash(raw: bytes) -> str:

@@ -358,7 +358,8 @@ class Runlore:
                 await asyncio.wait([putting])
             if putting.done() and not putting.cancelled() and (failed := putting.exception()) is not None:
                 self._failed(f"run {run.id} is lost", failed)
-            self._put_edits(run)
+            for lost, why in self._put_edits(run):
+                self._failed(f"the live edit {lost['edit_id']} is lost", why)
             raise
         except Exception as exc:
             await self._straight(run, data, left, exc)
@@ -371,22 +372,26 @@ class Runlore:
             # By now the run's event is out, so what is found goes into the outbox at once.
             await harvest.take_all(session, run)
         if run.edits:
-            await asyncio.to_thread(self._put_edits, run)
+            for data, why in await asyncio.to_thread(self._put_edits, run):
+                await self._straight(run, data, [], why)
 
-    def _put_edits(self, run: runs.Run) -> None:
-        """Into the outbox; blocking. What was taken before the run's event was out."""
+    def _put_edits(self, run: runs.Run) -> list[tuple[dict[str, Any], Exception]]:
+        """Keep what was taken before the run's event was out; blocking. What the outbox did not take, and why."""
         waiting, run.edits = run.edits, []
+        failed: list[tuple[dict[str, Any], Exception]] = []
         for data in waiting:
             try:
                 harvest.put(run, data)
             except Exception as exc:
-                self._failed(f"the live edit {data['edit_id']} is lost", exc)
+                failed.append((harvest.dated(data), exc))
+        return failed
 
     def _put_now(self, run: runs.Run, result: Any, error: BaseException | None) -> None:
         """The same at once, where nothing can be awaited: the loop may end with the stream."""
         made = self._made(run, result, error)
         run.is_expected = made is not None
-        self._put_edits(run)
+        for data, why in self._put_edits(run):
+            self._beside(self._straight(run, data, [], why))
         if run.live:
             # A session of the program's own lives on: what is not read now is read before its next seed or its stop.
             self._beside(self._edits(run))
@@ -487,7 +492,8 @@ class Runlore:
             async with asyncio.timeout(STRAIGHT_SECONDS_MAX):
                 await self.link.backend.send(data, left)
         except Exception as exc:
-            self._failed(f"run {data['run_id']} is lost", exc)
+            what = f"the live edit {data['edit_id']}" if "edit_id" in data else f"run {data['run_id']}"
+            self._failed(f"{what} is lost", exc)
 
     def _say(self, run: runs.Run) -> None:
         # A loop that ends, a terminal that is gone: neither is the run's concern.
