@@ -89,7 +89,10 @@ class Endpoint:
             await self._answer(request, send)
             return
         # Before anything is read, and whatever else may be wrong with the request.
-        project = callers.unquoted(scope["path_params"][PROJECT])
+        try:
+            project = callers.unquoted(scope["path_params"][PROJECT])
+        except UnicodeDecodeError:
+            raise errors.InvalidInput("the project is not UTF-8") from None
         await callers.check(request, project, self._scope)
         with callers.service_of(request).requests.entered(project):
             await self._answer(request, send)
