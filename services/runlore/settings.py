@@ -124,12 +124,6 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address of `runlore serve`; any but this machine's own needs `http_keys`."
     )
     http_port: int = Field(7077, ge=0, le=65535, description="Port of `runlore serve`; 0: any free one.")
-    http_keys: bool = Field(
-        False, description="Whether each request needs a key of its project (`runlore keys create`)."
-    )
-    http_requests_max: int = Field(
-        256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
-    )
     http_connections_max: int = Field(
         4096,
         ge=1,
@@ -141,6 +135,12 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         description="How long a client may take for 64 KiB of what it sends, or 1 MiB of what it gets; then it is cut.",
+    )
+    http_keys: bool = Field(
+        False, description="Whether each request needs a key of its project (`runlore keys create`)."
+    )
+    http_requests_max: int = Field(
+        256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
     )
     # --- being watched ---
     health_port: int = Field(

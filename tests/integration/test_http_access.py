@@ -62,6 +62,24 @@ def _flat(routes):
             yield route
 
 
+async def test_a_parameter_that_does_not_fit_is_named_and_its_value_is_not_told(tmp_path):
+    async with served(tmp_path) as one:
+        for query, where in {
+            "limit=0": "query.limit",
+            "limit=secret": "query.limit",
+            "limit=9&limit=1001": "query.limit",
+            "cursor=" + "secret" * 1000: "query.cursor",
+        }.items():
+            answer = (await one.get(f"memories?{query}", status=400)).json()
+            assert answer["kind"] == "invalid_input" and answer["detail"].startswith(f"{where}: ")
+            assert "secret" not in str(answer)
+        for path in ("/v1/projects/%FF/memories", f"{ACME}/memories/%FF/seed?session_id=s"):
+            answer = await one.client.get(path)
+            assert answer.status_code == 400 and answer.json()["kind"] == "invalid_input", path
+        refused = await one.client.request("PUT", f"{ACME}/memories")
+        assert refused.status_code == 405 and refused.headers["allow"] == "GET"
+
+
 async def ask(one, method, path, project, headers):
     filled = path.format(project=project, **FILLED)
     return await one.client.request(method, filled, params=QUERY, headers=headers)

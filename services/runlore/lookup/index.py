@@ -98,12 +98,13 @@ class Index:
     def __init__(self, path: Path, *, wait_seconds_max: float = sqlitefile.BUSY_SECONDS_MAX) -> None:
         self.path, self._wait_seconds_max = path, wait_seconds_max
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.files = 0
+        """How many files this has been: one that was deleted or damaged is begun anew, empty."""
         self._db = self._open()
         self._file_id = _file_id(path)
-        self.files = 1
-        """How many files this has been: one that was deleted or damaged is begun anew, empty."""
 
     def _open(self) -> Database:
+        self.files += 1
         try:
             return self._prepare()
         except sqlite3.DatabaseError as exc:
@@ -155,7 +156,6 @@ class Index:
         self._db.close()
         self._db = self._open()
         self._file_id = _file_id(self.path)
-        self.files += 1
         return True
 
     # --- writing --------------------------------------------------------------------------------------
