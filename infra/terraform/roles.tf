@@ -18,6 +18,7 @@ locals {
     outcomes   = "*/outcomes/??/*"
     audit      = "*/audit/????-??/*"
     requests   = "*/requests/??/*"
+    answers    = "*/answers/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -31,14 +32,14 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "keys", "secrets"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "keys", "secrets"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "pauses", "workers", "probes"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "_dead", "workers", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "pauses", "workers", "probes"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "_dead", "workers", "probes"]
       delete = ["marks", "workers", "probes"]
     }
 
@@ -73,7 +74,7 @@ locals {
 
     # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys"]
       write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import hcl2
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,10 @@ from runlore.commit import age, keys, lines, marks, revisions, sweep
 from runlore.consumers import consolidate, dead, record, snapshot
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds, workspaces
+from runlore.models import answers
+from runlore.models import port as models_port
 from runlore.snapshots import library
+from runlore.testing import models as scripted
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 from runlore.upkeep import access, doctor, verify
@@ -226,6 +230,7 @@ def objects(draw):
                 (keys.ACCESS, keys.access_key("0" * 32)),
                 (keys.SECRETS, keys.secret("seed-signing")),
                 (keys.REQUESTS, keys.request(project, SHA)),
+                (keys.ANSWERS, keys.answer(project, SHA)),
             ]
         )
     )
@@ -273,6 +278,10 @@ def archive(*contents):
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return raw.getvalue()
+
+
+class Said(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
 
 
 class Deployment:
@@ -323,6 +332,9 @@ async def _deployed(one):
         )
     # The head forgot the first version, so it is an outcome only: who redelivers its run is compared with that.
     await one.publish(made.data(1, rollout="conv", workspaces=[{"snapshot": ref}]))
+    asked = models_port.Ask(model="m", instructions="", input="", answer=Said)
+    for _ in range(2):
+        await answers.ask(one.views["worker"], scripted.ScriptedEngine(), "acme", asked, lambda said: {})
     # A crash between a record and its rollout's head: who takes the run again meets its record.
     await one.store.delete(keys.rollout_head("acme", "marks", "ab"))
     await one.work()
