@@ -211,7 +211,7 @@ def _reason_against_add(op: Operation) -> str | None:
     if op.kind == "text":
         if op.key.get("section") not in handbook.SECTIONS:
             return f"there is no section {op.key.get('section')!r}"
-        return _reason_against_text(op.body.get("text"))
+        return reason_against_text(op.body.get("text"))
     return None
 
 
@@ -225,7 +225,7 @@ def _reason_against_change(op: Operation, entry: dict[str, Any], notes: Notes) -
     if entry["key"].get("subject") != op.subject and op.action == "amend":
         return "what is known from a subject's rollout must stay with that subject"
     if op.action == "amend":
-        return _reason_against_text(op.body.get("text"))
+        return reason_against_text(op.body.get("text"))
     if op.action == "merge":
         into = notes.get(str(op.body.get("into")))
         if into is None or into is entry or into["kind"] != "text":
@@ -235,7 +235,8 @@ def _reason_against_change(op: Operation, entry: dict[str, Any], notes: Notes) -
     return None
 
 
-def _reason_against_text(statement: Any) -> str | None:
+def reason_against_text(statement: Any) -> str | None:
+    """Why a model's statement is not taken; None where it is."""
     if not isinstance(statement, str) or not text.inline(statement, TEXT_CHARS_MAX).strip():
         return "its text is empty"
     if len(statement) > TEXT_CHARS_MAX:

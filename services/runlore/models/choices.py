@@ -39,7 +39,7 @@ class Said(pydantic.BaseModel):
     effort: str | None = pydantic.Field(None, pattern=r"^[a-z]{0,16}$")
     tier: str | None = pydantic.Field(None, pattern=r"^[a-z]{0,16}$")
     extra_prompt: str | None = pydantic.Field(None, max_length=EXTRA_PROMPT_CHARS_MAX)
-    input_tokens_max: int | None = pydantic.Field(None, ge=2_000, le=1_000_000)
+    input_tokens_max: int | None = pydantic.Field(None, ge=8_000, le=1_000_000)
     output_tokens_max: int | None = pydantic.Field(None, ge=500, le=200_000)
 
 
