@@ -13,6 +13,7 @@ Pure, and a function of the runs alone: the same runs give the same bytes, and s
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -78,12 +79,16 @@ def render(
     """
     entries = [_known(one) for one in known]
     headings: list[str] = []
-    earlier = _items(before)
+    earlier = (0, [])
+    if before is not None:
+        payload = _payload(before)
+        items = transcript.items(payload)
+        earlier = _own_at(payload, items), items
     for number, run in enumerate(runs):
         payload = _payload(run)
         items = transcript.items(payload)
-        skip = _common(earlier, items)
-        earlier = items
+        skip = _repeated(earlier, items)
+        earlier = _own_at(payload, items), items
         headings.append(_heading(run, payload, f"{number + 1} of {len(runs)}", skip))
         entries += _entries(number, run, payload, items[skip:])
     chosen = _chosen(entries, tokens_max, len(known))
@@ -160,18 +165,25 @@ def _payload(run: Run) -> dict[str, Any]:
     return payload if isinstance(payload, dict) else {}
 
 
-def _items(run: Run | None) -> list[transcript.Item]:
-    return transcript.items(_payload(run)) if run is not None else []
+def _own_at(payload: Mapping[str, Any], items: Sequence[transcript.Item]) -> int:
+    """The place in `items` of the first that the run itself made."""
+    given = payload.get("input")
+    count = len(given) if isinstance(given, list) else int(isinstance(given, str))
+    return sum(1 for item in items if item.index < count)
 
 
-def _common(earlier: Sequence[transcript.Item], items: Sequence[transcript.Item]) -> int:
-    """How many items a run begins with that the run before had in the same places."""
-    count = 0
-    for one, other in zip(earlier, items, strict=False):
-        if _content(one) != _content(other):
-            break
-        count += 1
-    return count
+def _repeated(earlier: tuple[int, Sequence[transcript.Item]], items: Sequence[transcript.Item]) -> int:
+    """How many items a run begins with that the run before had, from its beginning or from its first own item on.
+
+    An agent that is given the conversation repeats all of it; a run that goes on after an interruption, what it did.
+    """
+    own, before = earlier
+    counts = [0]
+    for start in {0, own}:
+        pairs = zip(before[start:], items, strict=False)
+        same = (_content(one) == _content(other) for one, other in pairs)
+        counts.append(sum(1 for _ in itertools.takewhile(bool, same)))
+    return max(counts)
 
 
 def _content(item: transcript.Item) -> tuple[Any, ...]:

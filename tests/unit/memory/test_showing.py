@@ -191,6 +191,14 @@ def test_what_a_run_repeats_of_the_one_before_is_not_shown_again():
     )
 
 
+def test_what_a_run_did_before_it_was_interrupted_is_not_shown_again_by_the_run_that_goes_on():
+    asked = made.call("b", "send_form", {"region": "y"}, {"rows": 1})
+    first = [*made.call("a", "read_sheet", {"sheet": 1}, {"rows": 7}), asked[0]]
+    told = shown(run(1, items=first, final=None), run(2, input=[], items=[*first, asked[1]], final=None))
+    assert len(numbers(told, '"rows": 7')) == 1 and len(numbers(told, '"region"')) == 2
+    assert "its first 1 items repeat the run before" in told.text
+
+
 @pytest.mark.parametrize("line", ("", "{", "[]", "null", '{"input": 7}'))
 def test_a_line_that_is_no_record_is_an_empty_run(line):
     told = showing.render([showing.Run(run(1).meta, line)], tokens_max=8_000)
