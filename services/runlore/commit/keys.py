@@ -15,7 +15,7 @@ SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
 REQUESTS = "requests"
-ANSWERS = "answers"
+ANSWERS, ASKS = "answers", "asks"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
@@ -25,7 +25,7 @@ ACCESS, SECRETS = "keys", "secrets"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS),
 )
 """Every kind that a project may hold."""
 
@@ -57,13 +57,13 @@ def memory_head(project: str, memory: str) -> str:
     return f"{project}/{MEMORIES}/{spread(memory)}/{memory}.json"
 
 
-def marks(project: str, memory: str) -> str:
-    """The prefix of a memory's marks."""
-    return f"{project}/{MARKS}/{spread(memory)}/{memory}/"
+def marks(project: str, memory: str, kind: str = MARKS) -> str:
+    """The prefix of a memory's marks; of those that wait for a model's summary with `ASKS`."""
+    return f"{project}/{kind}/{spread(memory)}/{memory}/"
 
 
-def mark(project: str, memory: str, name: str) -> str:
-    return f"{marks(project, memory)}{name}.json"
+def mark(project: str, memory: str, name: str, kind: str = MARKS) -> str:
+    return f"{marks(project, memory, kind)}{name}.json"
 
 
 def manifest(project: str, memory: str, revision: int, sha256: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from runlore.memory import handbook, operations, showing, text, values
+from runlore.memory import handbook, operations, showing, text
 
 STATEMENTS_MAX = 40
 EVIDENCE_PER_STATEMENT_MAX = 16
@@ -128,18 +128,18 @@ def _safe(line: str) -> str:
     return line if line and operations.reason_against_text(line) is None else ""
 
 
-def proposals(
-    accepted: Mapping[str, Any], *, rollout: str, subject: str | None, at: str
-) -> list[operations.Operation]:
-    """The accepted statements as operations on the notes."""
-    return [
-        operations.add_text(
-            rollout=rollout,
-            section=one["section"],
-            statement=one["text"],
-            evidence=[values.Evidence(*place) for place in one["evidence"]],
-            subject=subject,
-            at=at,
-        )
-        for one in accepted["statements"]
+def told(part: Mapping[str, Any] | None, attempts: Mapping[str, int]) -> operations.Told | None:
+    """What a rollout's part says, for the notes; None where a model has said nothing yet.
+
+    `attempts`: the attempt of each run that counts now. A statement that rests on one that was replaced waits until
+    the model has seen the new one.
+    """
+    if part is None or "statements" not in part:
+        return None
+    standing = [
+        (one["section"], one["text"], one["evidence"])
+        for one in part["statements"]
+        if all(attempts.get(run) == attempt for _, run, attempt, _ in one["evidence"])
     ]
+    card = {"title": part["title"], "outcome": part["outcome"], "answer": part["points"][-1]["answer"]}
+    return operations.Told(card | {"statements": len(standing)}, standing)

@@ -14,7 +14,7 @@ takes away what it said.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,6 +47,15 @@ class Operation:
     """The subject of the rollout that it cites."""
 
 
+class Told(NamedTuple):
+    """What a model says of a rollout."""
+
+    card: Mapping[str, Any]
+    """What tells this from what it said before; on the rollout's card."""
+    statements: Sequence[tuple[str, str, Sequence[Sequence[Any]]]]
+    """(section, text, evidence)."""
+
+
 class Refused(NamedTuple):
     """An operation that was not applied, and why."""
 
@@ -57,9 +66,12 @@ class Refused(NamedTuple):
 # --- what the rules propose -------------------------------------------------------------------------
 
 
-def propose(notes: Notes, rollout: str, summary: dict[str, Any]) -> list[Operation]:
-    """The rules' operations for a rollout that is new or changed: all that it says now, nothing it said before."""
-    wanted = {op.note: op for op in _said(rollout, summary)} if summary else {}
+def propose(notes: Notes, rollout: str, summary: dict[str, Any], told: Told | None = None) -> list[Operation]:
+    """The operations for a rollout that is new or changed: all that it says now, nothing it said before.
+
+    `told`: what a model says of it besides the rules.
+    """
+    wanted = {op.note: op for op in _said(rollout, summary, told)} if summary else {}
     out = []
     for identity, entry in notes.supported_by(rollout).items():
         if identity not in wanted:
@@ -92,7 +104,7 @@ def _withdrawal(rollout: str, identity: str, entry: dict[str, Any]) -> Operation
     return Operation("retire", rollout, entry["kind"], identity, evidence)
 
 
-def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
+def _said(rollout: str, summary: dict[str, Any], model: Told | None) -> list[Operation]:
     subject, agent = summary["subject"], (summary["agents"] or [""])[0]
     last = [summary["runs"][-1][0], summary["runs"][-1][1], 0]
     common = {"subject": subject, "memory": summary["memory"], "agent": agent}
@@ -103,7 +115,20 @@ def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
         return Operation("add", rollout, kind, _notes.note_id(kind, key), cited, key, body, subject)
 
     told = [_at(one) for one in (summary["first"], summary["answer"]) if one]
-    out = [add("rollout", {"rollout": rollout}, _card(summary), told or [last])]
+    card = _card(summary) | ({"model": dict(model.card)} if model else {})
+    out = [add("rollout", {"rollout": rollout}, card, told or [last])]
+    for section, statement, evidence in model.statements if model else ():
+        cited = [values.Evidence(*one) for one in evidence]
+        out.append(
+            add_text(
+                rollout=rollout,
+                section=section,
+                statement=statement,
+                evidence=cited,
+                subject=subject,
+                at=summary["updated_at"],
+            )
+        )
     for one in summary["failures"]:
         key = {"head": one["head"], "key": one["key"]}
         out.append(add("failure", key, common | _failure(one), _failure_evidence(one)))
