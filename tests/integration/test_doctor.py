@@ -347,16 +347,15 @@ async def test_topics_of_another_deployment_below_our_prefix_are_told(kafka_serv
     assert not found.ok and f"{prefix}staging.runs" in found.message and "metrics" not in found.message
 
 
-async def test_a_model_is_asked_for_a_word_by_each_phase_and_not_where_none_is_set():
+async def test_a_model_is_asked_for_a_word_where_one_is_set():
     assert await deployment.of_model(Settings()) == []
     async with models.ModelServer([models.Reply(), models.Reply(fault="no_quota")]) as server:
-        summaries, consolidation = await deployment.of_model(
-            Settings(model_url=server.url, model_key="sk-secret")
-        )
-    assert [one.model for one in server.seen] == ["gpt-5.4-mini", "gpt-5.5"]
-    assert summaries.ok and "for $0.001065" in summaries.message
-    assert not consolidation.ok and "model_blocked" in consolidation.message and consolidation.hint
-    assert "sk-secret" not in f"{summaries}{consolidation}"
+        settings = Settings(model_url=server.url, model_key="sk-secret")
+        (good,), (bad,) = await deployment.of_model(settings), await deployment.of_model(settings)
+    assert server.seen[0].model == "gpt-5.4-mini"
+    assert good.ok and "for $0.001065" in good.message
+    assert not bad.ok and "model_blocked" in bad.message and bad.hint
+    assert "sk-secret" not in f"{good}{bad}"
 
 
 async def test_a_file_of_models_that_is_wrong_is_told_by_its_place(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import textwrap
 
 import pytest
 
@@ -12,7 +14,7 @@ from runlore import clock, errors, producer
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, model_summaries, record, summarize
 from runlore.models import choices
-from runlore.testing import models
+from runlore.testing import invariants, models
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 
@@ -196,6 +198,48 @@ async def test_an_older_summary_never_replaces_a_newer_one():
     assert await one.handbook() == ["They asked: task 1", "They asked: task 2"]
 
 
+class Overtaken(models.ScriptedEngine):
+    """While it answers, the rollout's next run is recorded: runs come as fast as answers."""
+
+    def __init__(self, one, last):
+        super().__init__(says)
+        self.one, self.left = one, list(range(2, last + 1))
+
+    async def ask(self, ask):
+        if self.left:
+            await self.one.runs(run(self.left.pop(0)))
+        return await super().ask(ask)
+
+
+async def test_an_answer_that_a_new_run_overtook_is_used_and_not_paid_for_in_vain():
+    one = Pipeline()
+    await one.runs(run(1))
+    busy = Overtaken(one, 6)
+    await model_summaries.ModelSummariesStage(one.store, one.bus, busy, one.chosen).work("acme", "support")
+    assert await one.statements() == [f"They asked: task {number}" for number in range(1, 7)]
+    assert len(busy.asked) == 6 and all("== run 1 of 1" in ask.input for ask in busy.asked)
+
+
+async def test_an_answer_that_a_late_run_overtook_is_not_used():
+    one = Pipeline()
+    await one.runs(run(5))
+    busy = Overtaken(one, 2)
+    await model_summaries.ModelSummariesStage(one.store, one.bus, busy, one.chosen).work("acme", "support")
+    assert await one.statements() == ["They asked: task 2", "They asked: task 5"]
+
+
+async def test_a_kept_answer_that_is_gone_means_that_all_is_shown_anew():
+    one = Pipeline()
+    await one.runs(run(1))
+    await one.summarize()
+    for key in [key for key in one.store.snapshot() if keys.ANSWERS in key.split("/")]:
+        await one.store.delete(key)
+    await one.runs(run(2))
+    await one.summarize()
+    assert await one.statements() == ["They asked: task 1", "They asked: task 2"]
+    assert "== run 2 of 2" in one.engine.asked[-1].input
+
+
 @pytest.mark.parametrize("fault", ("refusal", "too_long", "malformed"))
 async def test_without_an_answer_that_can_be_used_the_rules_stand_and_the_next_run_tries_again(fault):
     replies = [models.Reply(fault=fault)] * (2 if fault == "malformed" else 1)
@@ -369,6 +413,8 @@ async def ends(store, crash_at, after):
         await producer.Producer(MemoryStore(), one.bus).publish([run(number)], source="/t")
         messages = [message async for message in one.bus.read("runs")]
         await step(lambda messages=messages: one.record(messages))
+        # Before the model too: else the mark of the run would do for what the model's mark is for.
+        await step(one.consolidate)
         await step(one.summarize)
         await step(one.consolidate)
     # A fresh worker, from what stands: the asks, then the marks.
@@ -376,9 +422,41 @@ async def ends(store, crash_at, after):
     await one.summarize()
     await one.consolidate()
     assert await one.asks() == [] and not await marks.marked(store)
+    assert await invariants.check(store, settled=True) == []
     part = await one.part()
     told = {name: part[name] for name in ("statements", "upto", "title", "outcome", "dropped", "reason")}
     return crashed, (told, await one.handbook()), len(one.engine.asked)
+
+
+HOLES = {
+    "no mark where nothing moved": (
+        "work",
+        "for head, _ in worked}",
+        "for head, moved in worked if moved}",
+    ),
+    "the ask is deleted before the mark is put": (
+        "work",
+        "    counters = {",
+        "    await marks.delete(self._store, found)\n    counters = {",
+    ),
+    "an answer is put on a head that another has moved further": ("_rollout", "late[0] == before and ", ""),
+}
+
+
+@pytest.mark.parametrize("hole", HOLES)
+async def test_a_hole_that_is_put_back_is_found(hole, monkeypatch):
+    name, old, new = HOLES[hole]
+    stage = model_summaries.ModelSummariesStage
+    source = textwrap.dedent(inspect.getsource(getattr(stage, name)))
+    assert source.count(old) == 1, "say here how the hole looks now"
+    namespace = vars(model_summaries).copy()
+    exec(source.replace(old, new), namespace)
+    monkeypatch.setattr(stage, name, namespace[name])
+    with pytest.raises(AssertionError):
+        await test_an_older_summary_never_replaces_a_newer_one()
+        await test_an_answer_that_a_late_run_overtook_is_not_used()
+        for after in (False, True):
+            await test_a_crash_at_any_write_ends_in_the_same_memory_and_pays_at_most_one_answer_more(after)
 
 
 @pytest.mark.parametrize("after", (False, True), ids=("before", "after"))

@@ -108,25 +108,40 @@ class ModelSummariesStage:
     ) -> tuple[heads.Head, bool]:
         """The rollout's head once its part covers all its runs; whether this moved it."""
         moved = False
+        late: tuple[Any, dict[str, Any]] | None = None
         for restart in range(summarize.RESTARTS_MAX + STEPS_MAX):
             head = await summarize.bring_up(
                 self._store, project, memory, rollout, self._runtime, covered=covered
             )
-            plan = rolling.plan(head.body.get("runs", {}), head.body.get("model"))
-            if plan is None:
-                return head, moved
-            base = await answers.read(self._store, project, plan.base) if plan.base else None
-            if plan.base and base is None:
-                # Somebody took the kept answer away: all is shown anew.
-                plan = rolling.plan(head.body["runs"], None) or plan
-            known = rolling.known(plan, base.result["statements"]) if base else []
-            part = await self._part(project, memory, head, plan, known)
+            runs, before = head.body.get("runs", {}), head.body.get("model")
+            if late is not None and late[0] == before and rolling.holds(late[1], runs):
+                # The head moved while the model was asked, and what it answered covers a beginning of the runs that
+                # are there now: thrown away, a rollout whose runs come faster than answers would pay for ever.
+                part = late[1]
+            else:
+                plan = rolling.plan(runs, before)
+                if plan is None:
+                    return head, moved
+                part = await self._part(project, memory, head, *await self._base(project, runs, plan))
             try:
                 head = await heads.move(self._store, head, {"model": part}, fmt=rollouts.HEAD_FORMAT)
-                moved = True
+                moved, late = True, None
             except errors.HeadMoved:
+                late = before, part
                 await clock.sleep(0.005 * restart * clock.jitter())
         raise errors.StoreUnavailable(f"the head of rollout {rollout} in {project}/{memory} is contended")
+
+    async def _base(
+        self, project: str, runs: Mapping[str, Any], plan: rolling.Plan
+    ) -> tuple[rolling.Plan, list[Mapping[str, Any]]]:
+        """The plan, and the statements that it goes on from."""
+        if plan.base is None:
+            return plan, []
+        kept = await answers.read(self._store, project, plan.base)
+        if kept is None:
+            # Somebody took the kept answer away: all is shown anew.
+            return rolling.plan(runs, None) or plan, []
+        return plan, rolling.known(plan, kept.result["statements"])
 
     async def _part(
         self,

@@ -83,6 +83,11 @@ def plan(runs: Mapping[str, Mapping[str, Any]], part: Mapping[str, Any] | None) 
     )
 
 
+def holds(part: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether what a part covers is still a beginning of the runs."""
+    return part["upto"] in _hashes(order(runs))
+
+
 def point(plan: Plan, answer: str) -> dict[str, Any]:
     """The point that an answer makes."""
     return {"upto": plan.upto, "runs": plan.runs, "full": plan.full, "answer": answer}

@@ -44,7 +44,7 @@ class Word(pydantic.BaseModel):
 
 
 async def of_model(settings: Settings) -> list[doctor.Check]:
-    """Whether the model of each phase answers in the shape that it is given; nothing where none is set."""
+    """Whether the model that is set answers in the shape that it is given; nothing where none is."""
     try:
         engine = wiring.engine_of(settings)
         chosen = choices.load(settings.models_file)
@@ -53,12 +53,8 @@ async def of_model(settings: Settings) -> list[doctor.Check]:
     if engine is None:
         return []
     try:
-        # One ask for each way of asking that is different.
-        ways = {(one.model, one.effort, one.tier): one for one in map(chosen.first, models_port.PHASES)}
-        return [
-            await doctor.tried(f"model {one.model}", lambda one=one: _word(engine, one))
-            for one in ways.values()
-        ]
+        one = chosen.first(models_port.SUMMARIZE)
+        return [await doctor.tried(f"model {one.model}", lambda: _word(engine, one))]
     finally:
         await engine.close()
 
