@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runlore.memory import model_summary, notes, operations, redact, showing, values
+import made
+from runlore.memory import model_summary, notes, operations, redact, rules, showing, values
 from runlore.models import port
 
 SECRET = "sk-proj-" + "a1" * 20
@@ -109,6 +110,24 @@ def test_an_outcome_needs_evidence(cited, outcome):
     assert out["outcome"] == outcome and bool(out["dropped"]) == (outcome == "uncertain")
 
 
+RULES = rules.build(
+    [
+        rules.digest(
+            json.dumps(made.payload(1)),
+            values.RunMeta("acme", "support", "conv", "run-1", 1, subject="ada", ended_at=made.moment(1)),
+        )
+    ]
+)
+
+
+def test_a_statement_on_a_replaced_attempt_waits_and_changes_the_card():
+    part = {**accepted(("knowledge", "x is y", [2])), "points": [{"answer": "abc"}]}
+    now, then = model_summary.told(part, {"run-1": 1}), model_summary.told(part, {"run-1": 2})
+    assert len(now.statements) == 1 and then.statements == [] and now.card != then.card
+    assert model_summary.told(None, {}) is None
+    assert model_summary.told({"points": [], "failed": {}, "upto": ""}, {}) is None
+
+
 ANY = st.text(max_size=700) | st.sampled_from(["", SECRET, "a\u2028b", "# heading", "\ud800"])
 STATEMENTS = st.lists(
     st.tuples(
@@ -124,10 +143,11 @@ STATEMENTS = st.lists(
 def test_whatever_a_model_says_what_stands_can_be_applied_to_the_notes(statements, title, reason, cited):
     out = accepted(*statements, title=title, reason=reason, outcome="fail", outcome_evidence=cited)
     assert redact.text(json.dumps(out)) == json.dumps(out)
-    ops = model_summary.proposals(out, rollout="conv", subject="ada", at="2026-03-01T00:00:00+00:00")
+    told = model_summary.told({**out, "points": [{"answer": "abc"}]}, {"run-1": 1})
+    ops = [op for op in operations.propose(notes.Notes(), "conv", RULES, told) if op.kind == "text"]
     shown = {one for places in SHOWN.evidence.values() for one in places}
     after, refused = operations.apply(notes.Notes(), ops, shown=shown)
     assert refused == [] and len(ops) == len(out["statements"])
     for _, entry in after.of_kind("text"):
-        assert entry["key"]["subject"] == "ada"
+        assert entry["key"]["subject"] == RULES["subject"]
     assert bool(out["reason"]) == (not out["statements"])
