@@ -190,6 +190,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def has_model(self) -> bool:
+        """Whether a model writes summaries, beside the rules."""
+        return bool(self.model_url or self.model_key.get_secret_value())
+
+    @property
     def root(self) -> Path:
         return self.home.expanduser().absolute()
 

@@ -98,7 +98,7 @@ def bus_of(settings: Settings) -> bus_port.Bus:
 
 def engine_of(settings: Settings) -> models_port.Engine | None:
     """The engine that `settings` name; None where they name no endpoint and no key. Nothing is asked of it yet."""
-    if not settings.model_url and not settings.model_key.get_secret_value():
+    if not settings.has_model:
         return None
     from runlore.models.openai import OpenAIEngine
 

@@ -69,6 +69,8 @@ def test_a_model_is_asked_once_for_a_run_and_its_statement_says_why(tmp_path):
     (number,) = [at for at, line in enumerate(lines, 1) if "The list is worked from its end." in line]
     found = home.json("why", f"MEMORY.md:{number}", *homes.MEANT)
     assert "run-1" in json.dumps(found), found
+    (told,) = home.json("explain", "run-1")["runs"]
+    assert "a model's statements: 1, 1 of them from this run" in json.dumps(told)
     home.verified()
     assert "sk-secret" not in json.dumps([found, home.json("status")])
 

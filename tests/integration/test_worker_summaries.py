@@ -157,6 +157,15 @@ async def test_a_worker_with_nothing_but_summaries_is_ready_at_once_and_refused_
         loop.Worker(world.store, world.bus, world.index, Settings(), stages=("summarize",))
 
 
+async def test_a_worker_that_has_the_settings_but_asks_nobody_leaves_asks_to_others(world):
+    await world.publish(made.data(1, rollout="conv"))
+    settings = Settings(**FAST, model_key="sk-secret")
+    await loop.Worker(world.store, world.bus, world.index, settings).drain()
+    assert await world.texts() == [] and await world.asks() and not world.engine.asked
+    await world.worker().drain()
+    assert await world.texts() == ["The sheet is locked on Mondays."]
+
+
 async def test_without_a_model_there_is_no_such_stage(world):
     worker = loop.Worker(world.store, world.bus, world.index, Settings(**FAST))
     assert "summarize" not in worker.stages and "summarize" not in worker.progress.stages

@@ -9,7 +9,7 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +127,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
     story.step(
         "summarize", f"in the rollout's summary {head.counter}", object=head_key, at=head.body.get("moved_at")
     )
+    _told_by_a_model(story, head.body.get("model"), row)
     await _workspaces(store, story)
     memory_head = await reader.head(project, memory)
     held = memory_head.body.get("held", {}).get(rollout)
@@ -157,6 +158,19 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.step("consolidate", "marked as left to do", object=mark.key, at=mark.put_at)
     story.next = "the next `runlore up` consolidates it"
     return story
+
+
+def _told_by_a_model(story: Story, part: Mapping[str, Any] | None, row: Mapping[str, Any]) -> None:
+    """What a model said of the rollout, where it was asked."""
+    if part is None:
+        return
+    if "failed" in part:
+        story.step("summarize", f"no summary by a model: {part['failed']['why']}", at=part["at"])
+        return
+    own = sum(any(place[1] == row["run"] for place in one["evidence"]) for one in part["statements"])
+    dropped = len(part["dropped"])
+    what = f"a model's statements: {len(part['statements'])}, {own} of them from this run"
+    story.step("summarize", what, at=part["at"], model=part["model"], dropped=dropped or None)
 
 
 async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:

@@ -74,7 +74,9 @@ class Worker:
             )
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
-        self._record = record.RecordStage(store, bus, runtime=runtime, asks=summaries is not None)
+        self._record = record.RecordStage(
+            store, bus, runtime=runtime, asks=settings.has_model or summaries is not None
+        )
         self._summaries = summaries and model_summaries.ModelSummariesStage(
             store, bus, summaries.engine, summaries.chosen, runtime=runtime
         )
