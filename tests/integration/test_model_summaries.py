@@ -59,14 +59,14 @@ class Pipeline:
         self.store, self.bus = store or MemoryStore(), MemoryBus()
         self.engine = models.ScriptedEngine(script)
         self.chosen = choices.parse(toml or {})
-        self.taken = 0
+        self.taken = set()
 
     async def runs(self, *data):
         """Record these runs, as events of the bus."""
         await producer.Producer(self.store, self.bus).publish(data, source="/t")
-        messages = [one async for one in self.bus.read("runs")]
-        await self.record(messages[self.taken :])
-        self.taken = len(messages)
+        messages = [one async for one in self.bus.read("runs") if (one.at, one.offset) not in self.taken]
+        await self.record(messages)
+        self.taken |= {(one.at, one.offset) for one in messages}
 
     async def record(self, messages):
         await record.RecordStage(self.store, self.bus, asks=True).process(messages)
@@ -135,6 +135,19 @@ async def test_the_next_run_is_shown_alone_with_what_is_known():
     assert len(one.engine.asked) == 3
     evidence = [item["evidence"] for item in (await one.part())["statements"]]
     assert evidence == [[["conv", f"run-{number}", 1, 0]] for number in (1, 2, 3)]
+
+
+async def test_a_backlog_is_worked_in_parts_so_that_what_is_done_is_consolidated_meanwhile(monkeypatch):
+    monkeypatch.setattr(model_summaries, "ROLLOUTS_PER_PASS_MAX", 3)
+    one = Pipeline()
+    for number in range(4):
+        await one.runs(*(made.data(10 * number + part, rollout=f"r{number}{part}") for part in range(2)))
+    passes = []
+    while await one.asks():
+        passes.append(await one.summarize())
+        await one.consolidate()
+    assert [(done.rollouts, done.more) for done in passes] == [(2, True)] * 3 + [(2, False)]
+    assert len(await one.handbook()) == 8
 
 
 async def test_redelivery_costs_no_ask():

@@ -33,6 +33,8 @@ from runlore.store import port as store_port
 log = structlog.get_logger("runlore.summarize")
 
 ASKS_PER_PASS_MAX = 64
+ROLLOUTS_PER_PASS_MAX = 64
+"""So that what was summarized is consolidated while others wait; one ask may name more."""
 STEPS_MAX = 32
 """Answers that one pass asks for one rollout; the next pass goes on."""
 TRIES_MAX = 2
@@ -69,11 +71,12 @@ class ModelSummariesStage:
 
     async def work(self, project: str, memory: str) -> Pass:
         """One pass. Raises `errors.Retryable` or `errors.Blocked` as the store and the engine do; the asks stand."""
-        found = await marks.read_all(
+        standing = await marks.read_all(
             self._store, project, memory, marks_max=ASKS_PER_PASS_MAX, kind=keys.ASKS
         )
-        if not found:
+        if not standing:
             return Pass()
+        found = _first(standing)
         covered = marks.covered_from(found)
         named = sorted({name for one in found for name in one.rollouts})
         jobs = [lambda name=name: self._rollout(project, memory, name, covered.get(name)) for name in named]
@@ -87,7 +90,8 @@ class ModelSummariesStage:
         await self._ring(project, memory, [head for head, moved in worked if moved])
         await marks.delete(self._store, found)
         moved = sum(1 for _, one in worked if one)
-        return Pass(len(worked), moved, len(found), len(found) == ASKS_PER_PASS_MAX)
+        more = len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX
+        return Pass(len(worked), moved, len(found), more)
 
     async def _ring(self, project: str, memory: str, moved: list[heads.Head]) -> None:
         bells = [
@@ -219,6 +223,18 @@ class ModelSummariesStage:
                 if number == TRIES_MAX - 1:
                     raise
         raise AssertionError("unreachable")
+
+
+def _first(standing: Sequence[marks.Mark]) -> list[marks.Mark]:
+    """The oldest asks, as many as one pass works."""
+    found: list[marks.Mark] = []
+    named: set[str] = set()
+    for one in standing:
+        named |= set(one.rollouts)
+        if found and len(named) > ROLLOUTS_PER_PASS_MAX:
+            break
+        found.append(one)
+    return found
 
 
 def _shown(
