@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import json
+import random
 import re
 import textwrap
 
@@ -369,6 +372,80 @@ async def test_statements_of_a_subject_stay_with_that_subject():
     revision = await revisions.Reader(one.store).at("acme", "support")
     found = [entry for _, entry in revision.map("notes").items() if entry["kind"] == "text"]
     assert [entry["key"]["subject"] for entry in found] == [summarize.subject_of("ada@example.org")]
+
+
+# --- two of each ------------------------------------------------------------------------------------------------
+
+
+class Yielding(MemoryStore):
+    """Lets others go first before each call, as often as a seeded dice says; now and then a reply is lost."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.dice = random.Random(seed)
+
+    async def turn(self):
+        for _ in range(self.dice.randrange(4)):
+            await asyncio.sleep(0)
+
+    async def get(self, key):
+        await self.turn()
+        return await super().get(key)
+
+    async def compare_and_set(self, key, body, etag, *, guard=None):
+        await self.turn()
+        out = await super().compare_and_set(key, body, etag, guard=guard)
+        if self.dice.random() < 0.05:
+            raise errors.OutcomeUnknown("the reply was lost")
+        return out
+
+    async def delete(self, key):
+        await self.turn()
+        await super().delete(key)
+
+
+class Slow(models.ScriptedEngine):
+    """Answers after others had many turns."""
+
+    def __init__(self, store):
+        super().__init__(says)
+        self.store = store
+
+    async def ask(self, ask):
+        for _ in range(self.store.dice.randrange(8)):
+            await self.store.turn()
+        return await super().ask(ask)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_two_workers_of_each_stage_end_with_all_that_was_said_whoever_came_first(seed):
+    store = Yielding(seed)
+    one = Pipeline(store=store)
+    one.engine = Slow(store)
+    numbers = list(range(1, 8))
+    store.dice.shuffle(numbers)
+    await producer.Producer(MemoryStore(), one.bus).publish([run(number) for number in numbers], source="/t")
+    messages = [message async for message in one.bus.read("runs")]
+
+    async def recorder(mine):
+        for message in mine:
+            await one.record([message])
+
+    recording = asyncio.gather(recorder(messages[::2]), recorder(messages[1::2]))
+
+    async def worker(work):
+        while not recording.done() or await marks.marked(store) or await one.asks():
+            with contextlib.suppress(errors.Retryable):
+                await work()
+            await asyncio.sleep(0)
+
+    await asyncio.gather(
+        *(worker(one.summarize) for _ in range(2)), *(worker(one.consolidate) for _ in range(2))
+    )
+    await recording
+    wanted = [f"They asked: task {number}" for number in range(1, 8)]
+    assert sorted(await one.statements()) == await one.handbook() == wanted
+    assert await invariants.check(store, settled=True) == []
 
 
 # --- crashes --------------------------------------------------------------------------------------------------
