@@ -20,6 +20,8 @@ SECTIONS = ("preferences", "knowledge", "failures")
 """Where a statement of a model may stand: the three sections of a task group."""
 MEMORY_BYTES_MAX = 192 * 1024
 LESSONS_MAX = 120
+STATEMENTS_MAX = 80
+"""Of models, in one section: what the rules say must still fit behind them."""
 FACTS_MAX = 40
 PREFERENCES_MAX = 60
 TIPS_TOKENS_MAX = 560
@@ -45,12 +47,12 @@ def memory(
     out: list[Line] = []
     of = {rollout: group for group, members in groups.items() for rollout in members}
     told_by_models: dict[tuple[str, str], list[Line]] = {}
-    for one in lines.statements(all_notes):
+    for one in _statements(all_notes, cards):
         if one.subject == subject and one.rollouts[-1] in of:
             place = (of[one.rollouts[-1]], one.section)
             told_by_models.setdefault(place, []).append((f"- {one.text}", one.note))
     for group in dict.fromkeys([*groups, *shared, *(_group(one) for one in facts)]):
-        models = {name: told_by_models.get((group, name), []) for name in SECTIONS}
+        models = {name: told_by_models.get((group, name), [])[:STATEMENTS_MAX] for name in SECTIONS}
         block = _tasks(groups.get(group, []), cards, spread)
         wishes = _preferences(all_notes, subject, groups.get(group, []))
         block += _section("## User preferences", [*models["preferences"], *wishes])
@@ -68,6 +70,17 @@ def memory(
                 ("", ""),
             ]
     return _fit(out)
+
+
+def _statements(all_notes: _notes.Notes, cards: Mapping[str, dict[str, Any]]) -> list[lines.Statement]:
+    """What models said: first what more rollouts bear, then what is newer."""
+
+    def newest(one: lines.Statement) -> tuple[int, str]:
+        card = cards.get(one.rollouts[-1])
+        return values.time_key(card["updated_at"] if card else "")
+
+    found = sorted(lines.statements(all_notes), key=newest, reverse=True)
+    return sorted(found, key=lambda one: -len(one.rollouts))
 
 
 def _fit(out: list[Line]) -> list[Line]:
