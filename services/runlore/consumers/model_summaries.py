@@ -3,7 +3,7 @@
     asks → head → records → answer (put if absent) → CAS the rollout's head → put mark → ring → delete asks
 
 The record stage puts an ask (a mark of its own kind, as each wait has its own) after the rollout's head was moved; so
-the rules' summary is in a revision before any model was asked, and a model that is away only leaves asks behind. The
+the rules' summary stands before any model was asked, and a model that is away only leaves asks behind. The
 model's part of the head says which runs it covers; whoever works an ask compares that with the head's runs and goes on
 from the last point that holds (`memory/rolling.py`). An older part never replaces a newer: a head moves only from the
 version that was read, and what was paid for by then is found again under its name (`models/answers.py`).
@@ -36,7 +36,7 @@ ASKS_PER_PASS_MAX = 64
 ROLLOUTS_PER_PASS_MAX = 64
 """So that what was summarized is consolidated while others wait; one ask may name more."""
 STEPS_MAX = 32
-"""Answers that one pass asks for one rollout; the next pass goes on."""
+"""Answers that one pass asks for one rollout before it gives up for now."""
 TRIES_MAX = 2
 """Asks for one thing where the answer is not of the shape that was asked for."""
 PROMPT = "summary"
