@@ -18,6 +18,8 @@ locals {
     outcomes   = "*/outcomes/??/*"
     audit      = "*/audit/????-??/*"
     requests   = "*/requests/??/*"
+    answers    = "*/answers/??/*"
+    asks       = "*/asks/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -31,15 +33,15 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "keys", "secrets"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets"]
 
   roles = {
-    # `runlore worker`, every stage. It deletes marks that were worked and its own status; probes are what `runlore doctor`
+    # `runlore worker`, every stage. It deletes marks and asks that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "pauses", "workers", "probes"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "_dead", "workers", "probes"]
-      delete = ["marks", "workers", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "pauses", "workers", "probes"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "_dead", "workers", "probes"]
+      delete = ["marks", "asks", "workers", "probes"]
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
@@ -73,7 +75,7 @@ locals {
 
     # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys"]
       write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }
@@ -101,23 +103,34 @@ data "aws_iam_policy_document" "role" {
     }
   }
 
+  # A place that is read and written is named once: a policy may have 6,144 characters.
   dynamic "statement" {
-    for_each = length(each.value.read) > 0 ? [1] : []
+    for_each = length(setintersection(each.value.read, each.value.write)) > 0 ? [1] : []
 
     content {
-      sid       = "Read"
-      actions   = ["s3:GetObject"]
-      resources = [for place in each.value.read : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+      sid       = "ReadWrite"
+      actions   = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"]
+      resources = [for place in setintersection(each.value.read, each.value.write) : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
     }
   }
 
   dynamic "statement" {
-    for_each = length(each.value.write) > 0 ? [1] : []
+    for_each = length(setsubtract(each.value.read, each.value.write)) > 0 ? [1] : []
+
+    content {
+      sid       = "Read"
+      actions   = ["s3:GetObject"]
+      resources = [for place in setsubtract(each.value.read, each.value.write) : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(setsubtract(each.value.write, each.value.read)) > 0 ? [1] : []
 
     content {
       sid       = "Write"
       actions   = ["s3:PutObject", "s3:AbortMultipartUpload"]
-      resources = [for place in each.value.write : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+      resources = [for place in setsubtract(each.value.write, each.value.read) : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
     }
   }
 

@@ -12,6 +12,7 @@ group                  what a handler does                            exit code
 `Poison`               dead letter, then commit the offset            2
 `Retryable`            try again, in place, within a budget           5
 `Blocked`              pause the stage; dead-letter nothing           5
+`NoAnswer`             let the rules stand for this input             5
 `Fatal`                stop the process                               6
 =====================  =============================================  ==========
 """
@@ -75,6 +76,12 @@ class BadMapping(InvalidInput):
     """The mapping file does not say what a source needs."""
 
     kind = "bad_mapping"
+
+
+class BadModels(InvalidInput):
+    """The file of models does not say what it may say."""
+
+    kind = "bad_models"
 
 
 class BodyTooLarge(InvalidInput):
@@ -434,6 +441,18 @@ class SeedBehind(Retryable):
     kind = "seed_behind"
 
 
+class ModelUnavailable(Retryable):
+    """The model's endpoint did not answer, or answered with a fault that may pass."""
+
+    kind = "model_unavailable"
+
+
+class ModelBusy(Retryable):
+    """The model's endpoint takes no more requests for now (429)."""
+
+    kind = "model_busy"
+
+
 class Overloaded(Retryable):
     """The service does as much of this at once as it may."""
 
@@ -463,6 +482,40 @@ class Forbidden(Blocked):
     """The key does not allow this."""
 
     kind = "forbidden"
+
+
+class ModelBlocked(Blocked):
+    """The model's endpoint takes nothing from us until a person acts: the key, the quota, the model's name."""
+
+    kind = "model_blocked"
+
+
+# --- a model ------------------------------------------------------------------------------------------
+
+
+class NoAnswer(RunloreError):
+    """The model gave no answer that can be used; asking the same again would give the same."""
+
+    kind = "no_answer"
+    exit_code = 5
+
+
+class ModelRefused(NoAnswer):
+    """The model, or a filter in front of it, refuses to answer this."""
+
+    kind = "model_refused"
+
+
+class BadAnswer(NoAnswer):
+    """The model's answer is cut off, no JSON, or not of the shape that was asked for."""
+
+    kind = "bad_answer"
+
+
+class AskRejected(NoAnswer):
+    """The endpoint does not take this request: it is too long, or holds what the endpoint does not know."""
+
+    kind = "ask_rejected"
 
 
 class Fatal(RunloreError):

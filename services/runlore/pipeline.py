@@ -86,7 +86,7 @@ SUMMARIZE = Stage(
     name="summarize",
     reads="marks",
     key="project/rollout",
-    effect="bring the rollout's summary up to its records",
+    effect="bring the rollout's summary up to its records; a model's, where there is one, with its answers kept",
     emits=("changed",),
 )
 CONSOLIDATE = Stage(

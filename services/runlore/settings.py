@@ -15,7 +15,12 @@ class Settings(BaseSettings):
     """Every setting, with its unit in its name. Each is also documented in docs/SETTINGS.md."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RUNLORE_", env_ignore_empty=True, frozen=True, extra="ignore"
+        env_prefix="RUNLORE_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        # Older versions of pydantic warn of names that begin with `model_`.
+        protected_namespaces=("settings_",),
     )
 
     home: Path = Field(
@@ -142,6 +147,28 @@ class Settings(BaseSettings):
     http_requests_max: int = Field(
         256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
     )
+    # --- a model ---
+    model_url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Base URL of an endpoint that speaks OpenAI's API; empty: OpenAI's own.",
+    )
+    model_key: SecretStr = Field(SecretStr(""), description="API key for that endpoint.")
+    model_api: Literal["auto", "responses", "chat"] = Field(
+        "auto", description="Which of its APIs is used; `auto`: responses, and chat where there is none."
+    )
+    models_file: Path | None = Field(
+        None, description="TOML file that says which model does what, and prices (docs/MODELS.md)."
+    )
+    model_timeout_seconds: float = Field(
+        300.0, gt=0, le=3600, description="How long one whole answer may take."
+    )
+    model_requests_max: int = Field(
+        4, ge=1, le=256, description="Requests to the endpoint at the same time, of one process."
+    )
+    model_tries_max: int = Field(
+        3, ge=1, le=10, description="Tries of one request where the endpoint is full or stumbles."
+    )
     # --- being watched ---
     health_port: int = Field(
         0, ge=0, le=65535, description="Port of /livez, /readyz, /status and /metrics of a worker; 0: none."
@@ -179,6 +206,11 @@ class Settings(BaseSettings):
         ):
             raise ValueError("RUNLORE_S3_ACCESS_KEY_ID and RUNLORE_S3_SECRET_ACCESS_KEY go together")
         return self
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model writes summaries, beside the rules."""
+        return bool(self.model_url or self.model_key.get_secret_value())
 
     @property
     def root(self) -> Path:

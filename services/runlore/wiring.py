@@ -23,6 +23,8 @@ from typing import IO
 from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import revisions
+from runlore.models import choices
+from runlore.models import port as models_port
 from runlore.settings import Settings
 from runlore.sources.mapping import objects
 from runlore.store import port as store_port
@@ -92,6 +94,15 @@ def bus_of(settings: Settings) -> bus_port.Bus:
     from runlore.bus.sqlite import SqliteBus
 
     return SqliteBus(settings.root / "log.db", fsync=settings.fsync)
+
+
+def engine_of(settings: Settings) -> models_port.Engine | None:
+    """The engine that `settings` name; None where they name no endpoint and no key. Nothing is asked of it yet."""
+    if not settings.has_model:
+        return None
+    from runlore.models.openai import OpenAIEngine
+
+    return OpenAIEngine.of(settings, choices.load(settings.models_file).table())
 
 
 def source_bus(settings: Settings) -> bus_port.Bus:

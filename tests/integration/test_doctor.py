@@ -18,6 +18,7 @@ from runlore.bus.port import Outgoing
 from runlore.commit import keys
 from runlore.settings import Settings
 from runlore.store import port
+from runlore.testing import models
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 from runlore.upkeep import deployment, doctor, pauses, workers
@@ -344,3 +345,21 @@ async def test_topics_of_another_deployment_below_our_prefix_are_told(kafka_serv
     settings = Settings(bus="kafka", kafka_servers=kafka_server.servers, kafka_topic_prefix=prefix)
     found = by_name(await deployment._topics(settings))["topics' prefix"]
     assert not found.ok and f"{prefix}staging.runs" in found.message and "metrics" not in found.message
+
+
+async def test_a_model_is_asked_for_a_word_where_one_is_set():
+    assert await deployment.of_model(Settings()) == []
+    async with models.ModelServer([models.Reply(), models.Reply(fault="no_quota")]) as server:
+        settings = Settings(model_url=server.url, model_key="sk-secret")
+        (good,), (bad,) = await deployment.of_model(settings), await deployment.of_model(settings)
+    assert server.seen[0].model == "gpt-5.4-mini"
+    assert good.ok and "for $0.001065" in good.message
+    assert not bad.ok and "model_blocked" in bad.message and bad.hint
+    assert "sk-secret" not in f"{good}{bad}"
+
+
+async def test_a_file_of_models_that_is_wrong_is_told_by_its_place(tmp_path):
+    path = tmp_path / "models.toml"
+    path.write_text("[summarize]\nmodel = 7\n")
+    (found,) = await deployment.of_model(Settings(model_key="sk-secret", models_file=path))
+    assert not found.ok and "summarize.model" in found.message

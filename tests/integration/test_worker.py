@@ -293,10 +293,10 @@ async def test_a_rollout_that_a_guard_refuses_is_held_and_the_rest_proceed(world
 async def test_an_engine_that_fails_on_a_rollout_holds_it_alone(world, monkeypatch):
     real = consolidate.operations.propose
 
-    def propose(notes, name, summary):
+    def propose(notes, name, summary, told):
         if name == "conv-3":
             raise KeyError("a bug")
-        return real(notes, name, summary)
+        return real(notes, name, summary, told)
 
     monkeypatch.setattr(consolidate.operations, "propose", propose)
     await world.emit(*(made.event(number) for number in range(7)))

@@ -63,7 +63,7 @@ def parts(notes, layout, memo=None):
     return {**found, "all": Part("\n".join(part.text for part in found.values()))}
 
 
-def propose(notes, name, summary):
+def propose(notes, name, summary, told):
     return [(name, [text for _, text in summary["runs"].values()])]
 
 

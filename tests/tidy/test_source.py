@@ -46,6 +46,7 @@ SERVER = {
     "uvicorn": ("lookup/http/", "cli/serve"),
     "h11": ("lookup/http/connections",),  # which uvicorn brings
     "mcp": ("lookup/mcp",),
+    "openai": ("models/openai",),
     # what only `runlore[agents]` installs
     "agents": ("agents/",),
     "httpx2": ("agents/",),
@@ -82,8 +83,17 @@ APART = {
     "store/": ("runlore.commit", "runlore.consumers", "runlore.memory", "runlore.events", "runlore.cli"),
     "bus/": ("runlore.commit", "runlore.consumers", "runlore.memory", "runlore.events", "runlore.cli"),
     "worker/": ("runlore.cli", "runlore.wiring"),
+    "models/": (
+        "runlore.bus",
+        "runlore.consumers",
+        "runlore.lookup",
+        "runlore.memory",
+        "runlore.worker",
+        "runlore.cli",
+        "runlore.wiring",
+    ),
     "agents/": ("runlore.cli",),
-    "": ("openai", "pytest", "hypothesis", *SERVER),
+    "": ("pytest", "hypothesis", *SERVER),
 }
 MAY_IMPORT_TESTING = ("testing/", "upkeep/verify.py")
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from runlore.wiring import Home
 
 StageArgument = Annotated[
-    str, typer.Argument(metavar="STAGE", help="record, snapshot or consolidate.", show_default=False)
+    str,
+    typer.Argument(metavar="STAGE", help="record, snapshot, summarize or consolidate.", show_default=False),
 ]
 MemoryOption = Annotated[
     str | None,
@@ -43,9 +44,9 @@ def pause(
 ) -> None:
     """Hold a stage back, in every worker, until `runlore resume`. Without a STAGE: list what is paused.
 
-    Nothing is lost meanwhile. consolidate leaves its marks standing, and can be paused for one memory; record and
-    snapshot leave their messages on the bus (for as long as the topic keeps them), and can only be paused as a whole,
-    as the runs of all memories follow each other in their topic. Workers obey within a minute.
+    Nothing is lost meanwhile. consolidate and summarize leave their marks standing, and can be paused for one memory;
+    record and snapshot leave their messages on the bus (for as long as the topic keeps them), and can only be paused
+    as a whole, as the runs of all memories follow each other in their topic. Workers obey within a minute.
 
     Example: runlore pause consolidate --memory acme/support --reason "bad runs come in, see ticket 812"
     """

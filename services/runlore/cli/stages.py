@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from runlore.wiring import Home
     from runlore.worker.loop import Progress, Worker
 
-WORKED = ("record", "snapshot", "consolidate")
+WORKED = ("record", "snapshot", "summarize", "consolidate")
 BEAT_SECONDS = 0.5
 
 
@@ -57,7 +57,10 @@ def up(
 
 def worker(
     stages: Annotated[
-        str, typer.Option("--stages", metavar="A,B", help="Of record, snapshot, consolidate and index.")
+        str,
+        typer.Option(
+            "--stages", metavar="A,B", help="Of record, snapshot, summarize, consolidate and index."
+        ),
     ] = ",".join(WORKED),
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
@@ -115,7 +118,7 @@ def _stages(text: str) -> list[str]:
     if strange or not named:
         raise errors.InvalidInput(
             f"there is no stage {strange[0]!r}" if strange else "no stage was named",
-            hint=f"stages: {', '.join(WORKED)}, index (summarize is part of record and consolidate)",
+            hint=f"stages: {', '.join(WORKED)}, index (summarize only where there is a model)",
         )
     return named
 
@@ -135,10 +138,14 @@ def stopped_by_signals() -> Any:
 async def working(
     opened: Home, stopping: Any, stages: Collection[str] | None = None
 ) -> AsyncIterator[Worker]:
+    from runlore import wiring
     from runlore.lookup.index import Index
+    from runlore.models import choices
     from runlore.worker import loop
 
     found = Index(opened.index_path)
+    engine = wiring.engine_of(opened.settings)
+    summaries = engine and loop.Summaries(engine, choices.load(opened.settings.models_file))
     try:
         yield loop.Worker(
             opened.store,
@@ -148,9 +155,12 @@ async def working(
             stages=stages or loop.STAGES,
             index_group=_index_group(opened),
             stopping=stopping,
+            summaries=summaries,
         )
     finally:
         found.close()
+        if engine is not None:
+            await engine.close()
 
 
 def _index_group(opened: Home) -> str:

@@ -15,6 +15,7 @@ SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
 REQUESTS = "requests"
+ANSWERS, ASKS = "answers", "asks"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
@@ -24,7 +25,7 @@ ACCESS, SECRETS = "keys", "secrets"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS),
 )
 """Every kind that a project may hold."""
 
@@ -56,13 +57,13 @@ def memory_head(project: str, memory: str) -> str:
     return f"{project}/{MEMORIES}/{spread(memory)}/{memory}.json"
 
 
-def marks(project: str, memory: str) -> str:
-    """The prefix of a memory's marks."""
-    return f"{project}/{MARKS}/{spread(memory)}/{memory}/"
+def marks(project: str, memory: str, kind: str = MARKS) -> str:
+    """The prefix of a memory's marks; of those that wait for a model's summary with `ASKS`."""
+    return f"{project}/{kind}/{spread(memory)}/{memory}/"
 
 
-def mark(project: str, memory: str, name: str) -> str:
-    return f"{marks(project, memory)}{name}.json"
+def mark(project: str, memory: str, name: str, kind: str = MARKS) -> str:
+    return f"{marks(project, memory, kind)}{name}.json"
 
 
 def manifest(project: str, memory: str, revision: int, sha256: str) -> str:
@@ -174,3 +175,13 @@ def secret(name: str) -> str:
 def request(project: str, name: str) -> str:
     """What an idempotency key stood for: `name` is its hash. A sweep takes it once it is older than the term."""
     return f"{project}/{REQUESTS}/{name[:2]}/{name}.json"
+
+
+def answers(project: str) -> str:
+    """The prefix of what models answered in a project."""
+    return f"{project}/{ANSWERS}/"
+
+
+def answer(project: str, name: str) -> str:
+    """What a model answered: `name` is the hash of all that decides the answer."""
+    return f"{answers(project)}{name[:2]}/{name}.json"

@@ -41,9 +41,11 @@ async def put(
     counters: Mapping[str, int] | None = None,
     releases: Mapping[str, int] | None = None,
     reason: str | None = None,
+    kind: str = keys.MARKS,
 ) -> str:
     """Put one mark for `rollouts` of a memory; its key.
 
+    `kind`: what they wait for, consolidation or (`keys.ASKS`) a model's summary. Each wait has marks of its own.
     `counters`: where each one's head stands that covers the runs which the mark is put for. `releases` and `reason`:
     the holds that a person lifts.
     """
@@ -61,7 +63,7 @@ async def put(
 
     async def put_one() -> str:
         # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
-        key = keys.mark(project, memory, clock.new_id())
+        key = keys.mark(project, memory, clock.new_id(), kind)
         try:
             await store.put_if_absent(key, envelope.dump(body))
             return key
@@ -71,10 +73,12 @@ async def put(
     return await puts.again(put_one, what=f"a mark for {project}/{memory}")
 
 
-async def read_all(store: port.ObjectStore, project: str, memory: str, *, marks_max: int) -> list[Mark]:
+async def read_all(
+    store: port.ObjectStore, project: str, memory: str, *, marks_max: int, kind: str = keys.MARKS
+) -> list[Mark]:
     """The oldest `marks_max` marks of a memory, oldest first (their names sort by time)."""
     found: list[str] = []
-    async for row in store.list(keys.marks(project, memory)):
+    async for row in store.list(keys.marks(project, memory, kind)):
         found.append(row.key)
         if len(found) == marks_max:
             break
@@ -116,11 +120,11 @@ async def projects(store: port.ObjectStore) -> list[str]:
     return [name for name in await store.children("") if not name.startswith("_")]
 
 
-async def standing(store: port.ObjectStore) -> dict[tuple[str, str], list[float]]:
+async def standing(store: port.ObjectStore, kind: str = keys.MARKS) -> dict[tuple[str, str], list[float]]:
     """Every (project, memory) that has a mark, and when each of its marks was put (seconds since 1970)."""
     found: dict[tuple[str, str], list[float]] = {}
     for project in await projects(store):
-        async for row in store.list(f"{project}/{keys.MARKS}/"):
+        async for row in store.list(f"{project}/{kind}/"):
             found.setdefault((project, row.key.split("/")[3]), []).append(row.modified)
     return found
 

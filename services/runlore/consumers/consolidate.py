@@ -23,7 +23,7 @@ from runlore.commit import heads, marks, packs, pages, revisions
 from runlore.consumers import record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, models
-from runlore.memory import guards, notes, operations, render, rules
+from runlore.memory import guards, model_summary, notes, operations, render, rules
 from runlore.store import port as store_port
 
 log = structlog.get_logger("runlore.consolidate")
@@ -296,7 +296,9 @@ def take_in(
     refused: list[Any] = []
     for name, head in batch.items():
         if name in chosen:
-            proposed = operations.propose(now, name, head.body["summary"])
+            attempts = {run: int(entry["attempt"]) for run, entry in head.body["runs"].items()}
+            told = model_summary.told(head.body.get("model"), attempts)
+            proposed = operations.propose(now, name, head.body["summary"], told)
             now, rejected = operations.apply(now, proposed, shown=None)
             refused += [{"note": op.note, "rollout": op.rollout, "reason": why} for op, why in rejected]
     selected = {name: candidates[name] for name in chosen}

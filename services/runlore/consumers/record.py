@@ -76,12 +76,19 @@ class RecordStage:
     """Takes batches of messages of the topic `runs`."""
 
     def __init__(
-        self, store: store_port.ObjectStore, bus: bus_port.Bus, *, runtime: Runtime = SEQUENTIAL
+        self,
+        store: store_port.ObjectStore,
+        bus: bus_port.Bus,
+        *,
+        runtime: Runtime = SEQUENTIAL,
+        asks: bool = False,
     ) -> None:
         self._store = store
         self._bus = bus
         self._runtime = runtime
         self._reader = revisions.Reader(store)
+        self._asks = asks
+        """Whether each run waits for a model's summary too."""
 
     async def process(self, messages: Sequence[bus_port.Message]) -> Processed:
         """Put the effect of every message in the store; only then are there offsets to commit.
@@ -200,6 +207,8 @@ class RecordStage:
             by_memory.setdefault((project, memory), {})[rollout] = counter
         for (project, memory), found in by_memory.items():
             await marks.put(self._store, project, memory, found, counters=found)
+            if self._asks:
+                await marks.put(self._store, project, memory, found, counters=found, kind=keys.ASKS)
 
     async def _bury(self, outcomes: Sequence[Outcome]) -> None:
         letters = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,6 +168,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
     story.step(
         "summarize", f"in the rollout's summary {head.counter}", object=head_key, at=head.body.get("moved_at")
     )
+    _told_by_a_model(story, head.body.get("model"), row)
     await _workspaces(store, story)
     memory_head = await reader.head(project, memory)
     held = memory_head.body.get("held", {}).get(rollout)
@@ -222,6 +223,19 @@ def _conflicts(story: Story, revision: revisions.Revision) -> None:
             about = entry["key"]["note"] if entry["kind"] == "edit" else identity
             if about in marks:
                 story.step("consolidate", f"in conflict {marks[about]}", note=about)
+
+
+def _told_by_a_model(story: Story, part: Mapping[str, Any] | None, row: Mapping[str, Any]) -> None:
+    """What a model said of the rollout, where it was asked."""
+    if part is None:
+        return
+    if "failed" in part:
+        story.step("summarize", f"no summary by a model: {part['failed']['why']}", at=part["at"])
+        return
+    own = sum(any(place[1] == row["run"] for place in one["evidence"]) for one in part["statements"])
+    dropped = len(part["dropped"])
+    what = f"a model's statements: {len(part['statements'])}, {own} of them from this run"
+    story.step("summarize", what, at=part["at"], model=part["model"], dropped=dropped or None)
 
 
 async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:

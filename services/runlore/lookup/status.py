@@ -23,7 +23,7 @@ from runlore.upkeep import pauses, workers
 MARKS_READ_MAX = 500
 """Marks that are read to count the rollouts which wait; those beyond are counted as marks alone."""
 READERS = (pipeline.RECORD, pipeline.SNAPSHOT)
-STAGES = ("record", "snapshot", "consolidate", "index")
+STAGES = ("record", "snapshot", "summarize", "consolidate", "index")
 
 
 async def status(
@@ -52,7 +52,8 @@ async def status(
     out: dict[str, Any] = {"up": up, "workers": [one.as_dict() for one in seen]}
     for stage in READERS:
         out[stage.name] = await ask(f"the bus, for {stage.name},", lambda stage=stage: _waits(bus, stage), {})
-    out["consolidate"] = await ask("the marks", lambda: _marks(store), {})
+    out["summarize"] = await ask("the asks", lambda: _marks(store, keys.ASKS), {})
+    out["consolidate"] = await ask("the marks", lambda: _marks(store, keys.MARKS), {})
     out["index"] = {}
     for name in STAGES:
         out[name] = {**_EMPTY.get(name, {}), **out[name], **_told(told.get(name, {}))}
@@ -66,6 +67,7 @@ async def status(
 _EMPTY: dict[str, dict[str, Any]] = {
     "record": {"lag": None, "oldest": None},
     "snapshot": {"lag": None, "oldest": None},
+    "summarize": {"marks": None, "rollouts": None, "oldest": None},
     "consolidate": {"marks": None, "rollouts": None, "oldest": None},
 }
 
@@ -77,11 +79,11 @@ async def _waits(bus: bus_port.Bus, stage: pipeline.Stage) -> dict[str, Any]:
     return {"lag": lag, "oldest": _iso(oldest) if oldest is not None else None}
 
 
-async def _marks(store: store_port.ObjectStore) -> dict[str, Any]:
-    """What consolidation has to do. A mark's name begins with its time, so the oldest needs no read."""
+async def _marks(store: store_port.ObjectStore, kind: str) -> dict[str, Any]:
+    """What consolidation, or a model, has to do. A mark's name begins with its time, so the oldest needs no read."""
     found: list[str] = []
     for project in await marks.projects(store):
-        found += [row.key async for row in store.list(f"{project}/{keys.MARKS}/")]
+        found += [row.key async for row in store.list(f"{project}/{kind}/")]
     found.sort(key=lambda key: key.rpartition("/")[2])
     rollouts: set[tuple[str, ...]] = set()
     read = found[:MARKS_READ_MAX]
@@ -139,8 +141,9 @@ def _causes(out: dict[str, Any], seen: list[workers.Seen], standing: list[pauses
     versions = sorted({one.version for one in alive})
     if len(versions) > 1:
         causes.append(f"workers run different versions ({', '.join(versions)}): finish the roll-out")
-    for memory, why in out["consolidate"].get("memories", {}).items():
-        causes.append(f"memory {memory} can not go on: {why}")
+    for name in ("summarize", "consolidate"):
+        for memory, why in out[name].get("memories", {}).items():
+            causes.append(f"memory {memory} can not go on: {why}")
     if out["dead"]["open"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in out["dead"]["reasons"].items())
         causes.append(f"{out['dead']['open']} dead letters ({reasons}): `runlore dead` lists them")

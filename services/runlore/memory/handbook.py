@@ -20,10 +20,10 @@ SECTIONS = ("preferences", "knowledge", "failures")
 """Where a statement of a model may stand: the three sections of a task group."""
 MEMORY_BYTES_MAX = 192 * 1024
 LESSONS_MAX = 120
+STATEMENTS_MAX = 80
+"""Of models and live edits, in one section of one task group: what the rules say must still fit behind them."""
 FACTS_MAX = 40
 PREFERENCES_MAX = 60
-STATEMENTS_MAX = 60
-"""Statements of models and live edits in one section of one task group."""
 TIPS_TOKENS_MAX = 560
 PREFERENCES_TOKENS_MAX = 140
 INDEX_TOKENS_MAX = 90
@@ -47,7 +47,7 @@ def memory(
     out: list[Line] = []
     of = {rollout: group for group, members in groups.items() for rollout in members}
     told_by_models: dict[tuple[str, str], list[Line]] = {}
-    for one in lines.statements(all_notes):
+    for one in _statements(all_notes, cards):
         group = of.get(one.rollouts[-1], one.group)
         if one.subject == subject and group:
             told_by_models.setdefault((group, one.section), []).append((f"- {one.text}", one.note))
@@ -71,6 +71,17 @@ def memory(
                 ("", ""),
             ]
     return _fit(out)
+
+
+def _statements(all_notes: _notes.Notes, cards: Mapping[str, dict[str, Any]]) -> list[lines.Statement]:
+    """What models and live edits said: first what more rollouts bear, then what is newer."""
+
+    def newest(one: lines.Statement) -> tuple[int, str]:
+        card = cards.get(one.rollouts[-1])
+        return values.time_key(card["updated_at"] if card else "")
+
+    found = sorted(lines.statements(all_notes), key=newest, reverse=True)
+    return sorted(found, key=lambda one: -len(one.rollouts))
 
 
 def _fit(out: list[Line]) -> list[Line]:

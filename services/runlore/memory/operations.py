@@ -14,7 +14,7 @@ takes away what it said.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,6 +47,15 @@ class Operation:
     """The subject of the rollout that it cites."""
 
 
+class Told(NamedTuple):
+    """What a model says of a rollout."""
+
+    card: Mapping[str, Any]
+    """What tells this from what it said before; on the rollout's card."""
+    statements: Sequence[tuple[str, str, Sequence[Sequence[Any]]]]
+    """(section, text, evidence)."""
+
+
 class Refused(NamedTuple):
     """An operation that was not applied, and why."""
 
@@ -57,9 +66,12 @@ class Refused(NamedTuple):
 # --- what the rules propose -------------------------------------------------------------------------
 
 
-def propose(notes: Notes, rollout: str, summary: dict[str, Any]) -> list[Operation]:
-    """The rules' operations for a rollout that is new or changed: all that it says now, nothing it said before."""
-    wanted = {op.note: op for op in _said(rollout, summary)} if summary else {}
+def propose(notes: Notes, rollout: str, summary: dict[str, Any], told: Told | None = None) -> list[Operation]:
+    """The operations for a rollout that is new or changed: all that it says now, nothing it said before.
+
+    `told`: what a model says of it besides the rules.
+    """
+    wanted = {op.note: op for op in _said(rollout, summary, told)} if summary else {}
     out = []
     for identity, entry in notes.supported_by(rollout).items():
         if identity not in wanted:
@@ -92,8 +104,8 @@ def _withdrawal(rollout: str, identity: str, entry: dict[str, Any]) -> Operation
     return Operation("retire", rollout, entry["kind"], identity, evidence)
 
 
-def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
-    out = _said_by_runs(rollout, summary) if summary["runs"] else []
+def _said(rollout: str, summary: dict[str, Any], model: Told | None) -> list[Operation]:
+    out = _said_by_runs(rollout, summary, model) if summary["runs"] else []
     for one in edits.said(summary):
         cited = tuple(values.Evidence(rollout, *told) for told in one.body["evidence"])
         out.append(
@@ -102,7 +114,7 @@ def _said(rollout: str, summary: dict[str, Any]) -> list[Operation]:
     return out
 
 
-def _said_by_runs(rollout: str, summary: dict[str, Any]) -> list[Operation]:
+def _said_by_runs(rollout: str, summary: dict[str, Any], model: Told | None) -> list[Operation]:
     subject, agent = summary["subject"], (summary["agents"] or [""])[0]
     last = [summary["runs"][-1][0], summary["runs"][-1][1], 0]
     common = {"subject": subject, "memory": summary["memory"], "agent": agent}
@@ -113,7 +125,20 @@ def _said_by_runs(rollout: str, summary: dict[str, Any]) -> list[Operation]:
         return Operation("add", rollout, kind, _notes.note_id(kind, key), cited, key, body, subject)
 
     told = [_at(one) for one in (summary["first"], summary["answer"]) if one]
-    out = [add("rollout", {"rollout": rollout}, _card(summary), told or [last])]
+    card = _card(summary) | ({"model": dict(model.card)} if model else {})
+    out = [add("rollout", {"rollout": rollout}, card, told or [last])]
+    for section, statement, evidence in model.statements if model else ():
+        cited = [values.Evidence(*one) for one in evidence]
+        out.append(
+            add_text(
+                rollout=rollout,
+                section=section,
+                statement=statement,
+                evidence=cited,
+                subject=subject,
+                at=summary["updated_at"],
+            )
+        )
     for one in summary["failures"]:
         key = {"head": one["head"], "key": one["key"]}
         out.append(add("failure", key, common | _failure(one), _failure_evidence(one)))
@@ -225,7 +250,7 @@ def _reason_against_add(op: Operation) -> str | None:
     if op.kind == "text":
         if op.key.get("section") not in handbook.SECTIONS:
             return f"there is no section {op.key.get('section')!r}"
-        return _reason_against_text(op.body.get("text"))
+        return reason_against_text(op.body.get("text"))
     return None
 
 
@@ -239,7 +264,7 @@ def _reason_against_change(op: Operation, entry: dict[str, Any], notes: Notes) -
     if entry["key"].get("subject") != op.subject and op.action == "amend":
         return "what is known from a subject's rollout must stay with that subject"
     if op.action == "amend":
-        return _reason_against_text(op.body.get("text"))
+        return reason_against_text(op.body.get("text"))
     if op.action == "merge":
         into = notes.get(str(op.body.get("into")))
         if into is None or into is entry or into["kind"] != "text":
@@ -249,7 +274,8 @@ def _reason_against_change(op: Operation, entry: dict[str, Any], notes: Notes) -
     return None
 
 
-def _reason_against_text(statement: Any) -> str | None:
+def reason_against_text(statement: Any) -> str | None:
+    """Why a model's statement is not taken; None where it is."""
     if not isinstance(statement, str) or not text.inline(statement, TEXT_CHARS_MAX).strip():
         return "its text is empty"
     if len(statement) > TEXT_CHARS_MAX:

@@ -17,6 +17,7 @@ _HIDDEN = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 # Three of one mark draw a fence, a rule or a heading; one of it says as much.
 _RULES = re.compile(r"([=\-#*~_<>|+`])\1{2,}")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？؟۔।]|[.!?]$")
@@ -49,6 +50,13 @@ def statement(text: str, limit: int) -> str:
     kept = plain(text.replace("`", stand_in), limit)
     # Cut, one of a pair may be missing.
     return kept.replace(stand_in, "`") if kept.count(stand_in) % 2 == 0 else made
+
+
+def visible_lines(text: str) -> list[str]:
+    """The lines of `text`, at any kind of line break, without what hides or reorders characters."""
+    if not (text.isascii() and text.isprintable()):
+        text = _SURROGATE.sub("\ufffd", _HIDDEN.sub("", text))
+    return [_BLANKS.sub(" ", line) if _CONTROLS.search(line) else line for line in text.splitlines()]
 
 
 def clip(text: str, limit: int) -> str:

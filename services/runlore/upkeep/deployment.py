@@ -11,10 +11,14 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
-from runlore import clock, errors, pipeline
+import pydantic
+
+from runlore import clock, errors, pipeline, wiring
 from runlore.bus import port as bus_port
 from runlore.commit import keys, sweep
 from runlore.events import ids
+from runlore.models import choices
+from runlore.models import port as models_port
 from runlore.settings import Settings
 from runlore.store import port as store_port
 from runlore.upkeep import doctor, pauses, workers
@@ -26,6 +30,48 @@ RETENTION_SHARE_MAX = 0.8
 READERS = (pipeline.RECORD, pipeline.SNAPSHOT)
 STRANGERS_NAMED_MAX = 5
 KEY_OF_PROBE = b"_doctor"
+
+
+# --- a model ----------------------------------------------------------------------------------------------
+
+
+class Word(pydantic.BaseModel):
+    """The smallest answer that shows that a model keeps to a schema."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    word: str
+
+
+async def of_model(settings: Settings) -> list[doctor.Check]:
+    """Whether the model that is set answers in the shape that it is given; nothing where none is."""
+    try:
+        engine = wiring.engine_of(settings)
+        chosen = choices.load(settings.models_file)
+    except errors.RunloreError as exc:
+        return [doctor.Check("model", False, f"{exc.kind}: {exc.message}", exc.hint or "")]
+    if engine is None:
+        return []
+    try:
+        one = chosen.first(models_port.SUMMARIZE)
+        return [await doctor.tried(f"model {one.model}", lambda: _word(engine, one))]
+    finally:
+        await engine.close()
+
+
+async def _word(engine: models_port.Engine, choice: choices.Choice) -> str:
+    ask = models_port.Ask(
+        model=choice.model,
+        effort=choice.effort,
+        tier=choice.tier,
+        instructions="Answer with any one word.",
+        input="Go.",
+        answer=Word,
+        output_tokens_max=2_000,
+    )
+    answer = await engine.ask(ask)
+    cost = "its cost is not known" if answer.cost_usd is None else f"for ${answer.cost_usd:.6f}"
+    return f"answers as it is asked to, {cost}"
 
 
 # --- the store --------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ async def examine(settings: Settings) -> list[Check]:
             if answers:
                 checks += await deployment.of_store(opened.store, settings)
             checks += await deployment.of_bus(opened.bus, settings)
+            checks += await deployment.of_model(settings)
             if answers:
                 checks += await deployment.of_workers(opened.store, settings)
                 checks.append(await tried("index", lambda: _index(opened)))

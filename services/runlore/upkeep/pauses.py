@@ -23,7 +23,7 @@ from runlore.store import port
 
 FORMAT = "runlore.pause/1"
 WHOLE_ONLY = ("record", "snapshot")
-STAGES = (*WHOLE_ONLY, "consolidate")
+STAGES = (*WHOLE_ONLY, "summarize", "consolidate")
 REFRESH_SECONDS = 10.0
 
 

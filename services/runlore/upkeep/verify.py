@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import keys
+from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import invariants, snapshot_invariants
 from runlore.upkeep import audit, pauses
 
-READABLE = "audit entries and pauses can be read"
+READABLE = "audit entries, pauses and kept answers can be read"
 
 
 @dataclass
@@ -49,6 +50,7 @@ async def verify(
         out.violations += await invariants.objects_have_their_names(store, name)
         out.violations += await snapshot_invariants.packs_have_their_names(store, name)
         out.violations += await _readable(store, keys.audit(name), audit.parse)
+        out.violations += await _readable(store, keys.answers(name), answers.parse)
     out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
     out.violations += await _readable(store, keys.pauses(), _pause)
     found = await _check(store, bus)

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
-from runlore.commit import marks, revisions
-from runlore.consumers import consolidate, dead, record, snapshot
+from runlore.commit import keys, marks, revisions
+from runlore.consumers import consolidate, dead, model_summaries, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
+from runlore.models import choices
+from runlore.models import port as models_port
 from runlore.settings import Settings
 from runlore.store import port as store_port
 from runlore.upkeep import pauses
@@ -33,7 +36,16 @@ MEMORIES_MAX = 4
 
 RUNNING, WAITING, BLOCKED, FAILED = progress.RUNNING, progress.WAITING, progress.BLOCKED, progress.FAILED
 StageStatus, Progress = progress.StageStatus, progress.Progress
-STAGES = ("record", "consolidate", "snapshot", "index")
+STAGES = ("record", "summarize", "consolidate", "snapshot", "index")
+"""`summarize` runs only where there is a model: the rules' summary is part of record."""
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """The model that writes summaries, where there is one."""
+
+    engine: models_port.Engine
+    chosen: choices.Choices
 
 
 class Worker:
@@ -50,14 +62,24 @@ class Worker:
         index_group: str = "index",
         on_progress: Callable[[Progress], None] | None = None,
         stopping: asyncio.Event | None = None,
+        summaries: Summaries | None = None,
     ) -> None:
         strange = set(stages) - set(STAGES)
         if strange or not stages:
             raise errors.InvalidInput(f"a worker's stages are {', '.join(STAGES)}; not {', '.join(strange)}")
-        self.stages = frozenset(stages)
+        self.stages = frozenset(stages) - (set() if summaries else {"summarize"})
+        if not self.stages:
+            raise errors.InvalidInput(
+                "there is no model to summarize with", hint="set RUNLORE_MODEL_KEY, or RUNLORE_MODEL_URL"
+            )
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
-        self._record = record.RecordStage(store, bus, runtime=runtime)
+        self._record = record.RecordStage(
+            store, bus, runtime=runtime, asks=settings.has_model or summaries is not None
+        )
+        self._summaries = summaries and model_summaries.ModelSummariesStage(
+            store, bus, summaries.engine, summaries.chosen, runtime=runtime
+        )
         self._consolidate = consolidate.ConsolidateStage(
             store, bus, reader=revisions.Reader(store), runtime=runtime
         )
@@ -107,6 +129,7 @@ class Worker:
             asyncio.create_task(loop(), name=name)
             for name, loop in (
                 ("record", self._record_loop),
+                ("summarize", self._summarize_loop),
                 ("consolidate", self._consolidate_loop),
                 ("snapshot", self._snapshot_loop),
                 ("index", self._index_loop),
@@ -139,7 +162,13 @@ class Worker:
     async def _consolidate_loop(self) -> None:
         # Bells only say where to look: they are committed as they come, and a memory takes as long as it takes.
         taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells)
-        await tasks.together([taking_in.run(), self._memories_loop()])
+        await tasks.together(
+            [taking_in.run(), self._memories_loop("consolidate", self._marked, self._work_marks, self._due)]
+        )
+
+    async def _summarize_loop(self) -> None:
+        # Found by a LIST alone: an answer takes longer than the time between two of them.
+        await self._memories_loop("summarize", self._asked, self._summarize, set())
 
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
@@ -162,8 +191,15 @@ class Worker:
         )
         return self.intakes[stage]
 
-    async def _memories_loop(self) -> None:
+    async def _memories_loop(
+        self,
+        stage: str,
+        marked: Callable[[], Awaitable[set[tuple[str, str]]]],
+        work: Callable[[str, str], Awaitable[None]],
+        due: set[tuple[str, str]],
+    ) -> None:
         """Work every memory that was rung for or has a mark, each once at a time, a few at the same time."""
+        rung = self._rung if stage == "consolidate" else asyncio.Event()
         listed = -self._settings.marks_interval_seconds
         at_work: dict[tuple[str, str], asyncio.Task] = {}
 
@@ -173,23 +209,27 @@ class Worker:
             task = at_work.pop(one)
             if not task.cancelled() and (error := task.exception()) is not None:
                 failed.append(error)
-            self._rung.set()
+            rung.set()
 
         try:
             while not self.stopping.is_set():
                 if clock.monotonic() - listed >= self._settings.marks_interval_seconds:
-                    marked = await self._attempt("consolidate", "marks", self._marked) or set()
-                    self._forget_but(marked)
-                    self._due |= marked
+                    found = await self._attempt(stage, "marks", marked) or set()
+                    self._forget_but(stage, found)
+                    due |= found
                     listed = clock.monotonic()
-                self._rung.clear()
-                for one in sorted(self._due - at_work.keys())[: MEMORIES_MAX - len(at_work)]:
-                    self._due.discard(one)
-                    at_work[one] = asyncio.create_task(self._attempt_memory(*one))
+                rung.clear()
+                for one in sorted(due - at_work.keys())[: MEMORIES_MAX - len(at_work)]:
+                    due.discard(one)
+                    at_work[one] = asyncio.create_task(
+                        self._attempt(
+                            stage, "/".join(one), lambda one=one: self._work_memory(stage, one, work)
+                        )
+                    )
                     at_work[one].add_done_callback(lambda task, one=one: ended(one))
                 # A bell, the end of a memory's work, the stop, or the next look at the marks.
                 next_look = listed + self._settings.marks_interval_seconds
-                await tasks.any_of(self._rung, self.stopping, seconds_max=next_look - clock.monotonic())
+                await tasks.any_of(rung, self.stopping, seconds_max=next_look - clock.monotonic())
                 if failed:
                     raise failed[0]
             if at_work:
@@ -198,9 +238,6 @@ class Worker:
             for task in at_work.values():
                 task.cancel()
             await asyncio.gather(*at_work.values(), return_exceptions=True)
-
-    async def _attempt_memory(self, project: str, memory: str) -> None:
-        await self._attempt("consolidate", f"{project}/{memory}", lambda: self._work_memory(project, memory))
 
     async def _reconcile_loop(self) -> None:
         while not self.stopping.is_set():
@@ -236,12 +273,18 @@ class Worker:
         if "snapshot" in self.stages:
             await self._drain_runs("snapshot", self._place)
         failed: Exception | None = None
-        if "consolidate" in self.stages:
-            for project, memory in sorted(await self._tries("consolidate", self._marked)):
+        # A model that is away stops no consolidation: the rules stand.
+        for stage, marked, work in (
+            ("summarize", self._asked, self._summarize),
+            ("consolidate", self._marked, self._work_marks),
+        ):
+            if stage not in self.stages:
+                continue
+            for project, memory in sorted(await self._tries(stage, marked)):
                 if self.stopping.is_set():
                     return
                 try:
-                    await self._tries("consolidate", lambda p=project, m=memory: self._work_marks(p, m))
+                    await self._tries(stage, lambda work=work, p=project, m=memory: work(p, m))
                 except Exception as exc:
                     # One memory that can not go on stops no other.
                     failed = failed or exc
@@ -346,38 +389,55 @@ class Worker:
             if not done.more or self.stopping.is_set():
                 return
 
-    async def _work_memory(self, project: str, memory: str) -> None:
-        """`_work_marks`; what is wrong with this memory alone is told, and stops no other.
+    async def _asked(self) -> set[tuple[str, str]]:
+        """Every memory in which a rollout waits for a model's summary."""
+        return set(await marks.standing(self._store, keys.ASKS))
+
+    async def _summarize(self, project: str, memory: str) -> None:
+        assert self._summaries is not None
+        while await self._pauses.of("summarize", project, memory) is None:
+            with telemetry.processing("summarize", "asks"):
+                done = await self._summaries.work(project, memory)
+            self.progress.stages["summarize"].done += done.asks_deleted
+            self._tell()
+            if not done.more or self.stopping.is_set():
+                return
+
+    async def _work_memory(
+        self, stage: str, one: tuple[str, str], work: Callable[[str, str], Awaitable[None]]
+    ) -> None:
+        """`work`; what is wrong with this memory alone is told, and stops no other.
 
         Its marks stand, so the next schedule looks again.
         """
-        stuck = self.progress.stages["consolidate"].memories
-        name = f"{project}/{memory}"
+        stuck = self.progress.stages[stage].memories
+        name = "/".join(one)
         try:
-            await self._work_marks(project, memory)
+            await work(*one)
             stuck.pop(name, None)
         except consolidate.ReviewFull as exc:
-            self._stuck(name, exc)
+            self._stuck(stage, name, exc)
         except (errors.Retryable, errors.Blocked, OSError):
             raise
         except Exception as exc:
-            self._stuck(name, exc)
+            self._stuck(stage, name, exc)
 
-    def _stuck(self, name: str, exc: Exception) -> None:
-        stuck = self.progress.stages["consolidate"].memories
+    def _stuck(self, stage: str, name: str, exc: Exception) -> None:
+        stuck = self.progress.stages[stage].memories
         why = f"{getattr(exc, 'kind', 'internal')}: {exc or type(exc).__name__}"
         if stuck.get(name) != why:
             log.error(
                 "memory can not go on",
                 memory=name,
+                stage=stage,
                 cause=why,
                 exc_info=not isinstance(exc, errors.RunloreError),
             )
         stuck[name] = why
 
-    def _forget_but(self, marked: set[tuple[str, str]]) -> None:
+    def _forget_but(self, stage: str, marked: set[tuple[str, str]]) -> None:
         """Forget what was wrong with memories for which nothing is left to do."""
-        stuck = self.progress.stages["consolidate"].memories
+        stuck = self.progress.stages[stage].memories
         for name in stuck.keys() - {f"{project}/{memory}" for project, memory in marked}:
             del stuck[name]
 

@@ -56,7 +56,7 @@ class Progress:
     branches: int = 0
     stages: dict[str, StageStatus] = field(
         default_factory=lambda: {
-            name: StageStatus() for name in ("record", "consolidate", "snapshot", "index")
+            name: StageStatus() for name in ("record", "summarize", "consolidate", "snapshot", "index")
         }
     )
 

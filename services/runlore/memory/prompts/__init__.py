@@ -1,0 +1,20 @@
+"""The prompts that models are given, one file each. A changed byte makes another ask, so kept answers stay true."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+
+NAMES = ("summary",)
+
+
+@functools.cache
+def load(name: str) -> str:
+    """The prompt `name`, as it stands in its file."""
+    return importlib.resources.files(__name__).joinpath(f"{name}.md").read_text("utf-8").strip() + "\n"
+
+
+def instructions(name: str, extra: str) -> str:
+    """The prompt `name`, and behind it what a team adds: what all memories share begins the text."""
+    added = extra.strip()
+    return load(name) + (f"\n# From the owners of this memory\n\n{added}\n" if added else "")
