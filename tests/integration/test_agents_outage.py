@@ -227,6 +227,30 @@ async def test_a_run_that_is_resumed_in_an_outage_asks_nothing_and_goes_on_in_it
         await lore.aclose()
 
 
+async def test_a_run_that_is_resumed_on_another_machine_waits_for_the_one_that_it_goes_on_from(
+    tmp_path, lore_at, told
+):
+    async with Server().run() as server:
+        up(server)
+        lore = lore_at(server.url)
+        lore.link.deadline_seconds = LATER
+        agent = worker(function_call("pay", {"cents": 5}, call_id="p"), tools=[pay])
+        result = await lore.run(agent, "pay", conversation_id="c", run_config=config())
+        [entry] = [lore.link.outbox.read(name) for name in lore.link.outbox.names()]
+        there = Runlore(
+            "acme", memory="support", url=server.url, key="k", home=tmp_path / "theirs", on_error=told.append
+        )
+        again = worker(done("paid"), tools=[pay])
+        state = await RunState.from_json(again, result.to_state().to_json())
+        state.approve(state.get_interruptions()[0])
+        server.requests.clear()
+        await there.run(again, state, conversation_id="c", run_config=config())
+        first = next(request for request, _ in server.requests if "/seed?" in request)
+        assert f"wait_for={entry.data['run_id']}&" in first + "&"
+        await lore.aclose()
+        await there.aclose()
+
+
 async def test_the_question_of_a_run_in_an_outage_has_a_share_of_its_deadline(lore_at, time, monkeypatch):
     shares, waiting = [], runs.Run.waiting
 

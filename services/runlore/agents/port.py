@@ -25,6 +25,8 @@ class Ask:
     session_id: str | None = None
     group_id: str | None = None
     subject: str | None = None
+    follows: str | None = None
+    """A run of the same rollout, maybe of another machine, after which this one must begin."""
 
     @property
     def rollout(self) -> ids.Rollout:

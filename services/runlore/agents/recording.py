@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import agents
@@ -92,6 +93,33 @@ def digest_of(interruptions: Iterable[Any], agent: str | None) -> str:
 def is_state(input: Any) -> bool:
     """Whether a run is resumed."""
     return isinstance(input, agents.RunState)
+
+
+def run_before(state: Any, sessions: Path) -> str | None:
+    """The run that a saved state was interrupted in, as its snapshot file is named in a folder like `sessions`.
+
+    On the machine that made it, a note says so too; elsewhere only the state is there.
+    """
+
+    def named(value: Any) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            place, name = value.get("base_path"), value.get("id")
+            if isinstance(place, str) and isinstance(name, str) and is_like(Path(place), sessions):
+                yield name
+            for one in value.values():
+                yield from named(one)
+        elif isinstance(value, list):
+            for one in value:
+                yield from named(one)
+
+    # `<run>-<count of its workspaces>`: see `Run.new_space`.
+    found = {name.rpartition("-")[0] for name in named(state.to_json().get("sandbox"))}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_like(folder: Path, sessions: Path) -> bool:
+    """Whether it is `sessions`, here or on another machine: that has another home, and the same folders below it."""
+    return folder.parts[-3:] == sessions.parts[-3:]
 
 
 def _raw(raw: Any) -> Any:

@@ -62,6 +62,7 @@ class Remote:
         memory: str,
         seeds: seen.Seen,
         behind_seconds: float = BEHIND_SECONDS_MAX,
+        follow_seconds: float = WAIT_SECONDS_MAX,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
@@ -73,6 +74,7 @@ class Remote:
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._memory, self._transport = memory, transport
         self._seeds, self._behind_seconds = seeds, min(behind_seconds, BEHIND_SECONDS_MAX)
+        self._follow_seconds = follow_seconds
         self._sent: dict[str, str] = {}
         """Rollout → the run of it that was handed over last."""
 
@@ -143,6 +145,8 @@ class Remote:
         if before is not None:
             await self._after(client, ask, before, WAIT_SECONDS_MAX)
             self._sent.pop(ask.rollout.original, None)
+        elif ask.follows is not None:
+            await self._after(client, ask, ask.follows, self._follow_seconds)
         if agent is not None:
             # The template is for the main line: an agent's own counts only if it has one.
             asked = self._seed(client, ask, agent, template="no"), self._seed(client, ask, None)
@@ -151,7 +155,7 @@ class Remote:
         return await self._seed(client, ask, None)
 
     async def _after(self, client: httpx2.AsyncClient, ask: port.Ask, run: str, seconds: float) -> None:
-        """Until a run that this process handed over is covered, and its workspaces are in their lines.
+        """Until a run that was handed over is covered, and its workspaces are in their lines.
 
         Without it the next run of a quick conversation begins as the last one did, and its workspace is a branch.
         """

@@ -41,6 +41,8 @@ FOLDER = "agents"
 DEADLINE_SECONDS_EMBEDDED, DEADLINE_SECONDS_REMOTE = 20.0, 5.0
 BEHIND_SHARE = 0.25
 """The share of the deadline that a replica is given to catch up with what was seen."""
+FOLLOW_SHARE = 0.5
+"""The share that a resumed run waits for the one that it goes on from, which another machine may have handed in."""
 STRAIGHT_SECONDS_MAX = 60.0
 """How long a run that found no room on the disk is tried to be handed over, beside the program."""
 
@@ -81,7 +83,13 @@ class Runlore:
         if where:
             from runlore.agents import remote
 
-            backend = remote.Remote(where, secret, behind_seconds=deadline * BEHIND_SHARE, **given)
+            backend = remote.Remote(
+                where,
+                secret,
+                behind_seconds=deadline * BEHIND_SHARE,
+                follow_seconds=deadline * FOLLOW_SHARE,
+                **given,
+            )
         else:
             from runlore.agents import embedded
 
@@ -247,14 +255,16 @@ class Runlore:
                 named["run_config"] = config = agents.RunConfig(**config)
         group = config.get("group_id") if isinstance(config, dict) else getattr(config, "group_id", None)
         resumed: Mapping[str, Any] = {}
+        follows: str | None = None
         conversation = named.get("conversation_id")
         if recording.is_state(input):
             with contextlib.suppress(Exception):
                 current = getattr(input, "_current_agent", None)
                 digest = recording.digest_of(input.get_interruptions(), runs.name_of(current))
                 resumed = self.link.outbox.recall(digest)
+                follows = resumed.get("run_id") or recording.run_before(input, self.link.outbox.sessions)
             conversation = conversation or getattr(input, "_conversation_id", None)
-        ask = self.ask(conversation, named.get("session"), group)
+        ask = dataclasses.replace(self.ask(conversation, named.get("session"), group), follows=follows)
         if branch is not None:
             ask = dataclasses.replace(ask, conversation_id=None, session_id=None, group_id=branch.rollout)
         if resumed.get("rollout") and ask.rollout.kind == "run":

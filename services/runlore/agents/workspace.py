@@ -15,7 +15,7 @@ from typing import Any
 from agents.sandbox import LocalSnapshot
 from agents.sandbox.session import BaseSandboxClient
 
-from runlore.agents import manifests, runs, seeding
+from runlore.agents import manifests, recording, runs, seeding
 
 
 class Client(BaseSandboxClient[Any]):
@@ -108,5 +108,4 @@ def is_ours(link: runs.Link, snapshot: Any) -> bool:
     """Whether an earlier run of ours made this snapshot, on this machine or another."""
     if not isinstance(snapshot, LocalSnapshot):
         return False
-    # Another machine has another home; below that the path is the same.
-    return snapshot.base_path.parts[-3:] == link.outbox.sessions.parts[-3:]
+    return recording.is_like(snapshot.base_path, link.outbox.sessions)
