@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from runlore.memory import documents, handbook, lines, redact, render, summary, text
+from runlore.memory import documents, handbook, redact, render, summary, text
 from runlore.memory import notes as _notes
 
 SUMMARY_TOKENS_MAX = 1_500
@@ -271,14 +271,39 @@ def _values_crossing(after: _notes.Notes, public: Mapping[str, str], whole: str)
                 by = seen.setdefault(value, set())
                 by |= {one.get("subject")} - {summary.MIXED}
                 where.setdefault(value, rollout)
-    alone = (value for value, by in seen.items() if None not in by and len(by) < lines.SHARE_SUBJECTS_MIN)
-    own = [value for value in alone if value in whole]
+    # One look at everything first: what stands there is rare, and only then it matters who else has shown it.
+    own = [value for value, by in seen.items() if _is_alone(by) and value in whole]
+    own = [value for value in own if _is_alone(seen[value] | _others_that_show(after, value))]
     for name, body in public.items():
         for value in own:
-            if value in body and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", body):
+            if value in body and _stands(value, body):
                 yield Violation(
                     "subject", f"{name} holds a value that one subject alone has shown", (where[value],)
                 )
+
+
+def _is_alone(subjects: Collection[str | None]) -> bool:
+    return None not in subjects and len(subjects) < _notes.SHARE_SUBJECTS_MIN
+
+
+def _stands(value: str, body: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", body) is not None
+
+
+def _others_that_show(after: _notes.Notes, value: str) -> set[str | None]:
+    """Whose rollouts show a value at any other place, as a part of a longer one too; None: it is nobody's."""
+    escaped = json.dumps(value, ensure_ascii=False)[1:-1]
+    out: set[str | None] = set()
+    for _, entry in after.entries().items():
+        if entry["kind"] == "tool" and _stands(value, entry["key"]["head"]):
+            return {None}  # A tool's name may cross.
+        for one in entry["support"].values():
+            if str(one.get("at", ""))[:10] == value or str(one.get("updated_at", ""))[:10] == value:
+                return {None}  # The day of a run, that every line tells, and not theirs.
+            told = {name: part for name, part in one.items() if name != "evidence"} | {"key": entry["key"]}
+            if _stands(escaped, json.dumps(told, ensure_ascii=False)):
+                out.add(one.get("subject"))
+    return out - {summary.MIXED}
 
 
 def _fix_values(one: Mapping[str, Any]) -> Iterable[str]:

@@ -1,8 +1,6 @@
 """What notes say, as lines: every sentence that stands in a memory file is made here.
 
-Invariant: a value (of an argument, a command, a message) is shown to a subject's seed only if it is that
-subject's own, or if rollouts of two subjects, or one of nobody in particular, show it too. Other values are
-replaced by a placeholder that says what kind of thing stood there.
+Of the values in a failure and its cures, only those are shown that may cross subjects (see `crossing`).
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runlore.memory import edits, summary, text, values
+from runlore.memory import crossing, edits, summary, text, values
 from runlore.memory import notes as _notes
 
 COMMAND_CHARS_MAX = 160
@@ -23,56 +21,6 @@ FIXES_MAX = 2
 STATEMENT_CHARS_MAX = 600
 ROLLOUTS_MIN = 2
 """Rollouts that must show what every run is told."""
-SHARE_SUBJECTS_MIN = _notes.SHARE_SUBJECTS_MIN
-
-_PIECE = re.compile(r"[A-Za-z]+|[0-9]+|[^\W\d_A-Za-z]+", re.UNICODE)
-_EMAIL = re.compile(r"\S+@\S+\.\S+")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}.*")
-_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
-
-
-class Shared:
-    """Which words may be shown to everybody: those that enough different subjects' rollouts show."""
-
-    def __init__(self, *, is_own: bool = False) -> None:
-        self._by: dict[str, set[str]] = defaultdict(set)
-        self._is_own = is_own
-
-    def saw(self, body: str, subject: str | None) -> None:
-        """Note the words of `body`. A rollout of several subjects counts for none: one of them may be known already."""
-        if subject == summary.MIXED:
-            return
-        for piece in _PIECE.findall(body):
-            self._by[piece].add(subject or "")
-
-    def is_public(self, piece: str) -> bool:
-        if self._is_own:
-            return True
-        by = self._by.get(piece, ())
-        return "" in by or len(by) >= SHARE_SUBJECTS_MIN
-
-    def mask(self, body: str) -> str:
-        """`body` with every word that is not public as a placeholder; one placeholder if nothing is left."""
-        if all(self.is_public(piece) for piece in _PIECE.findall(body)):
-            return body
-        masked = _PIECE.sub(lambda match: self._piece(match.group()), body)
-        rest = re.sub(r"<\w+>", "", masked)
-        if not _PIECE.search(rest):
-            return placeholder(body)
-        return re.sub(r"(<\w+>)(?:[\W_]?<\w+>)+", r"\1", masked)
-
-    def _piece(self, piece: str) -> str:
-        if self.is_public(piece):
-            return piece
-        return "<number>" if piece.isdigit() else "<text>"
-
-
-def placeholder(value: str) -> str:
-    """What kind of thing `value` is."""
-    for pattern, name in ((_EMAIL, "<address>"), (_DATE, "<date>"), (_NUMBER, "<number>")):
-        if pattern.fullmatch(value.strip()):
-            return name
-    return "<id>" if re.search(r"\d", value) else "<text>"
 
 
 @dataclass(frozen=True)
@@ -96,10 +44,11 @@ class Lesson:
 def lessons(all_notes: _notes.Notes) -> list[Lesson]:
     """Every failure that is told surely enough, the most useful first."""
     tools, edited = _tool_profiles(all_notes), edits.verdict(all_notes)
+    personal = crossing.Personal(all_notes)
     out = [
         _marked(lesson, edited)
         for identity, entry in all_notes.of_kind("failure")
-        if identity not in edited.hidden and (lesson := _lesson(identity, entry, tools))
+        if identity not in edited.hidden and (lesson := _lesson(identity, entry, tools, personal))
     ]
     return sorted(
         out, key=lambda one: (one.fixed == 0, -min(one.fixed, 3), -one.rollouts, _newest(one.at), one.note)
@@ -161,17 +110,19 @@ def _is_cured(fix: Mapping[str, Any], one: Mapping[str, Any], profile: _Profile 
     return bool(profile and profile.data >= 2) or (count >= 2 and retried <= 0.2 * count)
 
 
-def _lesson(identity: str, entry: dict[str, Any], tools: dict[str, _Profile]) -> Lesson | None:
+def _lesson(
+    identity: str, entry: dict[str, Any], tools: dict[str, _Profile], personal: crossing.Personal
+) -> Lesson | None:
     profile = tools.get(entry["key"]["head"])
     told = {rollout: one for rollout, one in entry["support"].items() if _is_told(one, profile)}
     flaky = sum(bool(one.get("flaky")) for one in told.values())
     if not told or flaky > sum(bool(one["fixes"]) for one in told.values()):
         return None
-    shared = _shared(told.values())
+    shared = _shared(told.values(), personal)
     for one in told.values():
         shared.saw(entry["key"]["head"], one.get("subject"))
     head = entry["key"]["head"]
-    shown = _shown(told.values(), shared)
+    shown = personal.hide(_shown(told.values(), shared))
     if not _tells(shown):
         # All that would be left is a placeholder: nobody could recognise the failure by it.
         return None
@@ -224,7 +175,7 @@ def _is_shape(told: Iterable[Mapping[str, Any]]) -> bool:
     return all("changes" in fix for one in told for fix in one["fixes"])
 
 
-def _tool_and_program(head: str, shared: Shared) -> str:
+def _tool_and_program(head: str, shared: crossing.Shared) -> str:
     # A tool's name may cross subjects; the program in a command line is an argument's value, and may not.
     tool, colon, program = head.partition(": ")
     return head if not colon or shared.mask(program) == program else tool
@@ -232,7 +183,7 @@ def _tool_and_program(head: str, shared: Shared) -> str:
 
 def own_sentence(head: str, one: Mapping[str, Any]) -> str:
     """The lesson as one rollout alone shows it, with its own values: only for who may see that rollout."""
-    shared = Shared(is_own=True)
+    shared = crossing.Shared()
     said = f'`{text.inline(head, 80)}` answered "{text.inline(one.get("shown", ""), 240)}"'
     times = f" ({one['count']}×)" if one["count"] > 1 else ""
     cures = list(dict.fromkeys(phrase for fix in one["fixes"] if (phrase := _phrase([fix], shared))))
@@ -251,8 +202,8 @@ def _times(count: int, rollouts: int, at: str) -> str:
     return f"{seen}, {when}" if at and at != values.UNKNOWN else seen
 
 
-def _shared(told: Iterable[Mapping[str, Any]]) -> Shared:
-    shared = Shared()
+def _shared(told: Iterable[Mapping[str, Any]], personal: crossing.Personal) -> crossing.Shared:
+    shared = crossing.Shared(personal)
     for one in told:
         subject = one.get("subject")
         shared.saw(one.get("shown", ""), subject)
@@ -265,7 +216,7 @@ def _shared(told: Iterable[Mapping[str, Any]]) -> Shared:
     return shared
 
 
-def _shown(told: Iterable[Mapping[str, Any]], shared: Shared) -> str:
+def _shown(told: Iterable[Mapping[str, Any]], shared: crossing.Shared) -> str:
     """The signature as most rollouts show it, with the words masked that may be one subject's data."""
     ones = list(told)
     shown = _most_common(one.get("shown", "") for one in ones)
@@ -291,7 +242,7 @@ Cure = tuple[str, dict[str, Any]]
 
 
 def _phrases(
-    told: Mapping[str, Mapping[str, Any]], profile: _Profile | None, shared: Shared
+    told: Mapping[str, Mapping[str, Any]], profile: _Profile | None, shared: crossing.Shared
 ) -> list[tuple[str, int]]:
     """What worked, in words, with in how many rollouts, the most frequent first."""
     cures = [
@@ -345,7 +296,7 @@ def _by_words(cures: list[Cure]) -> list[list[Cure]]:
     return list(groups.values())
 
 
-def _phrase(fixes: list[dict[str, Any]], shared: Shared) -> str:
+def _phrase(fixes: list[dict[str, Any]], shared: crossing.Shared) -> str:
     """One cure in words, from all the fixes that are it."""
     first = fixes[0]
     if "changes" in first:
@@ -364,13 +315,13 @@ def _phrase(fixes: list[dict[str, Any]], shared: Shared) -> str:
     return "the same call, after " + ", ".join(steps) if steps else ""
 
 
-def _instead(was: str, now: str, shared: Shared) -> str:
+def _instead(was: str, now: str, shared: crossing.Shared) -> str:
     """`<new> instead of <old>`; "" where masking left nothing of the difference."""
     before, after = _code(was, shared), _code(now, shared)
     return f"`{after}` instead of `{before}`" if after != before and _tells_enough(after) else ""
 
 
-def _code(body: str, shared: Shared) -> str:
+def _code(body: str, shared: crossing.Shared) -> str:
     return text.inline(shared.mask(body), COMMAND_CHARS_MAX)
 
 
@@ -383,7 +334,7 @@ _VERBS = {
 }
 
 
-def _change(path: str, changes: list[dict[str, Any]], shared: Shared) -> str:
+def _change(path: str, changes: list[dict[str, Any]], shared: crossing.Shared) -> str:
     """What was changed at one argument path, from every fix that changed it."""
     source = _most_common(change.get("from", "") for change in changes)
     how = _most_common(change["how"] for change in changes)
@@ -400,7 +351,7 @@ def _change(path: str, changes: list[dict[str, Any]], shared: Shared) -> str:
     return words + _example(changes, shared)
 
 
-def _example(changes: list[dict[str, Any]], shared: Shared) -> str:
+def _example(changes: list[dict[str, Any]], shared: crossing.Shared) -> str:
     """`, e.g. <new> instead of <old>`, of the change that says most once what is personal is masked."""
     pairs = []
     for change in changes:
@@ -416,13 +367,13 @@ def _example(changes: list[dict[str, Any]], shared: Shared) -> str:
 
 def _tells(masked: str) -> bool:
     """Whether anything but placeholders is left."""
-    return bool(_PIECE.search(re.sub(r"<\w+>", "", masked)))
+    return bool(crossing.PIECE.search(re.sub(r"<\w+>", "", masked)))
 
 
 def _tells_enough(masked: str) -> bool:
     """Whether a command is still more words than placeholders: with fewer, nobody could use it."""
     rest, holes = re.subn(r"<\w+>", "", masked)
-    return len(_PIECE.findall(rest)) > holes
+    return len(crossing.PIECE.findall(rest)) > holes
 
 
 # --- facts ------------------------------------------------------------------------------------------
