@@ -147,7 +147,9 @@ def cost() -> None:
         began = time.thread_time()
         for _ in range(ROUNDS):
             redact.line(line)
-        print(f"cost: {(time.thread_time() - began) / ROUNDS * 1e3:.3f} ms for {len(line):,} bytes with {name}")
+        print(
+            f"cost: {(time.thread_time() - began) / ROUNDS * 1e3:.3f} ms for {len(line):,} bytes with {name}"
+        )
 
 
 def main() -> None:

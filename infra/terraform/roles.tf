@@ -24,6 +24,7 @@ locals {
     probes     = "_operations/probes/*"
     keys       = "_operations/keys/*"
     secrets    = "_operations/secrets/*"
+    redaction  = "_operations/redaction/*"
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
@@ -31,22 +32,22 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "keys", "secrets"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "keys", "secrets", "redaction"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "pauses", "workers", "probes"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "_dead", "workers", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "pauses", "workers", "probes", "redaction"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "_dead", "workers", "probes", "redaction"]
       delete = ["marks", "workers", "probes"]
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
     # a line's branches. It keeps this machine's index, and says how it is.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes"]
-      write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes", "redaction"]
+      write  = ["claims", "requests", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
       delete = ["workers"]
     }
 
@@ -73,7 +74,7 @@ locals {
 
     # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
       write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }

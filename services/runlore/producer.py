@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import keys
+from runlore.commit import keys, redaction
 from runlore.consumers import dead, record
 from runlore.events import envelope, ids, models, records
+from runlore.memory import redact
 from runlore.store import port as store_port
 
 LINE_BYTES_MAX = models.RECORD_BYTES_MAX + 1024 * 1024
@@ -43,9 +44,13 @@ class Sent:
 class Producer:
     """Publishes on the topic `runs`."""
 
-    def __init__(self, store: store_port.ObjectStore, bus: bus_port.Bus) -> None:
+    def __init__(
+        self, store: store_port.ObjectStore, bus: bus_port.Bus, *, hashing: redaction.Keys | None = None
+    ) -> None:
+        """`hashing`: the projects' redaction keys. Who has none, or may not read one, leaves redaction to record."""
         self._store = store
         self._bus = bus
+        self._hashing = hashing
 
     async def publish(self, datas: Sequence[dict[str, Any]], *, source: str) -> list[str]:
         """Publish run-completed data; the event ids. Raises `errors.Poison` on data that no stage would take."""
@@ -53,6 +58,7 @@ class Producer:
         for data in datas:
             checked = models.run_completed(data)
             event = envelope.of_run({**data, "record": checked.record}, source=source)
+            data, checked = await self._redacted(data, checked)
             event = dataclasses.replace(event, data=await self._claimed(data, checked))
             messages.append(record.message_of(event, key_of(checked), "runs"))
             names.append(event.id)
@@ -65,7 +71,8 @@ class Producer:
         Raises `errors.Poison` on an event that no stage would take.
         """
         checked = models.run_completed(event.data)
-        event = dataclasses.replace(event, data=await self._claimed(event.data, checked))
+        data, checked = await self._redacted(event.data, checked)
+        event = dataclasses.replace(event, data=await self._claimed(data, checked))
         message = record.message_of(event, key_of(checked), "runs")
         if len(message.value or b"") > envelope.EVENT_BYTES_MAX:
             raise errors.EventTooLarge(f"the event has {len(message.value or b'')} bytes without its record")
@@ -150,6 +157,25 @@ class Producer:
         message = bus_port.Message("emit", 0, int(event_id[:12], 16), event_id.encode(), raw, headers, 0.0)
         return await dead.letter(self._store, message, problem), Sent(number, event_id, problem)
 
+    async def _redacted(
+        self, data: dict[str, Any], checked: models.RunCompleted
+    ) -> tuple[dict[str, Any], models.RunCompleted]:
+        """`data` without the secrets in its record; a claimed record is left to the record stage.
+
+        The event's id was made before, so that a producer with other rules sends the same event.
+        """
+        if self._hashing is None or checked.record is None:
+            return data, checked
+        try:
+            key = await self._hashing.of(checked.project)
+        except errors.Blocked:
+            return data, checked
+        found = await asyncio.to_thread(redacted, checked.record, key)
+        if found is None:
+            return data, checked
+        data = {**data, **found, "received": data.get("received") or found["received"]}
+        return data, models.run_completed(data)
+
     async def _claimed(self, data: dict[str, Any], checked: models.RunCompleted) -> dict[str, Any]:
         """`data`, with a record above the limit exchanged for a claim on it."""
         line = checked.record
@@ -195,6 +221,19 @@ async def put_claim(store: store_port.ObjectStore, project: str, raw: bytes) -> 
     sha256 = hashlib.sha256(raw).hexdigest()
     await store.put(keys.claim(project, sha256), raw)
     return models.Claim(sha256=sha256, size=len(raw))
+
+
+def redacted(line: str, key: bytes) -> dict[str, Any] | None:
+    """The fields of an event whose record holds secrets, without them; None where it holds none. Blocking.
+
+    A record that is no valid line is left as it is, to be refused by the record stage.
+    """
+    try:
+        records.check(line)
+    except errors.InvalidRecord:
+        return None
+    kept, counts = redact.line(records.to_ascii(line.rstrip("\r\n")), key)
+    return {"record": kept, "received": records.received_hash(line), "redacted": counts} if counts else None
 
 
 def key_of(data: models.RunCompleted) -> str:

@@ -23,7 +23,7 @@ import made
 from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
-from runlore.commit import age, keys, lines, marks, revisions, sweep
+from runlore.commit import age, keys, lines, marks, redaction, revisions, sweep
 from runlore.consumers import consolidate, dead, record, snapshot
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds, workspaces
@@ -225,6 +225,7 @@ def objects(draw):
                 (keys.PROBES, keys.probe("p")),
                 (keys.ACCESS, keys.access_key("0" * 32)),
                 (keys.SECRETS, keys.secret("seed-signing")),
+                (keys.REDACTION, keys.redaction(project)),
                 (keys.REQUESTS, keys.request(project, SHA)),
             ]
         )
@@ -289,7 +290,7 @@ class Deployment:
     async def work(self):
         worker = self.views["worker"]
         taken = [one async for one in self.bus.read("runs")]
-        await record.RecordStage(worker, self.bus).process(taken)
+        await record.RecordStage(worker, self.bus, hashing=redaction.Keys(worker)).process(taken)
         await snapshot.SnapshotStage(worker, self.bus).process(taken)
         for memory in ("support", "marks"):
             await consolidate.ConsolidateStage(worker, self.bus).work("acme", memory)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 — templates are read better on one line
 """Hard negatives of the labelled set: what looks like a secret and is none. A hit on one destroys knowledge."""
 
 from __future__ import annotations
@@ -19,7 +20,21 @@ def _uuid(d: Draw) -> str:
 
 
 def _words(d: Draw, count: int) -> str:
-    some = ("table", "merge", "index", "reader", "the", "value", "of", "row", "commit", "page", "test", "when", "is")
+    some = (
+        "table",
+        "merge",
+        "index",
+        "reader",
+        "the",
+        "value",
+        "of",
+        "row",
+        "commit",
+        "page",
+        "test",
+        "when",
+        "is",
+    )
     return " ".join(d.pick(some) for _ in range(count))
 
 

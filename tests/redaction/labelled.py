@@ -123,7 +123,9 @@ def _with_checksum(prefix: str, body: str) -> str:
 
 def _jwt(draw: Draw) -> str:
     def part(value: object) -> str:
-        return base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).decode().rstrip("=")
+        return (
+            base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).decode().rstrip("=")
+        )
 
     claims = {"sub": draw.of(_DIGITS, 10), "iat": 1_700_000_000 + draw.raw(1)[0], "scope": "read write"}
     return f"{part({'alg': 'HS256', 'typ': 'JWT'})}.{part(claims)}.{draw.of(_URLSAFE, 43)}"
@@ -168,12 +170,16 @@ KINDS: dict[str, Callable[[Draw], Secret]] = {
     "xai": _named("XAI_API_KEY", lambda d: "xa" + "i-" + d.of(_BASE62, 80)),
     "replicate": _named("REPLICATE_API_TOKEN", lambda d: "r8" + "_" + d.of(_BASE62, 37)),
     "perplexity": _named("PERPLEXITY_API_KEY", lambda d: "pp" + "lx-" + d.of(_BASE62, 48)),
-    "langsmith": _named("LANGSMITH_API_KEY", lambda d: "lsv2" + "_pt_" + d.of(_HEX, 32) + "_" + d.of(_HEX, 10)),
+    "langsmith": _named(
+        "LANGSMITH_API_KEY", lambda d: "lsv2" + "_pt_" + d.of(_HEX, 32) + "_" + d.of(_HEX, 10)
+    ),
     "huggingface": _named("HF_TOKEN", lambda d: "h" + "f_" + d.of(_UPPER + _LOWER, 34)),
     "aws-id": _named("AWS_ACCESS_KEY_ID", lambda d: "AK" + "IA" + d.of(_UPPER + "234567", 16)),
     "aws-secret": _named("AWS_SECRET_ACCESS_KEY", lambda d: d.of(_BASE64, 40)),
     "github-classic": _named("GITHUB_TOKEN", lambda d: _with_checksum("gh" + "p_", d.of(_BASE62, 30))),
-    "github-fine": _named("GH_TOKEN", lambda d: "github" + "_pat_" + d.of(_BASE62, 22) + "_" + d.of(_BASE62, 59)),
+    "github-fine": _named(
+        "GH_TOKEN", lambda d: "github" + "_pat_" + d.of(_BASE62, 22) + "_" + d.of(_BASE62, 59)
+    ),
     "gitlab": _named("GITLAB_TOKEN", lambda d: "gl" + "pat-" + d.of(_URLSAFE, 20)),
     "slack-bot": _named(
         "SLACK_BOT_TOKEN",
@@ -181,7 +187,10 @@ KINDS: dict[str, Callable[[Draw], Secret]] = {
     ),
     "slack-webhook": _named(
         "SLACK_WEBHOOK_URL",
-        lambda d: "https://hooks.slack" + f".com/services/T{d.of(_UPPER, 10)}/B{d.of(_UPPER, 10)}/{d.of(_BASE62, 24)}",
+        lambda d: (
+            "https://hooks.slack"
+            + f".com/services/T{d.of(_UPPER, 10)}/B{d.of(_UPPER, 10)}/{d.of(_BASE62, 24)}"
+        ),
     ),
     "google-api": _named("GOOGLE_API_KEY", lambda d: "AI" + "za" + d.of(_URLSAFE, 35)),
     "google-oauth": _named("GOOGLE_OAUTH_TOKEN", lambda d: "ya" + "29.a0" + d.of(_URLSAFE, 160)),
@@ -213,7 +222,9 @@ KINDS: dict[str, Callable[[Draw], Secret]] = {
     "supabase": _named("SUPABASE_ACCESS_TOKEN", lambda d: "sb" + "p_" + d.of(_HEX, 40)),
     "airtable": _named("AIRTABLE_API_KEY", lambda d: "pa" + f"t{d.of(_BASE62, 14)}.{d.of(_HEX, 64)}"),
     "heroku": _named("HEROKU_API_KEY", lambda d: "HR" + "KU-AA" + d.of(_URLSAFE, 58)),
-    "age": _named("SOPS_AGE_KEY", lambda d: "AGE-SECRET" + "-KEY-1" + d.of("QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L", 58)),
+    "age": _named(
+        "SOPS_AGE_KEY", lambda d: "AGE-SECRET" + "-KEY-1" + d.of("QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L", 58)
+    ),
     "jwt": _named("ACCESS_TOKEN", _jwt),
     "django": _named("SECRET_KEY", lambda d: d.of(_LOWER + _DIGITS + "!@#%^&*(-_=+)", 50)),
     "named-password": _named("DB_PASSWORD", Draw.password),
@@ -234,13 +245,19 @@ KINDS: dict[str, Callable[[Draw], Secret]] = {
     "cookie": _around("Cookie: lang=en; sessionid=", "; theme=dark", lambda d: d.of(_LOWER + _DIGITS, 32)),
     "curl-user": _around("curl -sS -u admin:", " https://ci.example.org/api/json", Draw.password),
     "query-token": _around(
-        "GET https://api.example.org/v1/items?page=2&access_token=", "&per_page=50", lambda d: d.of(_BASE62, 40)
+        "GET https://api.example.org/v1/items?page=2&access_token=",
+        "&per_page=50",
+        lambda d: d.of(_BASE62, 40),
     ),
     "signed-url": _around(
-        "https://bucket.s3.amazonaws.com/a.tar?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=", "", lambda d: d.of(_HEX, 64)
+        "https://bucket.s3.amazonaws.com/a.tar?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=",
+        "",
+        lambda d: d.of(_HEX, 64),
     ),
     "netrc": _around("machine api.example.org\n  login bot\n  password ", "\n", lambda d: d.of(_BASE62, 20)),
-    "mysql-flag": _around("mysqldump -h db -u root --password=", " shop > shop.sql", lambda d: d.of(_BASE62, 16)),
+    "mysql-flag": _around(
+        "mysqldump -h db -u root --password=", " shop > shop.sql", lambda d: d.of(_BASE62, 16)
+    ),
     "npmrc": _around("//registry.example.org/:_authToken=", "\n", lambda d: d.of(_BASE62, 36)),
     "pem-rsa": _place(lambda d: (pem := _pem(d, "RSA PRIVATE" + " KEY", 600), pem)),
     "pem-openssh": _place(lambda d: (pem := _pem(d, "OPENSSH PRIVATE" + " KEY", 380), pem)),
@@ -260,28 +277,50 @@ def _escaped(text: str) -> str:
 
 # What stands around a secret that has a name. Bare ones show it without; a kind whose value says nothing skips those.
 SURROUNDINGS: dict[str, Callable[[Secret], str]] = {
-    "env-dump": lambda s: f"PATH=/usr/local/bin:/usr/bin\nHOME=/root\n{s.name}={s.body}\nLANG=C.UTF-8\nSHLVL=1\n",
+    "env-dump": lambda s: (
+        f"PATH=/usr/local/bin:/usr/bin\nHOME=/root\n{s.name}={s.body}\nLANG=C.UTF-8\nSHLVL=1\n"
+    ),
     "export": lambda s: f'#!/bin/sh\nset -eu\nexport {s.name}="{s.body}"\nmake deploy',
-    "json-pretty": lambda s: json.dumps({"region": "eu-west-1", s.name.lower(): s.body, "retries": 3}, indent=2),
+    "json-pretty": lambda s: json.dumps(
+        {"region": "eu-west-1", s.name.lower(): s.body, "retries": 3}, indent=2
+    ),
     "json-camel": lambda s: json.dumps({"ok": True, "data": [{_camel(s.name): s.body, "id": 17}]}),
-    "json-in-json": lambda s: json.dumps({"body": json.dumps({s.name.lower(): s.body, "n": 1}), "status": 200}),
-    "yaml": lambda s: f"services:\n  web:\n    environment:\n      {s.name}: {s.body}\n      DEBUG: 'false'\n",
+    "json-in-json": lambda s: json.dumps(
+        {"body": json.dumps({s.name.lower(): s.body, "n": 1}), "status": 200}
+    ),
+    "yaml": lambda s: (
+        f"services:\n  web:\n    environment:\n      {s.name}: {s.body}\n      DEBUG: 'false'\n"
+    ),
     "yaml-quoted": lambda s: f"auth:\n  {s.name.lower().replace('_', '-')}: '{s.body}'\n  timeout: 30\n",
-    "python": lambda s: f'import os\n\nREGION = "eu"\n{s.name} = "{s.body}"\n\ndef main():\n    run({s.name})\n',
-    "python-dict": lambda s: f"DEBUG config={{'host': 'api.internal', '{s.name.lower()}': '{s.body}', 'tls': True}}",
+    "python": lambda s: (
+        f'import os\n\nREGION = "eu"\n{s.name} = "{s.body}"\n\ndef main():\n    run({s.name})\n'
+    ),
+    "python-dict": lambda s: (
+        f"DEBUG config={{'host': 'api.internal', '{s.name.lower()}': '{s.body}', 'tls': True}}"
+    ),
     "diff": lambda s: f"@@ -1,3 +1,4 @@\n DEBUG=0\n+{s.name}={s.body}\n-PORT=80\n+PORT=8080\n",
     "docker-run": lambda s: f"docker run --rm -e {s.name}={s.body} -p 8080:80 registry.example.org/app:1.4",
-    "dockerfile": lambda s: f"FROM python:3.12-slim\nENV {s.name}={s.body}\nRUN pip install -r requirements.txt\n",
+    "dockerfile": lambda s: (
+        f"FROM python:3.12-slim\nENV {s.name}={s.body}\nRUN pip install -r requirements.txt\n"
+    ),
     "tfvars": lambda s: f'region      = "eu-central-1"\n{s.name.lower()} = "{s.body}"\nreplicas    = 2\n',
-    "properties": lambda s: f"server.port=8080\napp.{s.name.lower().replace('_', '.')}={s.body}\nlogging.level=INFO\n",
+    "properties": lambda s: (
+        f"server.port=8080\napp.{s.name.lower().replace('_', '.')}={s.body}\nlogging.level=INFO\n"
+    ),
     "ini": lambda s: f"[remote]\nurl = https://api.example.org\n{s.name.lower()} = {s.body}\nverify = true\n",
     "traceback": lambda s: (
         'Traceback (most recent call last):\n  File "/app/main.py", line 12, in connect\n'
         f"    client = Client({s.name.lower()}='{s.body}', timeout=5)\nTypeError: unexpected argument"
     ),
-    "log": lambda s: f"2026-03-02T10:11:12Z WARN http.client retrying request {s.name.lower()}={s.body} attempt=2 of 5",
-    "typescript": lambda s: f"const cfg = {{ url: BASE, {_camel(s.name)}: '{s.body}' }};\nexport default cfg;",
-    "flag": lambda s: f"$ acme deploy --env prod --{s.name.lower().replace('_', '-')} {s.body} --yes\nDeployed 3 services",
+    "log": lambda s: (
+        f"2026-03-02T10:11:12Z WARN http.client retrying request {s.name.lower()}={s.body} attempt=2 of 5"
+    ),
+    "typescript": lambda s: (
+        f"const cfg = {{ url: BASE, {_camel(s.name)}: '{s.body}' }};\nexport default cfg;"
+    ),
+    "flag": lambda s: (
+        f"$ acme deploy --env prod --{s.name.lower().replace('_', '-')} {s.body} --yes\nDeployed 3 services"
+    ),
     "set-command": lambda s: f"PS C:\\> $env:{s.name}='{s.body}'\nPS C:\\> npm publish",
     "prose-bare": lambda s: f"I found the credential in the wiki: {s.body} and used it for the upload.",
     "markdown-bare": lambda s: f"| what | value |\n|---|---|\n| key | `{s.body}` |\n| region | eu |\n",
@@ -291,13 +330,17 @@ SURROUNDINGS: dict[str, Callable[[Secret], str]] = {
 # What stands around a text that is whole in itself.
 WHOLE: dict[str, Callable[[Secret], str]] = {
     "whole-alone": lambda s: s.body,
-    "whole-in-log": lambda s: f"2026-03-02 10:11:12,345 DEBUG worker: sending\n{s.body}\n2026-03-02 10:11:13,001 DEBUG worker: done",
+    "whole-in-log": lambda s: (
+        f"2026-03-02 10:11:12,345 DEBUG worker: sending\n{s.body}\n2026-03-02 10:11:13,001 DEBUG worker: done"
+    ),
     "whole-in-json": lambda s: json.dumps({"cmd": s.body, "cwd": "/srv/app", "exit": 0}),
     "whole-in-json-in-json": lambda s: json.dumps({"output": json.dumps({"stdout": s.body, "code": 0})}),
     "whole-in-cat": lambda s: f"$ cat notes.txt\nremember:\n{s.body}\n$ ls\na.txt  b.txt",
     "whole-in-python": lambda s: f'VALUE = """{s.body}"""\nprint(len(VALUE))\n',
     "whole-in-markdown": lambda s: f"Steps to repeat:\n\n```\n{s.body}\n```\n\nThen open the page.",
-    "whole-indented": lambda s: "data:\n  content: |\n" + textwrap.indent(s.body, "    ") + "\n  mode: 0600\n",
+    "whole-indented": lambda s: (
+        "data:\n  content: |\n" + textwrap.indent(s.body, "    ") + "\n  mode: 0600\n"
+    ),
 }
 _SILENT = ("aws-secret", "twilio", "django", "named-")
 """Kinds whose value alone says nothing: only their name makes them a secret."""
@@ -316,7 +359,12 @@ def _positives() -> Iterator[Case]:
 
 def _shown(hidden: str, text: str) -> str:
     """A secret as its surroundings spell it: escaped once or twice, or indented."""
-    for spelled in (hidden, _escaped(hidden), _escaped(_escaped(hidden)), textwrap.indent(hidden, "    ").lstrip()):
+    for spelled in (
+        hidden,
+        _escaped(hidden),
+        _escaped(_escaped(hidden)),
+        textwrap.indent(hidden, "    ").lstrip(),
+    ):
         if spelled in text:
             return spelled
     raise AssertionError(f"a secret is not in its own text: {text[:80]}")
@@ -327,5 +375,8 @@ def cases(half: str) -> list[Case]:
     found = [case for case in _positives() if case.half == half]
     for kind, write in NEGATIVES.items():
         if half_of(kind) == half:
-            found += [Case(half, f"not-{kind}", str(number), write(Draw(f"{kind}/{number}"))) for number in range(12)]
+            found += [
+                Case(half, f"not-{kind}", str(number), write(Draw(f"{kind}/{number}")))
+                for number in range(12)
+            ]
     return found

@@ -45,6 +45,7 @@ SERVER = {
     "starlette": ("lookup/http/",),
     "uvicorn": ("lookup/http/", "cli/serve"),
     "mcp": ("lookup/mcp",),
+    "kingfisher_sdk": ("memory/detectors",),
     # what only `runlore[agents]` installs
     "agents": ("agents/",),
     "httpx2": ("agents/",),

@@ -18,7 +18,7 @@ import structlog
 
 from runlore import clock, errors, producer, wiring
 from runlore.agents import port
-from runlore.commit import lines, marks
+from runlore.commit import lines, marks, redaction
 from runlore.events import envelope, ids, models
 from runlore.lookup import asking, index, merging, seeds
 from runlore.pipeline import RUNS
@@ -128,7 +128,9 @@ class Embedded:
             event = envelope.of_run(
                 {**data, "workspaces": workspaces}, source=producer.source_of(self._project)
             )
-            message = await producer.Producer(opened.store, opened.bus).message(event)
+            message = await producer.Producer(
+                opened.store, opened.bus, hashing=redaction.Keys(opened.store)
+            ).message(event)
             await opened.bus.produce([message])
         return refused
 

@@ -135,9 +135,15 @@ def stopped_by_signals() -> Any:
 async def working(
     opened: Home, stopping: Any, stages: Collection[str] | None = None
 ) -> AsyncIterator[Worker]:
+    import asyncio
+
     from runlore.lookup.index import Index
+    from runlore.memory import detectors
     from runlore.worker import loop
 
+    if opened.settings.redact_library and {"record", "consolidate"} & set(stages or loop.STAGES):
+        # Before the first message: a worker must not keep some records by fewer rules than others.
+        await asyncio.to_thread(detectors.load)
     found = Index(opened.index_path)
     try:
         yield loop.Worker(

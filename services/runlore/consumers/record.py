@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, lines, marks, rollouts
+from runlore.commit import heads, keys, lines, marks, redaction, rollouts
 from runlore.consumers import dead, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, ids, models, records
@@ -75,9 +76,16 @@ class RecordStage:
     """Takes batches of messages of the topic `runs`."""
 
     def __init__(
-        self, store: store_port.ObjectStore, bus: bus_port.Bus, *, runtime: Runtime = SEQUENTIAL
+        self,
+        store: store_port.ObjectStore,
+        bus: bus_port.Bus,
+        *,
+        runtime: Runtime = SEQUENTIAL,
+        hashing: redaction.Keys | None = None,
     ) -> None:
+        """`hashing`: the projects' redaction keys; without, placeholders say the kind alone."""
         self._store = store
+        self._hashing = hashing
         self._bus = bus
         self._runtime = runtime
 
@@ -159,8 +167,9 @@ class RecordStage:
         return outcomes, put
 
     async def _make(self, incoming: Incoming) -> rollouts.Record:
-        """The record of an event: a function of the event alone. Raises a `Poison`."""
-        return await self._runtime.offload(make, incoming, await self._line(incoming.data))
+        """The record of an event: a function of the event and of the rules of redaction. Raises a `Poison`."""
+        key = await self._hashing.of(incoming.data.project) if self._hashing is not None else None
+        return await self._runtime.offload(make, incoming, await self._line(incoming.data), key)
 
     async def _line(self, data: models.RunCompleted) -> str:
         """The record as received: inline, or the bytes that the claim names, checked."""
@@ -249,9 +258,9 @@ def open_claim(claim: models.Claim, body: bytes) -> str:
         raise errors.InvalidRecord("the record is not UTF-8") from None
 
 
-def make(incoming: Incoming, line: str) -> rollouts.Record:
+def make(incoming: Incoming, line: str, key: bytes | None = None) -> rollouts.Record:
     """The record of an event and its line, with its digest. Pure. Raises a `Poison`."""
-    kept, meta = prepare(incoming, line)
+    kept, meta = prepare(incoming, line, key)
     record = rollouts.Record(meta, kept)
     try:
         summarize.digest(record)
@@ -261,10 +270,13 @@ def make(incoming: Incoming, line: str) -> rollouts.Record:
     return record
 
 
-def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
-    """(the line as it is kept, the record's metadata). Pure. Raises `errors.InvalidRecord`."""
+def prepare(incoming: Incoming, line: str, key: bytes | None = None) -> tuple[str, dict[str, Any]]:
+    """(the line as it is kept, the record's metadata). Pure. Raises `errors.InvalidRecord`.
+
+    `key`: the project's redaction key.
+    """
     payload = records.check(line)
-    kept, redacted = redact.line(records.to_ascii(line.rstrip("\r\n")))
+    kept, redacted = redact.line(records.to_ascii(line.rstrip("\r\n")), key)
     data = incoming.data
     given = {
         name: value
@@ -285,7 +297,8 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
         "rollout": data.rollout.alias,
         "run": incoming.run,
         "attempt": data.attempt,
-        "received": records.received_hash(line),
+        # Of the line before its producer hid anything: another version of its rules must not make it another run.
+        "received": data.received or records.received_hash(line),
         "ended_at": moment(payload.get("updated_at")),
         "event": {"id": incoming.event.id, "source": incoming.event.source, "time": incoming.event.time},
         "ids": {"kind": data.rollout.kind, "original": data.rollout.original, "run_id": data.run_id, **given},
@@ -295,9 +308,11 @@ def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
         "workspaces": sorted({_agent(one) for one in data.workspaces}),
         "layout": data.layout.model_dump(),
         "usage": data.usage.model_dump() if data.usage else None,
-        "redacted": redacted,
+        "redacted": dict(sorted((Counter(redacted) + Counter(data.redacted)).items())),
+        # What `rescan` goes by.
+        "rules": redact.rules(),
         # What a newer producer sent survives here.
-        "extra": redact_extra(data.model_extra or {}),
+        "extra": redact_extra(data.model_extra or {}, key),
     }
     return kept, {name: value for name, value in meta.items() if value not in (None, {}, [])}
 
@@ -308,9 +323,9 @@ def _agent(workspace: models.Workspace) -> str:
     return ids.alias(named) if named else lines.MAIN
 
 
-def redact_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+def redact_extra(extra: Mapping[str, Any], key: bytes | None = None) -> dict[str, Any]:
     """Unknown fields, with the same redaction as the record."""
-    return json.loads(redact.line(json.dumps(dict(extra)))[0]) if extra else {}
+    return json.loads(redact.line(json.dumps(dict(extra)), key)[0]) if extra else {}
 
 
 def moment(value: Any) -> str:

@@ -130,6 +130,10 @@ class RunCompleted(_Data):
     record: Annotated[str | None, BeforeValidator(_record_line)] = None
     """The SDK's rollout line, as text (or as an object). Exactly one of `record` and `record_claim`."""
     record_claim: Claim | None = None
+    received: Annotated[str | None, Field(pattern=r"^[0-9a-f]{32}$")] = None
+    """Where the producer hid secrets: the hash of the record before that, by which the run's sameness is judged."""
+    redacted: Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(max_length=1000)] = {}
+    """Where the producer hid secrets: how many of each kind."""
     workspaces: Annotated[list[Workspace], Field(max_length=64)] = []
     """What the run left: one for each sandbox agent. None: no workspace moves."""
     seed: str | None = None

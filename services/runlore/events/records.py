@@ -23,7 +23,15 @@ DEPTH_MAX = 100
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _decode = json.JSONDecoder(strict=False).decode
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-_ESCAPES = (("\\n", "\n"), ('\\"', '"'), ("\\t", "\t"), ("\\r", "\r"), ("\\/", "/"), ("\\b", "\b"), ("\\f", "\f"))
+_ESCAPES = (
+    ("\\n", "\n"),
+    ('\\"', '"'),
+    ("\\t", "\t"),
+    ("\\r", "\r"),
+    ("\\/", "/"),
+    ("\\b", "\b"),
+    ("\\f", "\f"),
+)
 _UNICODE = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 
 
@@ -106,9 +114,11 @@ def decoded(line: str) -> str:
     out = line.replace("\\\\", "\0")
     for escape, char in _ESCAPES:
         out = out.replace(escape, char)
-    if "\\u" in out:
-        out = _UNICODE.sub(lambda match: _decode(f'"{match.group()}"'), out)
-    return out.replace("\0", "\\")
+    if "\\u" not in out:
+        return out.replace("\0", "\\")
+    # Apart from each other: what an escape means may be the character that stands for a backslash here.
+    parts = [_UNICODE.sub(lambda match: _decode(f'"{match.group()}"'), part) for part in out.split("\0")]
+    return "\\".join(parts)
 
 
 def exactly_decoded(line: str) -> str:

@@ -214,6 +214,12 @@ _RUNS: dict[str, dict[str, Any]] = {
         "layout": {"memories_dir": "memories", "sessions_dir": "sessions", "x_summary_file": "s.md"},
         "x_team": {"name": "billing", "tags": ["a", "b"]},
     },
+    "secrets hidden by the producer": {
+        **_MINIMAL,
+        "record": _RECORD.replace('"done"', '"done with [redacted:github-token:3f2504e04f89]"'),
+        "received": "0cc175b9c0f1b6a831c399e269772661",
+        "redacted": {"github-token": 1},
+    },
 }
 _CHANGED: dict[str, dict[str, Any]] = {
     "minimal": {"kind": "mark", "project": "acme", "memory": "support"},

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 CONFIDENCE = "medium"
-"""Of the library's own grades. `high` misses a sixth of what this finds, and `low` finds no more (docs/REDACTION.md)."""
+"""Of the library's own grades: `high` misses a sixth of what this finds, `low` finds no more (docs/REDACTION.md)."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ class Kingfisher:
         import kingfisher_sdk
 
         self.name = f"kingfisher-{importlib.metadata.version('kingfisher-secret-scanner')}"
-        self._scanner: Any = kingfisher_sdk.Scanner(
-            kingfisher_sdk.Rules(confidence=CONFIDENCE), base64=False
-        )
+        self._scanner: Any = kingfisher_sdk.Scanner(kingfisher_sdk.Rules(confidence=CONFIDENCE), base64=False)
 
     def find(self, text: str) -> list[Hit]:
         raw = text.encode("utf-8", "replace")

@@ -116,7 +116,7 @@ def _of_shapes(value: str) -> Iterator[Hit]:
 
 
 def _apart(value: str, hits: list[Hit]) -> list[Hit]:
-    """Hits that overlap made one, of the first one's kind; what touches a placeholder is dropped, but for a key's block."""
+    """Hits that overlap made one, of the first one's kind. What touches a placeholder is dropped, but a key's block."""
     old = [match.span() for match in PLACEHOLDER.finditer(value)]
     rank = {id(hit): number for number, hit in enumerate(hits)}
     merged: list[tuple[Hit, int]] = []

@@ -51,7 +51,11 @@ TABLE: list[tuple[str, tuple[str, ...], str]] = [
     ),
     ("google-key", ("AIza",), r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
     ("google-token", ("ya29.",), r"(?<![A-Za-z0-9_.-])ya29\.[A-Za-z0-9_-]{20,}"),
-    ("stripe-key", ("k_live_", "k_test_", "whsec_"), r"(?<![A-Za-z0-9_])(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}"),
+    (
+        "stripe-key",
+        ("k_live_", "k_test_", "whsec_"),
+        r"(?<![A-Za-z0-9_])(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}",
+    ),
     ("npm-token", ("npm_",), r"(?<![A-Za-z0-9_])npm_[A-Za-z0-9]{36}(?![A-Za-z0-9_])"),
     ("pypi-token", ("pypi-Ag",), r"(?<![A-Za-z0-9_-])pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{40,}"),
     ("huggingface-token", ("hf_",), r"(?<![A-Za-z0-9_])hf_[A-Za-z]{34}(?![A-Za-z0-9_])"),
@@ -98,7 +102,8 @@ FOLDED = ("aws-secret",)
 STEMS = ("passw", "passphrase", "pwd", "secret", "token", "credential", "key")
 """What a name that says secret holds: one cheap look for each, that nearly every text fails."""
 _KEY_OF = re.compile(
-    r"(?i:api|access|auth|account|private|secret|signing|encryption|master|service|shared)[_.\-\s]?$", re.ASCII
+    r"(?i:api|access|auth|account|private|secret|signing|encryption|master|service|shared)[_.\-\s]?$",
+    re.ASCII,
 )
 _WORD = r"(?i:passw(?:or)?d|passphrase|pwd|secret|token|credentials?|key)"
 _VALUE = r"[^\s'\"`\\,;]{8,512}"
@@ -120,7 +125,9 @@ _PLACEHOLDER = re.compile(
 _WORDS = re.compile(r"[A-Za-z]+(?:[-_.:/@][A-Za-z]+)*[-_.]?[0-9]{0,4}")
 """An identifier, a file's name, a plain word: what stands where a program names a secret and does not hold it."""
 _CODE = re.compile(r"[A-Za-z_][\w.]*[(\[]|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|&[A-Za-z_]")
-_REFERENCE = re.compile(r"[~.]{0,2}/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://|arn:|projects/|sha\d{3}[-:]|\[")
+_REFERENCE = re.compile(
+    r"[~.]{0,2}/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://|arn:|projects/|sha\d{3}[-:]|\["
+)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BARE_STOPS = re.compile(r"[)}\]>.:]+$")
 
@@ -141,7 +148,11 @@ def named(value: str, small: str | None) -> Iterator[tuple[int, int]]:
         before = value[max(0, at - _BEFORE_CHARS) : at]
         is_key = value[at : at + 3].lower() == "key"
         # `secret:` behind a colon or a slash is a part of a path or of a resource's name.
-        match = None if before[-1:] in (":", "/") or (is_key and not _KEY_OF.search(before)) else NAMED.match(value, at)
+        match = (
+            None
+            if before[-1:] in (":", "/") or (is_key and not _KEY_OF.search(before))
+            else NAMED.match(value, at)
+        )
         if match is None and "--" in before and _FLAG_START.search(before):
             match = FLAG.match(value, at)
         found = match and _span(value, match, in_query=_QUERY.search(before) is not None)

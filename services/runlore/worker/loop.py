@@ -15,7 +15,7 @@ import structlog
 
 from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
-from runlore.commit import marks, revisions
+from runlore.commit import marks, redaction, revisions
 from runlore.consumers import consolidate, dead, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
@@ -57,7 +57,7 @@ class Worker:
         self.stages = frozenset(stages)
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
-        self._record = record.RecordStage(store, bus, runtime=runtime)
+        self._record = record.RecordStage(store, bus, runtime=runtime, hashing=redaction.Keys(store))
         self._consolidate = consolidate.ConsolidateStage(
             store, bus, reader=revisions.Reader(store), runtime=runtime
         )

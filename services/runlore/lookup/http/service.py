@@ -11,7 +11,7 @@ from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, revisions
+from runlore.commit import heads, redaction, revisions
 from runlore.consumers import dead
 from runlore.lookup import memories, seeds
 from runlore.lookup.http import kept
@@ -78,6 +78,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)
+        self.hashing = redaction.Keys(self.store)
         self.events = Gate("events", EVENTS_AT_ONCE_MAX)
         self.uploads = Gate("uploads", UPLOADS_AT_ONCE_MAX)
         self.downloads = Gate("downloads", DOWNLOADS_AT_ONCE_MAX)
