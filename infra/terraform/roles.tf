@@ -72,10 +72,10 @@ locals {
       delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
-    # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
+    # A person at the command line: revert, review, rescan, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
       read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
-      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys", "redaction"]
       delete = ["pauses", "probes"]
     }
 

@@ -308,7 +308,7 @@ def prepare(incoming: Incoming, line: str, key: bytes | None = None) -> tuple[st
         "workspaces": sorted({_agent(one) for one in data.workspaces}),
         "layout": data.layout.model_dump(),
         "usage": data.usage.model_dump() if data.usage else None,
-        "redacted": dict(sorted((Counter(redacted) + Counter(data.redacted)).items())),
+        "redacted": counted(redacted, data.redacted),
         # What `rescan` goes by.
         "rules": redact.rules(),
         # What a newer producer sent survives here.
@@ -321,6 +321,14 @@ def _agent(workspace: models.Workspace) -> str:
     """The agent of a workspace's line, as an alias."""
     named = (workspace.agent or "").strip()
     return ids.alias(named) if named else lines.MAIN
+
+
+def counted(*found: Mapping[str, int]) -> dict[str, int]:
+    """How many secrets of each kind, of all that looked."""
+    out: Counter[str] = Counter()
+    for one in found:
+        out.update(one)
+    return dict(sorted(out.items()))
 
 
 def redact_extra(extra: Mapping[str, Any], key: bytes | None = None) -> dict[str, Any]:

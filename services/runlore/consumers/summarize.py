@@ -207,6 +207,12 @@ async def _summary(
         return {"engine": {"name": "none", "version": 0}, "subject": first.get("subject_alias")}
 
 
+async def rebuilt(store: port.ObjectStore, head: heads.Head, runtime: Runtime) -> dict[str, Any] | None:
+    """The summary of a rollout from every record that its head names; None where it names none."""
+    runs: Mapping[str, Any] = head.body.get("runs", {})
+    return await _rebuild(store, head.body, runs, [], runtime) if runs else None
+
+
 def extended(
     known: Mapping[str, Any] | None, fresh: Sequence[rollouts.Record]
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:

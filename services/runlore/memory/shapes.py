@@ -155,11 +155,26 @@ def named(value: str, small: str | None) -> Iterator[tuple[int, int]]:
         )
         if match is None and "--" in before and _FLAG_START.search(before):
             match = FLAG.match(value, at)
+        if match is not None and _is_of_placeholder(before, match):
+            continue
         found = match and _span(value, match, in_query=_QUERY.search(before) is not None)
         if found:
             yield found
 
 
+def _is_of_placeholder(before: str, match: re.Match[str]) -> bool:
+    """Whether it is a piece of a placeholder, cut off before or behind: `…token:0123456789ab]`."""
+    if _OPENED.search(before):
+        return True
+    bare = match.groupdict().get("bare") or ""
+    return (
+        _HASH.fullmatch(_BARE_STOPS.sub("", bare)) is not None
+        and match.string[match.start("bare") - 1] == ":"
+    )
+
+
+_OPENED = re.compile(r"\[redacted:[a-z0-9-]*$")
+_HASH = re.compile(r"[0-9a-f]{4,12}")
 _QUERY = re.compile(r"[?&][\w.-]*$", re.ASCII)
 
 

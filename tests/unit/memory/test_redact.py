@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runlore.events import records
-from runlore.memory import redact
+from runlore.memory import keywords, redact
 
 # Put together here, so that no scanner takes this file for a leak.
 SECRETS = {
@@ -194,3 +194,16 @@ def test_any_line_stays_one_of_which_only_strings_changed_and_a_second_pass_chan
 def test_what_is_searched_is_the_line_with_its_strings_decoded(value, is_ascii):
     line = json.dumps(value, ensure_ascii=is_ascii).replace("/", "\\/")
     assert records.decoded(line) == records.exactly_decoded(line)
+
+
+def test_a_piece_of_a_placeholder_is_no_secret():
+    """Summaries cut texts anywhere: a revision must not be held for what is left of a placeholder."""
+    whole = redact.text(f"push with {TOKEN} now", KEY)
+    for at in range(len(whole)):
+        for piece in (whole[:at], whole[:at] + "…", whole[at:], "…" + whole[at:]):
+            assert redact.text(piece) == piece
+
+
+def test_no_word_to_search_by_comes_from_a_placeholder():
+    whole = redact.text(f"push with {TOKEN} now", KEY)
+    assert set(keywords.count([whole, whole[:40]])) == {"push", "with"}
