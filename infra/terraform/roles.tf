@@ -72,11 +72,18 @@ locals {
       delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
-    # A person at the command line: revert, review, rescan, snapshot merge and tag, pause, keys, dead, doctor, verify.
+    # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
       read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys", "redaction"]
+      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
+    }
+
+    # `runlore rescan`: the only role beside the workers that may write records and summaries.
+    rescanner = {
+      read   = ["rollouts", "records", "memories", "manifests", "packs", "redaction"]
+      write  = ["rollouts", "records", "marks", "audit", "redaction"]
+      delete = []
     }
 
     # `runlore emit`, `runlore source run` for every project: claims, and what no topic can take.

@@ -24,13 +24,13 @@ from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
 from runlore.commit import age, keys, lines, marks, redaction, revisions, sweep
-from runlore.consumers import consolidate, dead, record, snapshot
+from runlore.consumers import consolidate, dead, record, rescan, snapshot
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds, workspaces
 from runlore.snapshots import library
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import access, doctor, verify
+from runlore.upkeep import access, audit, doctor, verify
 
 KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
     keys.OPERATIONS
@@ -410,6 +410,22 @@ async def test_a_sweep_runs_with_the_rights_of_the_sweeper(rights):
     assert await sweep.delete(sweeper, plan, per_second=1e6) == len(plan.victims)
     with pytest.raises(errors.Blocked):
         await sweeper.delete(keys.memory_head("acme", "support"))
+
+
+async def test_a_rescan_runs_with_the_rights_of_the_rescanner_and_needs_them_all(rights):
+    one = await deployed(rights)
+    rescanner = one.views["rescanner"]
+    assert (await rescan.Rescan(rescanner, "acme").scan()).found == 0
+    token = "ghp_" + "aB3dE5" * 6
+    where = keys.record("acme", "support", "conv", "run-1", 1)
+    await one.store.put(where, (await one.store.get(where)).body.replace(b"user", token.encode()))
+    by = {"user": "ana"}
+    async with audit.acting(rescanner, by=by, what="rescan", projects=["acme"], reason="test"):
+        report = await rescan.Rescan(rescanner, "acme").scan(apply=True, every=True)
+    assert report.rewritten == 1 and report.marked
+    granted = {(action, place) for action, places in rights.roles["rescanner"].items() for place in places}
+    # The key is there already: it is drawn where a project was never redacted with one.
+    assert granted - rescanner.used == {("write", "redaction")}
 
 
 async def test_a_person_reverts_and_verifies_with_the_rights_of_an_operator(rights):

@@ -79,6 +79,8 @@ TABLE: list[tuple[str, tuple[str, ...], str]] = [
         r"(?P<keep>(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/@:'\"<>\[\]{}$]{0,200}:)"
         r"[^\s/@'\"<>\[\]{}$]{1,200}(?P<tail>@[A-Za-z0-9\[])",
     ),
+    # The lookup service's own.
+    ("runlore-key", ("rl_",), r"(?<![A-Za-z0-9_])rl_[0-9a-f]{32}_[0-9a-f]{64}(?![A-Za-z0-9_])"),
     (
         "url-signature",
         ("ignature=", "sig="),
@@ -124,10 +126,12 @@ _PLACEHOLDER = re.compile(
 )
 _WORDS = re.compile(r"[A-Za-z]+(?:[-_.:/@][A-Za-z]+)*[-_.]?[0-9]{0,4}")
 """An identifier, a file's name, a plain word: what stands where a program names a secret and does not hold it."""
-_CODE = re.compile(r"[A-Za-z_][\w.]*[(\[]|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|&[A-Za-z_]")
+_CODE = re.compile(r"[)\]}]|[A-Za-z_][\w.]*[(\[]|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|&[A-Za-z_]")
 _REFERENCE = re.compile(
     r"[~.]{0,2}/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://|arn:|projects/|sha\d{3}[-:]|\["
 )
+_SAID = frozenset({"pass", "passwd", "password", "pwd"})
+"""What a manual calls a password: `https://user:pass@host`."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BARE_STOPS = re.compile(r"[)}\]>.:]+$")
 
@@ -200,7 +204,7 @@ def _span(value: str, match: re.Match[str], *, in_query: bool) -> tuple[int, int
 
 def is_placeholder(token: str) -> bool:
     """Whether a token is one of a manual: `ghp_xxxx…` (all of one letter or two), `REPLACE_ME`."""
-    if len(set(token[-16:].lower())) <= 2:
+    if len(set(token[-16:].lower())) <= 2 or token.lower() in _SAID:
         return True
     return _WORDS.fullmatch(token) is not None and _PLACEHOLDER.search(token) is not None
 

@@ -19,6 +19,7 @@ SECRETS = {
     "github-token": ["ghp_" + "aB3d" * 9, "github_pat_" + "aB3d" * 20],
     "slack-token": ["xoxb-" + "123456789012-123456789012-" + "aB3d" * 6],
     "google-key": ["AIza" + "aB3dE" * 7],
+    "runlore-key": ["rl_" + "0a1b2c3d" * 4 + "_" + "4e5f6a7b" * 8],
     "stripe-key": ["sk_" + "live_" + "aB3d" * 6],
     "jwt": ["eyJ" + "hbGciOiJIUzI1NiJ9." + "eyJ" + "zdWIiOiIxMjM0In0." + "aB3dE5fG7hI9"],
     "private-key": ["-----BEGIN RSA " + "PRIVATE KEY-----\nMIIabc\n-----END RSA " + "PRIVATE KEY-----"],
