@@ -139,7 +139,6 @@ def real_runs(paths: Sequence[str], *, show: bool) -> None:
 def cost() -> None:
     """Milliseconds of the processor for one record of 8 KB, with nothing to hide and with one secret."""
     turn = {"type": "message", "role": "user", "content": 'The build in src/app.py failed: "exit 2"\n' * 4}
-    clean = json.dumps({"input": [turn] * 36, "generated_items": []})[: RECORD_BYTES * 2]
     clean = json.dumps({"input": [turn] * max(1, RECORD_BYTES // len(json.dumps(turn)))})
     held = clean.replace("exit 2", labelled.KINDS["github-classic"](labelled.Draw("cost")).body, 1)
     redact.line(held)
@@ -159,6 +158,9 @@ def main() -> None:
     parser.add_argument("--before")
     parser.add_argument("--tuning-only", action="store_true")
     asked = parser.parse_args()
+    if detectors.load() is None:
+        print("the library is not installed: `pip install runlore[redact]`")
+    print(f"rules {redact.rules()}")
     finders: dict[str, Finder] = {"before": before(asked.before)} if asked.before else {}
     finders |= {"shapes": ours_alone, "library": library_alone, "both": both}
     for half in (labelled.TUNING,) if asked.tuning_only else labelled.HALVES:

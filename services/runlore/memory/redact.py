@@ -26,8 +26,8 @@ from runlore.memory.detectors import Hit
 SHAPES_VERSION = 2
 """Of `memory/shapes.py` and of what is done with its hits. Version 1 wrote placeholders without a hash."""
 HASH_CHARS = 12
-ROUNDS_MAX = 4
-"""What a placeholder leaves beside it may match anew, where two tokens touched."""
+ROUNDS_MAX = 8
+"""What a placeholder leaves beside it may match anew: where two tokens touched, or one hit lay over another."""
 
 PLACEHOLDER = re.compile(r"\[redacted:([a-z0-9][a-z0-9-]{0,79})(?::([0-9a-f]{8,64}))?\]")
 _DEFAULT = object()
@@ -62,16 +62,22 @@ def line(record_line: str, key: bytes | None = None) -> tuple[str, dict[str, int
         if changed == record_line:
             break
         record_line = changed
+    else:
+        record_line = records.map_strings(record_line, lambda value: _each(value, key, counts))
     return record_line, dict(sorted(counts.items()))
 
 
 def text(value: str, key: bytes | None = None) -> str:
     """`value` with every secret as a placeholder. For text that is no JSON."""
+    return _each(value, key, Counter())
+
+
+def _each(value: str, key: bytes | None, counts: Counter[str]) -> str:
     for _ in range(ROUNDS_MAX):
         hits = find(value)
         if not hits:
             break
-        value = _replace(value, hits, key, Counter())
+        value = _replace(value, hits, key, counts)
     return value
 
 

@@ -20,7 +20,8 @@ TABLE: list[tuple[str, tuple[str, ...], str]] = [
         "private-key",
         ("PRIVATE KEY",),
         r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-        r".*?(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+        # To its end, however it is quoted; where there is none, as far as one string goes.
+        r"(?:(?:(?!-----BEGIN).){0,20000}?-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|[^\"'`<>{}]*)",
     ),
     ("openai-key", ("sk-",), r"(?<![A-Za-z0-9_-])sk-(?:proj|svcacct|admin|None)-[A-Za-z0-9_-]{20,}"),
     ("anthropic-key", ("sk-ant-",), r"(?<![A-Za-z0-9_-])sk-ant-[A-Za-z0-9_-]{20,}"),

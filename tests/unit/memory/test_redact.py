@@ -208,3 +208,16 @@ def test_a_piece_of_a_placeholder_is_no_secret():
 def test_no_word_to_search_by_comes_from_a_placeholder():
     whole = redact.text(f"push with {TOKEN} now", KEY)
     assert set(keywords.count([whole, whole[:40]])) == {"push", "with"}
+
+
+def test_many_keys_without_their_end_hide_nothing_from_each_other():
+    begin = "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIE" + "aB3d" * 20
+    out, counts = redact.line(json.dumps({"input": [begin, TOKEN] * 20}))
+    assert counts == {"github-token": 20, "private-key": 20}
+    assert set(json.loads(out)["input"]) == {"[redacted:private-key]", "[redacted:github-token]"}
+
+
+def test_a_key_written_as_several_strings_goes_to_its_end():
+    begin, end = "-----BEGIN RSA " + "PRIVATE KEY-----", "-----END RSA " + "PRIVATE KEY-----"
+    body = f'KEY = ("{begin}\\n"\n       "MIIEaB3d\\n"\n       "{end}")'
+    assert redact.text(body) == 'KEY = ("[redacted:private-key]")'
