@@ -1,8 +1,8 @@
 """The detector library beside our own shapes: Kingfisher's rules, in this process, offline.
 
 It knows the tokens of some 480 vendors and the places where they stand. It is an extra (`runlore[redact]`, part of
-`runlore[server]`): 35 MB installed and 40 MB of memory, and its rules take one to two seconds to load from their
-cache, ten the first time on a machine. So only what records runs loads it, once a process (`load`); everything
+`runlore[server]`): 35 MB installed and 40 MB of memory, and its rules take up to two seconds to load from their
+cache, four to ten the first time on a machine. So only what records runs loads it, once a process (`load`); everything
 else, and an install without it, goes by our shapes. Nothing here ever asks a network: finding is all that is used.
 """
 
