@@ -13,6 +13,7 @@ import socket
 import hypothesis
 import pytest
 
+from runlore.memory import detectors
 from servers import moto, seaweedfs, seaweedfs_server  # noqa: F401  (fixtures of every folder)
 
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
@@ -39,6 +40,9 @@ def _sealed(monkeypatch):
     # A client that forgets its fake meets a closed port, also in a subprocess that no patch reaches.
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/tests-call-no-model")
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
+    # The detector library is for the tests that ask for it: what one loads, the next one's records must not show.
+    monkeypatch.setenv("RUNLORE_REDACT_LIBRARY", "0")
+    detectors.use(None)
 
 
 @pytest.fixture(scope="session")

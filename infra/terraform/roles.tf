@@ -26,6 +26,7 @@ locals {
     probes     = "_operations/probes/*"
     keys       = "_operations/keys/*"
     secrets    = "_operations/secrets/*"
+    redaction  = "_operations/redaction/*"
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
@@ -33,22 +34,22 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets", "redaction"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks and asks that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "pauses", "workers", "probes"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "_dead", "workers", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "pauses", "workers", "probes", "redaction"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "_dead", "workers", "probes", "redaction"]
       delete = ["marks", "asks", "workers", "probes"]
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
     # a line's branches. It keeps this machine's index, and says how it is.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes"]
-      write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes", "redaction"]
+      write  = ["claims", "requests", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
       delete = ["workers"]
     }
 
@@ -75,14 +76,22 @@ locals {
 
     # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
       write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }
 
-    # `runlore emit`, `runlore source run` for every project: claims, and what no topic can take.
+    # `runlore rescan`: the only role beside the workers that may write records and summaries.
+    rescanner = {
+      read   = ["rollouts", "records", "memories", "manifests", "packs", "answers", "redaction"]
+      write  = ["rollouts", "records", "marks", "answers", "audit", "redaction"]
+      delete = []
+    }
+
+    # `runlore emit`, `runlore source run` for every project: claims, and what no topic can take. It hides secrets with a
+    # project's key once a worker has drawn one; until then it leaves that to the workers.
     source = {
-      read   = []
+      read   = ["redaction"]
       write  = ["claims", "_dead"]
       delete = []
     }
@@ -92,9 +101,10 @@ locals {
 data "aws_iam_policy_document" "role" {
   for_each = local.roles
 
-  # For the whole bucket: without it S3 answers a missing key with 403, not 404, and a missing head is no fault.
+  # For the whole bucket: without it S3 answers a missing key with 403, not 404, and a missing head is no fault. Who reads
+  # no head needs no list of names.
   dynamic "statement" {
-    for_each = length(each.value.read) > 0 ? [1] : []
+    for_each = length(setsubtract(each.value.read, ["redaction"])) > 0 ? [1] : []
 
     content {
       sid       = "List"

@@ -12,15 +12,16 @@ import hashlib
 import json
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import keys
-from runlore.consumers import dead, record
+from runlore.commit import keys, redaction
+from runlore.consumers import dead, edited, record
 from runlore.events import envelope, ids, models, records
+from runlore.memory import redact
 from runlore.store import port as store_port
 
 LINE_BYTES_MAX = models.RECORD_BYTES_MAX + 1024 * 1024
@@ -45,9 +46,13 @@ class Sent:
 class Producer:
     """Publishes on the topic `runs`."""
 
-    def __init__(self, store: store_port.ObjectStore, bus: bus_port.Bus) -> None:
+    def __init__(
+        self, store: store_port.ObjectStore, bus: bus_port.Bus, *, hashing: redaction.Keys | None = None
+    ) -> None:
+        """`hashing`: the projects' redaction keys. Who has none, or may not read one, leaves redaction to record."""
         self._store = store
         self._bus = bus
+        self._hashing = hashing
 
     async def publish(self, datas: Sequence[dict[str, Any]], *, source: str) -> list[str]:
         """Publish runs' and edits' data; the event ids. Raises `errors.Poison` on data that no stage would take."""
@@ -55,6 +60,7 @@ class Producer:
         for data in datas:
             checked = models.handed_in(models.type_of(data), data)
             event = event_from(data, checked, source=source)
+            data, checked = await self._redacted(data, checked)
             event = dataclasses.replace(event, data=await self._claimed(data, checked))
             messages.append(record.message_of(event, key_of(checked), "runs"))
             names.append(event.id)
@@ -67,7 +73,8 @@ class Producer:
         Raises `errors.Poison` on an event that no stage would take.
         """
         checked = models.handed_in(event.type, event.data)
-        event = dataclasses.replace(event, data=await self._claimed(event.data, checked))
+        data, checked = await self._redacted(event.data, checked)
+        event = dataclasses.replace(event, data=await self._claimed(data, checked))
         message = record.message_of(event, key_of(checked), "runs")
         if len(message.value or b"") > envelope.EVENT_BYTES_MAX:
             raise errors.EventTooLarge(f"the event has {len(message.value or b'')} bytes without its record")
@@ -152,6 +159,15 @@ class Producer:
         message = bus_port.Message("emit", 0, int(event_id[:12], 16), event_id.encode(), raw, headers, 0.0)
         return await dead.letter(self._store, message, problem), Sent(number, event_id, problem)
 
+    async def _redacted(
+        self, data: dict[str, Any], checked: models.RunCompleted | models.MemoryEdited
+    ) -> tuple[dict[str, Any], models.RunCompleted | models.MemoryEdited]:
+        """`data` without the secrets in its record or texts; what came as a claim is left to the record stage."""
+        if self._hashing is None:
+            return data, checked
+        key = await self._hashing.of_or_none(checked.project)
+        return await asyncio.to_thread(hidden, data, checked, key) if key is not None else (data, checked)
+
     async def _claimed(
         self, data: dict[str, Any], checked: models.RunCompleted | models.MemoryEdited
     ) -> dict[str, Any]:
@@ -232,6 +248,66 @@ def event_from(
     if isinstance(checked, models.MemoryEdited):
         return envelope.of_edit(data, source=source)
     return envelope.of_run({**data, "record": checked.record}, source=source)
+
+
+def hidden(
+    data: dict[str, Any], checked: models.RunCompleted | models.MemoryEdited, key: bytes
+) -> tuple[dict[str, Any], models.RunCompleted | models.MemoryEdited]:
+    """`data` without the secrets in its record, texts and unknown fields; as it is where there are none. Blocking.
+
+    What was given is told by its hash (`received`), so that a producer with other rules sends the same run. An event's
+    id must be made before.
+    """
+    extra = checked.model_extra or {}
+    told, counts = _hidden_extra(extra, key)
+    if isinstance(checked, models.MemoryEdited):
+        files, found = _hidden_files(data["files"], key)
+        told |= {"files": files} if found else {}
+    else:
+        line, received, found = _hidden_record(checked.record, key)
+        told |= {"record": line, "received": checked.received or received} if found else {}
+    if not found and not counts:
+        return data, checked
+    rest = {name: one for name, one in data.items() if name not in extra}
+    data = {**rest, **told, "redacted": record.counted(checked.redacted, found, counts)}
+    is_edit = isinstance(checked, models.MemoryEdited)
+    return data, models.handed_in(models.MEMORY_EDITED if is_edit else models.RUN_COMPLETED, data)
+
+
+def _hidden_extra(extra: Mapping[str, Any], key: bytes) -> tuple[dict[str, Any], dict[str, int]]:
+    """(Unknown fields, how many secrets of each kind were in them): the record keeps such fields."""
+    line, counts = redact.line(json.dumps(dict(extra)), key) if extra else ("{}", {})
+    return json.loads(line), counts
+
+
+def _hidden_record(line: str | None, key: bytes) -> tuple[str, str, dict[str, int]]:
+    """(The record without secrets, the hash of what it was, how many of each kind).
+
+    One that came as a claim, or is no valid line, is left as it is, for the record stage.
+    """
+    try:
+        if line is not None:
+            records.check(line)
+    except errors.InvalidRecord:
+        line = None
+    if line is None:
+        return "", "", {}
+    kept, counts = redact.line(records.to_ascii(line.rstrip("\r\n")), key)
+    return kept, records.received_hash(line), counts
+
+
+def _hidden_files(files: Sequence[dict[str, Any]], key: bytes) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The same for the texts of an edit; one that came as a claim is left to the record stage."""
+    out, counts = [], dict[str, int]()
+    for file in files:
+        text = file.get("text")
+        kept, found = redact.counted_text(text, key) if text is not None else (None, {})
+        if found:
+            received = file.get("received") or edited.received_hash(text)
+            file = {**file, "text": kept, "received": received}
+            counts = record.counted(counts, found)
+        out.append(file)
+    return out, counts
 
 
 def key_of(data: models.RunCompleted | models.MemoryEdited) -> str:

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         (),
         description="Folders (a JSON list) below which a run's event may name its workspace. None: none may.",
     )
+    redact_library: bool = Field(
+        True,
+        description="Whether workers redact by the detector library too, where `runlore[redact]` is installed.",
+    )
     # --- beside an agent (`runlore.agents`) ---
     url: str = Field(
         "",

@@ -83,6 +83,8 @@ COMMANDS = {
     ("replay", "--from", "yesterday", "--reason", "x"): (2, 2, 2),
     ("replay", "--from", "3h", "--stage", "consolidate", "--reason", "x"): (2, 2, 2),
     ("replay", "--from", "3h"): (2, 2, 2),  # No reason.
+    ("rescan", "--dry-run"): (0, 0, 3),
+    ("rescan",): (2, 2, 2),  # No reason.
     ("audit",): (0, 0, 3),
     ("topics", "plan"): (0, 0, 0),
     ("topics", "plan", "--partitions", "nonsense=3"): (2, 2, 2),

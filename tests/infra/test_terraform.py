@@ -7,6 +7,7 @@ matches any characters, '/' too, and `?` one. Terraform itself can not be run he
 from __future__ import annotations
 
 import io
+import json
 import random
 import re
 import tarfile
@@ -23,8 +24,8 @@ import made
 from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
-from runlore.commit import age, keys, lines, marks, revisions, sweep
-from runlore.consumers import consolidate, dead, model_summaries, record, snapshot
+from runlore.commit import age, keys, lines, marks, redaction, revisions, sweep
+from runlore.consumers import consolidate, dead, model_summaries, record, rescan, snapshot
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds, workspaces
 from runlore.models import choices
@@ -32,7 +33,7 @@ from runlore.snapshots import library
 from runlore.testing import models as scripted
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import access, doctor, verify
+from runlore.upkeep import access, audit, doctor, verify
 
 KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
     keys.OPERATIONS
@@ -142,11 +143,11 @@ class Allowed:
         await self.store.compare_and_delete(key, etag)
 
     def list(self, prefix):
-        assert self.rights.roles[self.role]["read"], f"{self.role} may not list"
+        assert set(self.rights.roles[self.role]["read"]) - {"redaction"}, f"{self.role} may not list"
         return self.store.list(prefix)
 
     async def children(self, prefix):
-        assert self.rights.roles[self.role]["read"], f"{self.role} may not list"
+        assert set(self.rights.roles[self.role]["read"]) - {"redaction"}, f"{self.role} may not list"
         return await self.store.children(prefix)
 
     async def settle(self):
@@ -227,6 +228,7 @@ def objects(draw):
                 (keys.PROBES, keys.probe("p")),
                 (keys.ACCESS, keys.access_key("0" * 32)),
                 (keys.SECRETS, keys.secret("seed-signing")),
+                (keys.REDACTION, keys.redaction(project)),
                 (keys.REQUESTS, keys.request(project, SHA)),
                 (keys.ANSWERS, keys.answer(project, SHA)),
                 (keys.ASKS, keys.mark(project, memory, "0" * 32, keys.ASKS)),
@@ -287,15 +289,18 @@ class Deployment:
         self.views = {role: Allowed(rights, self.store, role) for role in rights.roles}
 
     async def publish(self, *runs):
-        await producer.Producer(self.views["source"], self.bus).publish(runs, source="/t")
+        source = self.views["source"]
+        sender = producer.Producer(source, self.bus, hashing=redaction.Keys(source))
+        await sender.publish(runs, source="/t")
         await self.work()
 
     async def work(self):
         worker = self.views["worker"]
         taken = [one async for one in self.bus.read("runs")]
-        await record.RecordStage(worker, self.bus, asks=True).process(taken)
+        hashing = redaction.Keys(worker)
+        await record.RecordStage(worker, self.bus, asks=True, hashing=hashing).process(taken)
         summaries = model_summaries.ModelSummariesStage(
-            worker, self.bus, scripted.ScriptedEngine(), choices.Choices()
+            worker, self.bus, scripted.ScriptedEngine(), choices.Choices(), hashing=hashing
         )
         await snapshot.SnapshotStage(worker, self.bus).process(taken)
         for memory in ("support", "marks"):
@@ -417,6 +422,26 @@ async def test_a_sweep_runs_with_the_rights_of_the_sweeper(rights):
     assert await sweep.delete(sweeper, plan, per_second=1e6) == len(plan.victims)
     with pytest.raises(errors.Blocked):
         await sweeper.delete(keys.memory_head("acme", "support"))
+
+
+async def test_a_rescan_runs_with_the_rights_of_the_rescanner_and_needs_them_all(rights):
+    one = await deployed(rights)
+    rescanner = one.views["rescanner"]
+    assert (await rescan.Rescan(rescanner, "acme").scan()).found == 0
+    token = "ghp_" + "aB3dE5" * 6
+    where = keys.record("acme", "support", "conv", "run-1", 1)
+    await one.store.put(where, (await one.store.get(where)).body.replace(b"user", token.encode()))
+    (answer, *_) = [row.key async for row in one.store.list(keys.answers("acme"))]
+    told = json.loads((await one.store.get(answer)).body)
+    told["result"]["title"] = token
+    await one.store.put(answer, json.dumps(told).encode())
+    by = {"user": "ana"}
+    async with audit.acting(rescanner, by=by, what="rescan", projects=["acme"], reason="test"):
+        report = await rescan.Rescan(rescanner, "acme").scan(apply=True, every=True)
+    assert (report.rewritten, report.answers) == (1, 1) and report.marked
+    granted = {(action, place) for action, places in rights.roles["rescanner"].items() for place in places}
+    # The key is there already: it is drawn where a project was never redacted with one.
+    assert granted - rescanner.used == {("write", "redaction")}
 
 
 async def test_a_person_reverts_and_verifies_with_the_rights_of_an_operator(rights):

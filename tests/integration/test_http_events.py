@@ -37,6 +37,24 @@ async def test_an_event_is_on_the_bus_when_it_is_answered(tmp_path):
         assert (await on_the_bus(one))[-1].source == "/test" or len(await on_the_bus(one)) == 3
 
 
+@pytest.mark.parametrize("size", [10, models.RECORD_INLINE_BYTES_MAX], ids=["inline", "claimed"])
+async def test_no_secret_goes_on_to_the_bus_or_the_store_and_the_run_stays_the_same(tmp_path, size):
+    token = "ghp_" + "aB3dE5" * 6
+    async with served(tmp_path) as one:
+        data = made.data(1, record=made.payload(1, text=f"push with {token} " + "x" * size))
+        first = await one.post("events", data, status=202, headers={"Idempotency-Key": "k"})
+        again = await one.post("events", data, status=202, headers={"Idempotency-Key": "k"})
+        assert first == again
+        sent = await on_the_bus(one)
+        assert all(token not in json.dumps(event.data) for event in sent)
+        assert all(event.data["received"] == sent[0].data["received"] for event in sent)
+        async for row in one.store.list(""):
+            assert token.encode() not in (await one.store.get(row.key)).body
+        await one.work()
+        told = (await one.get("runs/run-1")).json()
+        assert token not in json.dumps(told) and "github-token" in json.dumps(told)
+
+
 async def test_the_project_is_the_path_s_and_no_other_can_be_named(tmp_path):
     async with served(tmp_path) as one:
         data = made.data(1)

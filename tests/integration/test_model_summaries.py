@@ -557,7 +557,11 @@ HOLES = {
         "    counters = {",
         "    await marks.delete(self._store, found)\n    counters = {",
     ),
-    "an answer is put on a head that another has moved further": ("_rollout", "late[0] == before and ", ""),
+    "an answer is put on a head that another has moved further": (
+        "_rollout",
+        "late[:2] == (before, rescanned) and ",
+        "",
+    ),
 }
 
 

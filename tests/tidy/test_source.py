@@ -47,6 +47,7 @@ SERVER = {
     "h11": ("lookup/http/connections",),  # which uvicorn brings
     "mcp": ("lookup/mcp",),
     "openai": ("models/openai",),
+    "kingfisher_sdk": ("memory/detectors",),
     # what only `runlore[agents]` installs
     "agents": ("agents/",),
     "httpx2": ("agents/",),
@@ -193,6 +194,7 @@ HEAVY = (
     "structlog",
     "stamina",
     "mcp",
+    "kingfisher_sdk",
     "runlore.memory",
     "runlore.store",
 )

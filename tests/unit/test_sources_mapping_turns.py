@@ -229,7 +229,7 @@ def test_messages_that_are_none_are_told(value, words):
 
 def test_a_role_that_is_a_secret_is_not_repeated():
     with pytest.raises(errors.BadMessages) as caught:
-        foreign.turns({"role": "sk-proj-" + "a1" * 20})
+        foreign.turns({"role": "sk-proj-" + "a1B2c3D4" * 5})
     assert "sk-proj" not in caught.value.message
 
 

@@ -18,7 +18,7 @@ import structlog
 
 from runlore import clock, errors, producer, wiring
 from runlore.agents import port, seen
-from runlore.commit import lines, marks
+from runlore.commit import lines, marks, redaction
 from runlore.events import envelope, ids, models
 from runlore.lookup import asking, index, merging, seeds
 from runlore.pipeline import RUNS
@@ -130,7 +130,7 @@ class Embedded:
         async with self._open() as opened:
             if models.type_of(data) == models.MEMORY_EDITED:
                 event = envelope.of_edit(data, source=producer.source_of(self._project))
-                message = await producer.Producer(opened.store, opened.bus).message(event)
+                message = await _sender(opened).message(event)
                 await opened.bus.produce([message])
                 return refused
             checked = models.run_completed(data)
@@ -144,7 +144,7 @@ class Embedded:
             event = envelope.of_run(
                 {**data, "workspaces": workspaces}, source=producer.source_of(self._project)
             )
-            message = await producer.Producer(opened.store, opened.bus).message(event)
+            message = await _sender(opened).message(event)
             await opened.bus.produce([message])
         return refused
 
@@ -208,6 +208,10 @@ async def _ingest(
 ) -> library.Saved:
     with await asyncio.to_thread(open, path, "rb") as archive:
         return await made.ingest(archive, base=base, without=without)
+
+
+def _sender(opened: wiring.Home) -> producer.Producer:
+    return producer.Producer(opened.store, opened.bus, hashing=redaction.Keys(opened.store))
 
 
 def _copy(archive: Any, to: Path) -> None:

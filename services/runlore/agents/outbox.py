@@ -8,7 +8,7 @@
 
 An entry is put in one step (a folder, synced, then renamed), so a crash leaves a whole entry or none. Handing one over
 twice changes nothing, so the lock only saves work: of the processes that share the folder one delivers at a time.
-Everything is readable by its owner alone: records are redacted by the record stage, not before.
+Everything is readable by its owner alone: records are redacted when they are handed over.
 """
 
 from __future__ import annotations

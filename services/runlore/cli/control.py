@@ -10,6 +10,7 @@ import typer
 from runlore.cli import ui
 
 if TYPE_CHECKING:
+    from runlore.consumers.rescan import Report
     from runlore.wiring import Home
 
 StageArgument = Annotated[
@@ -30,7 +31,7 @@ AGO = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def register(app: typer.Typer) -> None:
-    for command in (pause, resume, replay, audit):
+    for command in (pause, resume, replay, rescan, audit):
         app.command()(command)
 
 
@@ -186,6 +187,96 @@ async def _rewind(opened: Home, group: str, topic: str, start: dt.datetime | Non
     with wiring.only_one(opened.root) if embedded else contextlib.nullcontext():
         await opened.bus.rewind(group=group, topic=topic, start=start.timestamp() if start else None)
         return sum((await opened.bus.lag(group=group, topic=topic)).values())
+
+
+def rescan(
+    project: ui.MaybeProject = None,
+    memory: ui.MaybeMemory = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only find: exit code 6 where there is anything to hide.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Look at records that were kept by the present rules, too.")
+    ] = False,
+    reason: ui.ReasonOption = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Hide in what is kept what the present rules of redaction find and older ones did not.
+
+    Records are rewritten, summaries built anew, and the next revision is made of those. It tells what and where,
+    and never the secret. Run it when every worker has the new version; interrupted, run it again. Earlier revisions
+    keep what they held: docs/REDACTION.md says what is left, and change every secret that was found.
+
+    Example: runlore rescan --project acme --reason "version 0.2 knows our tokens"
+    """
+
+    async def work(out: ui.Out) -> None:
+        import asyncio
+
+        from runlore import errors, wiring
+        from runlore.commit import sweep
+        from runlore.memory import detectors, redact
+
+        why = "" if dry_run else ui.needs_reason(reason)
+        settings = ui.settings_of(home)
+        if memory and not project:
+            raise errors.InvalidInput("--memory needs its --project")
+        if settings.redact_library:
+            await asyncio.to_thread(detectors.load)
+        async with wiring.open_home(settings) as opened:
+            names = [project] if project else await sweep.projects(opened.store)
+            if dry_run:
+                reports = await _rescan(out, opened, names, memory, apply=False, every=every)
+            else:
+                given = {"memory": memory, "rules": redact.rules(), "all": every}
+                async with ui.acting(opened, "rescan", projects=names, reason=why, arguments=given) as act:
+                    reports = await _rescan(out, opened, names, memory, apply=True, every=every)
+                    act.result |= {"rewritten": sum(one.rewritten for one in reports)}
+        found = sum(one.found for one in reports)
+        rows = [_report_row(one) for one in reports]
+        out.answer({"rules": redact.rules(), "dry_run": dry_run, "found": found, "projects": rows})
+        for report in reports:
+            for one in report.findings:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(one.kinds.items()))
+                out.say(f"{one.what} {report.project}/{one.memory} {one.where}: {kinds}")
+        if not found:
+            out.say(f"the rules {redact.rules()} find nothing more in what is kept")
+        elif dry_run:
+            raise errors.ProblemsFound(
+                f"the rules {redact.rules()} hide more in {found} objects",
+                hint="`runlore rescan --reason …` hides it",
+            )
+        else:
+            done = sum(one.rewritten for one in reports), sum(one.rebuilt for one in reports)
+            out.say(f"rewrote {done[0]} records and {done[1]} summaries; the next revisions hold none of it")
+            out.note("earlier revisions still do; change the secrets")
+
+    ui.run(work, as_json=as_json)
+
+
+async def _rescan(
+    out: ui.Out, opened: Home, names: list[str], memory: str | None, *, apply: bool, every: bool
+) -> list[Report]:
+    from runlore.consumers.rescan import Rescan
+    from runlore.worker import concurrency
+
+    runtime = concurrency.runtime(1)
+    with out.progress() as bar:
+        task = bar.add_task("rescan", total=None, detail="")
+        show = lambda count, what: bar.update(task, completed=count, detail=what)  # noqa: E731
+        return [
+            await Rescan(opened.store, name, memory, runtime=runtime).scan(
+                apply=apply, every=every, on_progress=show
+            )
+            for name in names
+        ]
+
+
+def _report_row(report: Report) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(report)
 
 
 def moment(text: str) -> dt.datetime:

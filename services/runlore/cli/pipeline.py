@@ -41,6 +41,7 @@ def emit(
 
     async def work(out: ui.Out) -> None:
         from runlore import errors, wiring
+        from runlore.commit import redaction
         from runlore.producer import Producer
 
         if file == "-" and sys.stdin.isatty():
@@ -52,7 +53,8 @@ def emit(
         except OSError as exc:
             raise errors.NotFound(f"{file} can not be read: {exc.strerror}") from None
         async with wiring.open_home(settings, create=True) as opened:
-            await _emit(out, Producer(opened.store, opened.bus), stream, file)
+            made = Producer(opened.store, opened.bus, hashing=redaction.Keys(opened.store))
+            await _emit(out, made, stream, file)
         stream.close()
 
     ui.run(work, as_json=as_json)
@@ -122,6 +124,7 @@ def import_(
 
     async def work(out: ui.Out) -> None:
         from runlore import errors, sources, wiring
+        from runlore.commit import redaction
         from runlore.events import ids
         from runlore.producer import Producer
 
@@ -150,7 +153,8 @@ def import_(
             await _import(out, None, fmt, paths, project, memory)
             return
         async with wiring.open_home(settings, create=True) as opened:
-            await _import(out, Producer(opened.store, opened.bus), fmt, paths, project, memory)
+            made = Producer(opened.store, opened.bus, hashing=redaction.Keys(opened.store))
+            await _import(out, made, fmt, paths, project, memory)
 
     ui.run(work, as_json=as_json)
 

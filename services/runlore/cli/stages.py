@@ -138,11 +138,17 @@ def stopped_by_signals() -> Any:
 async def working(
     opened: Home, stopping: Any, stages: Collection[str] | None = None
 ) -> AsyncIterator[Worker]:
+    import asyncio
+
     from runlore import wiring
     from runlore.lookup.index import Index
+    from runlore.memory import detectors
     from runlore.models import choices
     from runlore.worker import loop
 
+    if opened.settings.redact_library and {"record", "consolidate"} & set(stages or loop.STAGES):
+        # Before the first message: a worker must not keep some records by fewer rules than others.
+        await asyncio.to_thread(detectors.load)
     found = Index(opened.index_path)
     engine = wiring.engine_of(opened.settings)
     summaries = engine and loop.Summaries(engine, choices.load(opened.settings.models_file))

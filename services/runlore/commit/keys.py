@@ -21,7 +21,7 @@ DEAD_LETTERS = "_dead"
 OPERATIONS = "_operations"
 """Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
-ACCESS, SECRETS = "keys", "secrets"
+ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
@@ -170,6 +170,16 @@ def access_key(key_id: str) -> str:
 def secret(name: str) -> str:
     """Where a secret of the deployment's own lies, that it drew once."""
     return f"{OPERATIONS}/{SECRETS}/{name}.json"
+
+
+def redactions() -> str:
+    """The prefix of the redaction keys of all projects."""
+    return f"{OPERATIONS}/{REDACTION}/"
+
+
+def redaction(project: str) -> str:
+    """Where the key lies that a project's placeholders are hashed with."""
+    return f"{redactions()}{project}.json"
 
 
 def request(project: str, name: str) -> str:

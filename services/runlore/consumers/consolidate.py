@@ -419,6 +419,7 @@ async def revert(
                 hint="revert to a newer revision",
             )
         state = load_state(old)
+        await _refuse_hidden(store, project, memory, old, state.selected)
         made = Made(state, render.parts(state.notes, models.Layout(**old.body["layout"])))
         maps = {name: before.map(name) for name in revisions.MAPS}
         contents, live = lay_out(made.parts, maps["files"])
@@ -455,6 +456,23 @@ async def revert(
         )
         return revision.number, sorted(reverted)
     raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")
+
+
+async def _refuse_hidden(
+    store: store_port.ObjectStore,
+    project: str,
+    memory: str,
+    old: revisions.Revision,
+    selected: Iterable[str],
+) -> None:
+    """Raises `errors.Refused` where the notes of an old revision hold what a rescan has hidden since."""
+    coverage = dict(old.map("coverage").items())
+    covered = {name: int(coverage[name]["counter"]) for name in selected if name in coverage}
+    if found := await summarize.rescanned_since(store, project, memory, covered):
+        raise errors.Refused(
+            f"revision {old.number} holds what `runlore rescan` has hidden since, from {len(found)} rollouts",
+            hint="revert to a revision that was made after the rescan",
+        )
 
 
 def changed_since(old: revisions.Revision, now: revisions.Revision) -> dict[str, int]:

@@ -21,12 +21,19 @@ from runlore.store import port as store_port
 
 
 async def line_of(
-    store: store_port.ObjectStore, reader: revisions.Reader, data: models.MemoryEdited, runtime: Runtime
+    store: store_port.ObjectStore,
+    reader: revisions.Reader,
+    data: models.MemoryEdited,
+    runtime: Runtime,
+    key: bytes | None = None,
 ) -> tuple[str, str, Mapping[str, int]]:
-    """(The edit's line as it is kept, the hash of it as received, what was redacted). Raises a `Poison`."""
+    """(The edit's line as it is kept, the hash of it as received, what was redacted). Raises a `Poison`.
+
+    `key`: the project's redaction key.
+    """
     texts = {file.path: await _text(store, data.project, file) for file in data.files}
     revision, opened = await _base(reader, data, runtime)
-    return await runtime.offload(_made, data, texts, revision, opened)
+    return await runtime.offload(_made, data, texts, revision, opened, key)
 
 
 async def _text(store: store_port.ObjectStore, project: str, file: models.EditedFile) -> str:
@@ -79,6 +86,7 @@ def _made(
     texts: Mapping[str, str],
     revision: revisions.Revision | None,
     opened: seeds.Opened | None,
+    key: bytes | None,
 ) -> tuple[str, str, Mapping[str, int]]:
     """The edit's line: what was changed, and the files as they were left. Pure."""
     received = [data.revision, data.seed]
@@ -88,14 +96,14 @@ def _made(
     for file in sorted(data.files, key=lambda one: one.path):
         base = _composed(file, opened)
         text = texts[file.path]
-        raw = text.encode("utf-8", "surrogatepass")
-        received += [file.path, file.base_sha256, hashlib.sha256(raw).hexdigest()]
-        for kind, count in redact.line(envelope.dump(text).decode())[1].items():
+        # Of the text before its producer hid anything, as a run's.
+        received += [file.path, file.base_sha256, file.received or received_hash(text)]
+        kept, counts = redact.counted_text(text, key)
+        for kind, count in counts.items():
             redacted[kind] = redacted.get(kind, 0) + count
-        kept = redact.text(text)
         notes = _behind(base)
         seen = _seen(revision, {one for some in notes.values() for one in some})
-        changed += edits.changes(file.path, edits.Base(base.text, notes), kept, seen)
+        changed += edits.changes(file.path, edits.Base(_known(base.text, key), notes), kept, seen)
         files.append({"path": file.path, "base_sha256": file.base_sha256, "text": kept})
     body = {
         "run": ids.alias(data.run_id),
@@ -108,8 +116,20 @@ def _made(
     }
     # As a run's record, with nothing of a run in it: whoever reads records may read this one.
     record = {"rollout_id": data.rollout.alias, "input": [], "generated_items": [], "edit": body}
-    received_hash = hashlib.sha256(envelope.dump(received)).hexdigest()[:32]
-    return envelope.dump(record).decode("ascii"), received_hash, redacted
+    # Once more as a whole: what names a secret may stand in another string.
+    line, _ = redact.line(envelope.dump(record).decode("ascii"), key)
+    return line, hashlib.sha256(envelope.dump(received)).hexdigest()[:32], redacted
+
+
+def received_hash(text: str) -> str:
+    """The hash by which an edited text's sameness is judged: before any redaction."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _known(base: str, key: bytes | None) -> str:
+    """The base by the present rules: what they hide in both is no change. As it is, where its lines would move."""
+    kept = redact.text(base, key)
+    return kept if len(kept.splitlines()) == len(base.splitlines()) else base
 
 
 def _composed(file: models.EditedFile, opened: seeds.Opened | None) -> render.Composed:

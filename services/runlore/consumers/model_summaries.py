@@ -22,7 +22,7 @@ import structlog
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, marks, rollouts
+from runlore.commit import heads, keys, marks, redaction, rollouts
 from runlore.consumers import record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import models as events
@@ -64,8 +64,11 @@ class ModelSummariesStage:
         chosen: choices.Choices,
         *,
         runtime: Runtime = SEQUENTIAL,
+        hashing: redaction.Keys | None = None,
     ) -> None:
+        """`hashing`: the projects' redaction keys; without, placeholders in what a model says tell the kind alone."""
         self._store, self._bus = store, bus
+        self._hashing = hashing
         self._engine, self._chosen = engine, chosen
         self._runtime = runtime
 
@@ -112,16 +115,18 @@ class ModelSummariesStage:
     ) -> tuple[heads.Head, bool]:
         """The rollout's head once its part covers all its runs; whether this moved it."""
         moved = False
-        late: tuple[Any, dict[str, Any]] | None = None
+        late: tuple[Any, Any, dict[str, Any]] | None = None
         for restart in range(summarize.RESTARTS_MAX + STEPS_MAX):
             head = await summarize.bring_up(
                 self._store, project, memory, rollout, self._runtime, covered=covered
             )
             runs, before = head.body.get("runs", {}), head.body.get("model")
-            if late is not None and late[0] == before and rolling.holds(late[1], runs):
+            rescanned = head.body.get("rescanned")
+            if late is not None and late[:2] == (before, rescanned) and rolling.holds(late[2], runs):
                 # The head moved while the model was asked, and what it answered covers a beginning of the runs that
-                # are there now: thrown away, a rollout whose runs come faster than answers would pay for ever.
-                part = late[1]
+                # are there now: thrown away, a rollout whose runs come faster than answers would pay for ever. But not
+                # where a rescan hid something in the records that the model was shown.
+                part = late[2]
             else:
                 plan = rolling.plan(runs, before)
                 if plan is None:
@@ -131,7 +136,7 @@ class ModelSummariesStage:
                 head = await heads.move(self._store, head, {"model": part}, fmt=rollouts.HEAD_FORMAT)
                 moved, late = True, None
             except errors.HeadMoved:
-                late = before, part
+                late = before, rescanned, part
                 await clock.sleep(0.005 * restart * clock.jitter())
         raise errors.StoreUnavailable(f"the head of rollout {rollout} in {project}/{memory} is contended")
 
@@ -187,6 +192,7 @@ class ModelSummariesStage:
         plan: rolling.Plan,
         known: Sequence[Mapping[str, Any]],
     ) -> answers.Kept:
+        key = await self._hashing.of(project) if self._hashing is not None else None
         choice = self._chosen.of(project, memory, port.SUMMARIZE)
         wanted = [*([plan.before] if plan.before else []), *plan.shown]
         named = [keys.record(project, memory, rollout, run, attempt) for run, attempt in wanted]
@@ -217,7 +223,7 @@ class ModelSummariesStage:
                     self._engine,
                     project,
                     replace(ask, number=number),
-                    lambda said: model_summary.accept(said, shown),
+                    lambda said: model_summary.accept(said, shown, key),
                 )
             except errors.BadAnswer:
                 if number == TRIES_MAX - 1:

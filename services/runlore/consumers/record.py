@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, lines, marks, revisions, rollouts
+from runlore.commit import heads, keys, lines, marks, redaction, revisions, rollouts
 from runlore.consumers import dead, edited, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, ids, models, records
@@ -82,8 +83,11 @@ class RecordStage:
         *,
         runtime: Runtime = SEQUENTIAL,
         asks: bool = False,
+        hashing: redaction.Keys | None = None,
     ) -> None:
+        """`hashing`: the projects' redaction keys; without, placeholders say the kind alone."""
         self._store = store
+        self._hashing = hashing
         self._bus = bus
         self._runtime = runtime
         self._reader = revisions.Reader(store)
@@ -176,11 +180,12 @@ class RecordStage:
         return Outcome(incoming.message, DEAD, why)
 
     async def _make(self, incoming: Incoming) -> rollouts.Record:
-        """The record of an event: a function of it alone, and of an edit's base. Raises a `Poison`."""
+        """The record of an event: a function of it, of redaction's rules, of an edit's base. Raises a `Poison`."""
+        key = await self._hashing.of(incoming.data.project) if self._hashing is not None else None
         if isinstance(incoming.data, models.MemoryEdited):
-            found = await edited.line_of(self._store, self._reader, incoming.data, self._runtime)
-            return await self._runtime.offload(make_edit, incoming, *found)
-        return await self._runtime.offload(make, incoming, await self._line(incoming.data))
+            found = await edited.line_of(self._store, self._reader, incoming.data, self._runtime, key)
+            return await self._runtime.offload(make_edit, incoming, *found, key)
+        return await self._runtime.offload(make, incoming, await self._line(incoming.data), key)
 
     async def _line(self, data: models.RunCompleted) -> str:
         """The record as received: inline, or the bytes that the claim names, checked."""
@@ -271,16 +276,18 @@ def open_claim(claim: models.Claim, body: bytes) -> str:
         raise errors.InvalidRecord("the record is not UTF-8") from None
 
 
-def make(incoming: Incoming, line: str) -> rollouts.Record:
+def make(incoming: Incoming, line: str, key: bytes | None = None) -> rollouts.Record:
     """The record of an event and its line, with its digest. Pure. Raises a `Poison`."""
-    kept, meta = prepare(incoming, line)
+    kept, meta = prepare(incoming, line, key)
     return _digested(rollouts.Record(meta, kept))
 
 
-def make_edit(incoming: Incoming, line: str, received: str, redacted: Mapping[str, int]) -> rollouts.Record:
+def make_edit(
+    incoming: Incoming, line: str, received: str, redacted: Mapping[str, int], key: bytes | None = None
+) -> rollouts.Record:
     """The record of an edit. Pure."""
     ended_at = moment(getattr(incoming.data, "edited_at", "") or incoming.event.time)
-    meta = _meta(incoming, received=received, ended_at=ended_at, redacted=redacted)
+    meta = _meta(incoming, received=received, ended_at=ended_at, redacted=redacted, key=key)
     return _digested(rollouts.Record({**meta, "is_edit": True}, line))
 
 
@@ -293,17 +300,22 @@ def _digested(record: rollouts.Record) -> rollouts.Record:
     return record
 
 
-def prepare(incoming: Incoming, line: str) -> tuple[str, dict[str, Any]]:
-    """(the line as it is kept, the record's metadata). Pure. Raises `errors.InvalidRecord`."""
+def prepare(incoming: Incoming, line: str, key: bytes | None = None) -> tuple[str, dict[str, Any]]:
+    """(the line as it is kept, the record's metadata). Pure. Raises `errors.InvalidRecord`.
+
+    `key`: the project's redaction key.
+    """
     payload = records.check(line)
-    kept, redacted = redact.line(records.to_ascii(line.rstrip("\r\n")))
+    kept, redacted = redact.line(records.to_ascii(line.rstrip("\r\n")), key)
     data = incoming.data
     assert isinstance(data, models.RunCompleted)
     meta = _meta(
         incoming,
-        received=records.received_hash(line),
+        # Of the line before its producer hid anything: another version of its rules must not make it another run.
+        received=data.received or records.received_hash(line),
         ended_at=moment(payload.get("updated_at")),
         redacted=redacted,
+        key=key,
         # Whoever waits for the run waits for these lines too.
         workspaces=sorted({_agent(one) for one in data.workspaces}),
         usage=data.usage.model_dump() if data.usage else None,
@@ -317,6 +329,7 @@ def _meta(
     received: str,
     ended_at: str,
     redacted: Mapping[str, int],
+    key: bytes | None,
     workspaces: Sequence[str] = (),
     usage: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -350,9 +363,11 @@ def _meta(
         "workspaces": list(workspaces),
         "layout": data.layout.model_dump(),
         "usage": usage,
-        "redacted": dict(redacted),
+        "redacted": counted(redacted, data.redacted),
+        # What `rescan` goes by.
+        "rules": redact.rules(),
         # What a newer producer sent survives here.
-        "extra": redact_extra(data.model_extra or {}),
+        "extra": redact_extra(data.model_extra or {}, key),
     }
     return {name: value for name, value in meta.items() if value not in (None, {}, [])}
 
@@ -363,9 +378,17 @@ def _agent(workspace: models.Workspace) -> str:
     return ids.alias(named) if named else lines.MAIN
 
 
-def redact_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+def counted(*found: Mapping[str, int]) -> dict[str, int]:
+    """How many secrets of each kind, of all that looked."""
+    out: Counter[str] = Counter()
+    for one in found:
+        out.update(one)
+    return dict(sorted(out.items()))
+
+
+def redact_extra(extra: Mapping[str, Any], key: bytes | None = None) -> dict[str, Any]:
     """Unknown fields, with the same redaction as the record."""
-    return json.loads(redact.line(json.dumps(dict(extra)))[0]) if extra else {}
+    return json.loads(redact.line(json.dumps(dict(extra)), key)[0]) if extra else {}
 
 
 def moment(value: Any) -> str:

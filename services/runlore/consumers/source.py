@@ -1,6 +1,6 @@
 """Source: a team's own topic becomes run-completed events on `runs`, through a mapping.
 
-    map → claims in the store → produce to `runs` → dead letters → offset
+    map → hide secrets → claims in the store → produce to `runs` → dead letters → offset
 
 A message that its mapping can not make a run of becomes a dead letter with its reason and its key, value and headers
 as they came; both kinds are acknowledged before the offset is committed. Mapping is a function of the message, so
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from runlore import errors, producer
 from runlore.bus import port as bus_port
+from runlore.commit import redaction
 from runlore.consumers import dead
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.sources.mapping import event, fields, objects
@@ -85,7 +86,7 @@ class SourceStage:
         self._store, self._bus = store, bus
         self._mapping, self._fetch = mapping, fetch
         self._runtime = runtime
-        self._producer = producer.Producer(store, bus)
+        self._producer = producer.Producer(store, bus, hashing=redaction.Keys(store))
 
     async def process(
         self, messages: Sequence[bus_port.Message]

@@ -149,6 +149,19 @@ async def bring_up(
     raise errors.StoreUnavailable(f"the head of rollout {rollout} in {project}/{memory} is contended")
 
 
+async def rescanned_since(
+    store: port.ObjectStore, project: str, memory: str, covered: Mapping[str, int]
+) -> list[str]:
+    """Of these rollouts, each with a counter of its head, those in which a rescan has hidden something since."""
+    named = {keys.rollout_head(project, memory, rollout): rollout for rollout in covered}
+    out = []
+    for (key, rollout), stored in zip(named.items(), await store.get_many([*named]), strict=True):
+        told = heads.parse(key, stored, fmt=rollouts.HEAD_FORMAT).body.get("rescanned") or {}
+        if int(told.get("counter", 0)) > covered[rollout]:
+            out.append(rollout)
+    return out
+
+
 async def load(store: port.ObjectStore, record_keys: Sequence[str]) -> list[rollouts.Record]:
     """The records at these keys; one that is gone meanwhile is left out."""
     found = await store.get_many(record_keys)
@@ -209,6 +222,12 @@ async def _summary(
     except Exception:
         log.exception("the rules failed on a rollout", rollout=first["rollout"])
         return {"engine": {"name": "none", "version": 0}, "subject": first.get("subject_alias")}
+
+
+async def rebuilt(store: port.ObjectStore, head: heads.Head, runtime: Runtime) -> dict[str, Any] | None:
+    """The summary of a rollout from every record that its head names; None where it names none."""
+    runs: Mapping[str, Any] = head.body.get("runs", {})
+    return await _rebuild(store, head.body, runs, [], runtime) if runs else None
 
 
 def extended(

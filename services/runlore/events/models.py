@@ -133,6 +133,10 @@ class RunCompleted(_Data):
     record: Annotated[str | None, BeforeValidator(_record_line)] = None
     """The SDK's rollout line, as text (or as an object). Exactly one of `record` and `record_claim`."""
     record_claim: Claim | None = None
+    received: Annotated[str | None, Field(pattern=r"^[0-9a-f]{32}$")] = None
+    """Where the producer hid secrets: the hash of the record before that, by which the run's sameness is judged."""
+    redacted: Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(max_length=1000)] = {}
+    """Where the producer hid secrets: how many of each kind."""
     workspaces: Annotated[list[Workspace], Field(max_length=64)] = []
     """What the run left: one for each sandbox agent. None: no workspace moves."""
     seed: str | None = None
@@ -187,6 +191,8 @@ class EditedFile(_Data):
     """The text's bytes (UTF-8), at most 512 KiB, where the bus is too small for it."""
     base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the file's bytes as they were seeded; of no bytes where nothing was."""
+    received: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+    """Where the producer hid secrets: the SHA-256 of the text before that, by which the edit's sameness is judged."""
 
     def check_size(self) -> None:
         """Raises `errors.RecordTooLarge`."""
@@ -227,6 +233,8 @@ class MemoryEdited(_Data):
     """The base: the revision whose files were edited; 0 where the memory had none."""
     files: Annotated[list[EditedFile], Field(min_length=1, max_length=2)]
     """The files that were edited, each once."""
+    redacted: Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(max_length=1000)] = {}
+    """Where the producer hid secrets: how many of each kind."""
 
     @model_validator(mode="after")
     def _each_once(self) -> MemoryEdited:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from runlore import errors
@@ -23,6 +23,16 @@ DEPTH_MAX = 100
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _decode = json.JSONDecoder(strict=False).decode
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_ESCAPES = (
+    ("\\n", "\n"),
+    ('\\"', '"'),
+    ("\\t", "\t"),
+    ("\\r", "\r"),
+    ("\\/", "/"),
+    ("\\b", "\b"),
+    ("\\f", "\f"),
+)
+_UNICODE = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 
 
 def received_hash(line: str) -> str:
@@ -80,6 +90,46 @@ def is_too_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def literals(line: str) -> Iterator[tuple[int, str, str]]:
+    """Every JSON string of `line` (keys too): where it begins, as it is spelled, and what it says."""
+    for match in _STRING.finditer(line):
+        literal = match.group()
+        try:
+            yield match.start(), literal, _decode(literal) if "\\" in literal else literal[1:-1]
+        except ValueError:
+            yield match.start(), literal, literal[1:-1]
+
+
+def decoded(line: str) -> str:
+    """`line`, valid JSON, with every string decoded where it stands, inside its quotes: to search, not to parse.
+
+    In valid JSON a backslash stands in strings alone, so this is a few replacements of the whole.
+    """
+    if "\\" not in line:
+        return line
+    if "\0" in line:
+        return exactly_decoded(line)
+    out = line.replace("\\\\", "\0")
+    for escape, char in _ESCAPES:
+        out = out.replace(escape, char)
+    if "\\u" not in out:
+        return out.replace("\0", "\\")
+    # Apart from each other: what an escape means may be the character that stands for a backslash here.
+    parts = [_UNICODE.sub(lambda match: _decode(f'"{match.group()}"'), part) for part in out.split("\0")]
+    return "\\".join(parts)
+
+
+def exactly_decoded(line: str) -> str:
+    """What `decoded` gives, string by string: also for a line that is no valid JSON."""
+    out: list[str] = []
+    done = 0
+    for start, literal, value in literals(line):
+        if len(literal) != len(value) + 2:
+            out += [line[done : start + 1], value]
+            done = start + len(literal) - 1
+    return "".join([*out, line[done:]])
 
 
 def map_strings(line: str, change: Callable[[str], str]) -> str:

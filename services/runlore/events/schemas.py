@@ -237,6 +237,12 @@ _RUNS: dict[str, dict[str, Any]] = {
         "layout": {"memories_dir": "memories", "sessions_dir": "sessions", "x_summary_file": "s.md"},
         "x_team": {"name": "billing", "tags": ["a", "b"]},
     },
+    "secrets hidden by the producer": {
+        **_MINIMAL,
+        "record": _RECORD.replace('"done"', '"done with [redacted:github-token:3f2504e04f89]"'),
+        "received": "0cc175b9c0f1b6a831c399e269772661",
+        "redacted": {"github-token": 1},
+    },
 }
 _NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 _EDITS: dict[str, dict[str, Any]] = {
@@ -275,6 +281,22 @@ _EDITS: dict[str, dict[str, Any]] = {
         "revision": 0,
         "files": [{"path": "MEMORY.md", "text": "- a\n", "base_sha256": _NOTHING, "x_mode": 420}],
         "x_team": "billing",
+    },
+    "secrets hidden by the producer": {
+        "project": "acme",
+        "memory": "support",
+        "run_id": "run-1",
+        "edit_id": "run-1-edit",
+        "revision": 0,
+        "files": [
+            {
+                "path": "MEMORY.md",
+                "text": "- Push with [redacted:github-token:3f2504e04f89]\n",
+                "base_sha256": _NOTHING,
+                "received": _SHA,
+            }
+        ],
+        "redacted": {"github-token": 1},
     },
 }
 _CHANGED: dict[str, dict[str, Any]] = {

@@ -2,9 +2,9 @@
 
     showing.render ─▶ (a model) ─▶ `Summary` ─accept─▶ statements with evidence, and what was dropped and why
 
-A statement stands only with evidence that was shown, in words that hold no secret, and a preference only where the
-person said it: what a tool's output says that "the user prefers" is dropped, however the model was talked into it.
-Dropping a statement costs a line of memory; keeping a false one costs every run that reads it.
+A statement stands only with evidence that was shown, and a preference only where the person said it: what a tool's
+output says that "the user prefers" is dropped, however the model was talked into it. Dropping a statement costs a line
+of memory; keeping a false one costs every run that reads it. A secret in it becomes its placeholder, as in a record.
 
 What is accepted is plain JSON (`Accepted`), in which evidence is places in records and no more the numbers of one ask:
 so it can be kept, and shown to the next ask as what is known.
@@ -12,12 +12,13 @@ so it can be kept, and shown to the next ask as what is known.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
 
-from runlore.memory import handbook, operations, showing, text
+from runlore.memory import handbook, operations, redact, showing, text
 
 STATEMENTS_MAX = 40
 EVIDENCE_PER_STATEMENT_MAX = 16
@@ -50,14 +51,19 @@ class Summary(pydantic.BaseModel):
 
 
 Accepted = dict[str, Any]
-"""`title`, `outcome`, `outcome_evidence`, `statements` (section, text, evidence), `dropped` (what, reason), `reason`.
+"""`title`, `outcome`, `outcome_evidence`, `statements` (section, text, evidence), `dropped` (what, reason), `reason`;
+`redacted` (kind → how many) where secrets were hidden.
 
 `reason` says why there are no statements, and is empty where there are: nothing to say is a result, and no fault.
 """
 
 
-def accept(said: Summary, shown: showing.Shown) -> Accepted:
-    """What stands of an answer, given what was shown for it. Never raises on what a model may say."""
+def accept(said: Summary, shown: showing.Shown, key: bytes | None = None) -> Accepted:
+    """What stands of an answer, given what was shown for it. Never raises on what a model may say.
+
+    `key`: the project's redaction key.
+    """
+    said, redacted = _hidden(said, key)
     kept: dict[tuple[str, str], dict[str, Any]] = {}
     dropped: list[dict[str, str]] = []
     for number, one in enumerate(said.statements, 1):
@@ -79,7 +85,7 @@ def accept(said: Summary, shown: showing.Shown) -> Accepted:
         outcome = "uncertain"
     given = text.inline(said.reason, REASON_CHARS_MAX)
     empty = "" if kept else _safe(given) or ((dropped and "nothing that was said stands") or NO_REASON)
-    return {
+    out = {
         "title": _safe(text.plain(said.title, TITLE_CHARS_MAX)),
         "outcome": outcome,
         "outcome_evidence": [] if why or outcome == "uncertain" else _evidence(said.outcome_evidence, shown),
@@ -87,6 +93,21 @@ def accept(said: Summary, shown: showing.Shown) -> Accepted:
         "dropped": dropped[:DROPPED_MAX],
         "reason": empty,
     }
+    return out | ({"redacted": redacted} if redacted else {})
+
+
+def _hidden(said: Summary, key: bytes | None) -> tuple[Summary, dict[str, int]]:
+    """The answer without secrets, before anything of it is cut, and how many there were of each kind."""
+    counts: Counter[str] = Counter()
+
+    def hide(value: str) -> str:
+        kept, found = redact.counted_text(value, key)
+        counts.update(found)
+        return kept
+
+    statements = [one.model_copy(update={"text": hide(one.text)}) for one in said.statements]
+    changed = {"title": hide(said.title), "statements": statements, "reason": hide(said.reason)}
+    return (said.model_copy(update=changed), dict(sorted(counts.items()))) if counts else (said, {})
 
 
 def _reason_against(one: Statement, statement: str, shown: showing.Shown) -> str | None:

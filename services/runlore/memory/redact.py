@@ -1,136 +1,197 @@
-"""Secrets out of records and notes: a small detector for token shapes that nothing else has.
+"""Redaction: secrets out of records, and out of whatever a model or the rules write.
 
-Every shape begins with a fixed prefix or stands in a fixed place (a URL's user part, an authorization
-header), so that ordinary text, hashes, ids and base64 stay as they are: a false hit destroys knowledge, and
-nobody can put it back. A secret without a shape of its own (a password in prose) is not found.
+    shapes (ours) ─┐
+    library        ┴─▶ hits ─▶ merged ─▶ `[redacted:<kind>]`, with a project's key `[redacted:<kind>:<hash>]`
+
+The hash is an HMAC of the secret under the project's own key, so that equal secrets stay linkable inside a project
+and nowhere else, and nobody without the key can try what a short one was. A record's line is searched as a whole,
+with its strings decoded: the name of a field says what its value is. Only characters of strings change; a second
+pass changes nothing, and placeholders of earlier versions stay as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import re
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from runlore.events import records
+from runlore.memory import detectors, shapes
+from runlore.memory.detectors import Hit
 
-_B64 = r"[A-Za-z0-9+/=_-]"
-# Kind, pattern. A group named `keep` stays in front of the placeholder, one named `tail` behind it.
-_SHAPES: list[tuple[str, str]] = [
-    (
-        "private-key",
-        r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-        r".*?(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)",
-    ),
-    ("openai-key", r"(?<![A-Za-z0-9_-])sk-(?:proj|svcacct|admin|None)-[A-Za-z0-9_-]{20,}"),
-    ("anthropic-key", r"(?<![A-Za-z0-9_-])sk-ant-[A-Za-z0-9_-]{20,}"),
-    (
-        "openai-key",
-        r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}(?![A-Za-z0-9_-])",
-    ),
-    ("aws-key-id", r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z2-7]{16}(?![A-Za-z0-9])"),
-    # The 40 characters alone are also a git hash in base64; only the name in front makes them a secret.
-    (
-        "aws-secret",
-        r"(?P<keep>(?i:aws_?(?:secret_?access_?key|session_?token)|SecretAccessKey|SessionToken)"
-        r"['\"]?\s{0,4}[:=]\s{0,4}['\"]?)[A-Za-z0-9/+=]{40,2000}",
-    ),
-    (
-        "github-token",
-        r"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{60,255})(?![A-Za-z0-9_])",
-    ),
-    ("gitlab-token", r"(?<![A-Za-z0-9_-])glpat-[A-Za-z0-9_-]{20,64}(?![A-Za-z0-9_-])"),
-    ("slack-token", r"(?<![A-Za-z0-9-])xox[abeoprs]-(?:[A-Za-z0-9]+-){0,4}[A-Za-z0-9]{10,}"),
-    (
-        "slack-webhook",
-        r"(?P<keep>https://hooks\.slack\.com/services/)T[A-Z0-9]{6,}/B[A-Z0-9]{6,}/[A-Za-z0-9]{16,}",
-    ),
-    ("google-key", r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
-    ("google-token", r"(?<![A-Za-z0-9_.-])ya29\.[A-Za-z0-9_-]{20,}"),
-    ("stripe-key", r"(?<![A-Za-z0-9_])(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}"),
-    ("npm-token", r"(?<![A-Za-z0-9_])npm_[A-Za-z0-9]{36}(?![A-Za-z0-9_])"),
-    ("pypi-token", r"(?<![A-Za-z0-9_-])pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{40,}"),
-    ("huggingface-token", r"(?<![A-Za-z0-9_])hf_[A-Za-z]{34}(?![A-Za-z0-9_])"),
-    # A JSON Web Token: a base64url JSON object, twice, and a signature.
-    ("jwt", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{10,}"),
-    # Only in a header's place, and only with a digit: "Bearer authentication" is prose.
-    (
-        "bearer",
-        r"(?P<keep>(?<![A-Za-z])[Bb]earer\s{1,4})(?=[A-Za-z._~+/-]{0,200}[0-9])[A-Za-z0-9._~+/-]{20,}={0,2}",
-    ),
-    (
-        "basic-auth",
-        r"(?P<keep>(?i:authorization)['\"]?\s{0,4}[:=]\s{0,4}['\"]?[Bb]asic\s{1,4})[A-Za-z0-9+/]{8,}={0,2}",
-    ),
-    (
-        "url-credentials",
-        r"(?P<keep>(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://)"
-        r"(?!\[redacted:)[^\s/@:'\"<>\[\]{}$]{1,200}:(?!\[redacted:)[^\s/@'\"<>\[\]{}$]{1,200}(?P<tail>@[A-Za-z0-9\[])",
-    ),
-]
-_PATTERNS = [(kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _SHAPES]
-# One cheap look that nearly every string fails: each shape holds one of these.
-_HINT = re.compile(
-    r"(?<![A-Za-z0-9])sk-|AKIA|ASIA|PRIVATE KEY|gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|hooks\.slack|AIza|ya29\."
-    r"|k_(?:live|test)_|whsec_|npm_|pypi-Ag|hf_|eyJ|[Bb]earer\s|[Bb]asic\s|://[^\s/@]{1,400}@|(?i:secret_?access_?key|session_?token)"
-)
-_SPELLED = re.compile(r"\\u(?:00[0-7]|017[Ff]|212[Aa])")
-"""ASCII as an escape, and the two letters beyond it that count as `s` and `k` where case does not count."""
-_NEEDLES = (
-    *("AKIA", "ASIA", "PRIVATE KEY", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox"),
-    *("hooks.slack", "AIza", "ya29.", "k_live_", "k_test_", "whsec_", "npm_", "pypi-Ag", "hf_", "eyJ"),
-)
-"""What a whole line, as JSON spells it, holds if any string in it passes `_HINT`: these, or what `_may_hold` asks."""
-_RAW_HINTS = (
-    ("sk-", re.compile(r"(?:(?<![A-Za-z0-9])|\\.{1,6}(?<=[A-Za-z0-9]))sk-")),
-    ("://", re.compile(r"://[^\s/@]{1,2400}@")),
-    ("earer", re.compile(r"[Bb]earer[\s\\]")),
-    ("asic", re.compile(r"[Bb]asic[\s\\]")),
-)
-"""A cheap needle, and what to look at where it is found. A backslash may spell any white space."""
+SHAPES_VERSION = 2
+"""Of `memory/shapes.py` and of what is done with its hits. Version 1 wrote placeholders without a hash."""
+HASH_CHARS = 12
+ROUNDS_MAX = 8
+"""What a placeholder leaves beside it may match anew: where two tokens touched, or one hit lay over another."""
+
+PLACEHOLDER = re.compile(r"\[redacted:([a-z0-9][a-z0-9-]{0,79})(?::([0-9a-f]{8,64}))?\]")
+_DEFAULT = object()
 
 
-def line(record_line: str) -> tuple[str, dict[str, int]]:
-    """`record_line` with every secret as `[redacted:<kind>]`, and how many of each kind there were.
+@dataclass(frozen=True)
+class Found:
+    """A secret in a record's line, for whoever looks at what the rules do; never to be kept or logged."""
 
-    No other byte changes, and a second pass changes nothing.
-    """
-    if not _may_hold(record_line):
-        return record_line, {}
+    kind: str
+    text: str
+    before: str
+
+
+def rules() -> str:
+    """The name of the rules that this process goes by, as records note it: `2`, or `2+kingfisher-1.5.0`."""
+    library = detectors.library()
+    return str(SHAPES_VERSION) if library is None else f"{SHAPES_VERSION}+{library.name}"
+
+
+def line(record_line: str, key: bytes | None = None) -> tuple[str, dict[str, int]]:
+    """`record_line` with every secret as a placeholder, and how many of each kind there were."""
     counts: Counter[str] = Counter()
-    out = records.map_strings(record_line, lambda value: _redact(value, counts))
-    return out, dict(sorted(counts.items()))
+    for _ in range(ROUNDS_MAX):
+        view = records.decoded(record_line)
+        hits = find(view)
+        if not hits:
+            break
+        exact = records.exactly_decoded(record_line)
+        hits = hits if exact == view else find(exact)
+        changed = _put(record_line, hits, key, counts)
+        if changed == record_line:
+            break
+        record_line = changed
+    else:
+        record_line = records.map_strings(record_line, lambda value: _each(value, key, counts))
+    return record_line, dict(sorted(counts.items()))
 
 
-def _may_hold(raw: str) -> bool:
-    """Whether any JSON string in `raw` can pass `_HINT`: a look at the whole, ten times cheaper than at each string.
-
-    Where letters may be spelled as escapes (`\\u0073k-`, `:\\/\\/`) it says yes without looking.
-    """
-    if not raw.isascii() or "\\/" in raw:
-        return True
-    if "\\u" in raw and _SPELLED.search(raw):
-        return True
-    if any(needle in raw for needle in _NEEDLES):
-        return True
-    if any(needle in raw and pattern.search(raw) for needle, pattern in _RAW_HINTS):
-        return True
-    folded = raw.lower()
-    return any(name in folded for name in ("access_key", "accesskey", "session_token", "sessiontoken"))
+def text(value: str, key: bytes | None = None) -> str:
+    """`value` with every secret as a placeholder. For text that is no JSON."""
+    return _each(value, key, Counter())
 
 
-def text(value: str) -> str:
-    """`value` with every secret as `[redacted:<kind>]`."""
-    return _redact(value, Counter())
+def counted_text(value: str, key: bytes | None = None) -> tuple[str, dict[str, int]]:
+    """The same, and how many of each kind there were."""
+    counts: Counter[str] = Counter()
+    return _each(value, key, counts), dict(sorted(counts.items()))
 
 
-def _redact(value: str, counts: Counter[str]) -> str:
-    if _HINT.search(value) is None:
-        return value
-    for kind, pattern in _PATTERNS:
-        value = pattern.sub(lambda match, kind=kind: _placeholder(match, kind, counts), value)
+def _each(value: str, key: bytes | None, counts: Counter[str]) -> str:
+    for _ in range(ROUNDS_MAX):
+        hits = find(value)
+        if not hits:
+            break
+        value = _replace(value, hits, key, counts)
     return value
 
 
-def _placeholder(match: re.Match[str], kind: str, counts: Counter[str]) -> str:
-    counts[kind] += 1
-    parts = match.groupdict()
-    return f"{parts.get('keep') or ''}[redacted:{kind}]{parts.get('tail') or ''}"
+def inspect(record_line: str) -> list[Found]:
+    """What would go from a line. It holds the secrets themselves."""
+    view = records.decoded(record_line)
+    return [
+        Found(hit.kind, view[hit.start : hit.end], view[max(0, hit.start - 80) : hit.start])
+        for hit in find(view)
+    ]
+
+
+def secrets(record_line: str, key: bytes | None) -> dict[str, str]:
+    """Each secret in a line, and its placeholder: to hide it elsewhere too; never to be kept or logged."""
+    view = records.exactly_decoded(record_line)
+    found = {view[hit.start : hit.end]: hit.kind for hit in find(view)}
+    return {one: placeholder(kind, one, key) for one, kind in found.items()}
+
+
+def kind_of(held: str) -> str:
+    """The kind that a placeholder tells."""
+    match = PLACEHOLDER.fullmatch(held)
+    return match.group(1) if match else "secret"
+
+
+def find(value: str, library: object = _DEFAULT) -> list[Hit]:
+    """Every secret in a text, in order and apart from each other."""
+    hits = list(_of_shapes(value))
+    used = detectors.library() if library is _DEFAULT else library
+    if used is not None:
+        places = [(hit.start, hit.end) for hit in hits if hit.kind == "url-credentials"]
+        for hit in used.find(value):  # type: ignore[attr-defined]
+            # Of a whole address only its password is a secret, and that we have.
+            is_address = any(hit.start < at and to < hit.end for at, to in places)
+            if not is_address and not shapes.is_placeholder(value[hit.start : hit.end]):
+                hits.append(hit)
+    return _apart(value, hits) if hits else []
+
+
+def _of_shapes(value: str) -> Iterator[Hit]:
+    """By the table, then by names. Earlier ones name the kind where two are the same secret."""
+    small = shapes.folded(value)
+    for kind, needles, pattern in shapes.PATTERNS:
+        hay = value if kind not in shapes.FOLDED else small
+        if hay is not None and not any(needle in hay for needle in needles):
+            continue
+        for match in pattern.finditer(value):
+            parts = match.groupdict()
+            start = match.end("keep") if parts.get("keep") is not None else match.start()
+            end = match.start("tail") if parts.get("tail") is not None else match.end()
+            if not shapes.is_placeholder(value[start:end]):
+                yield Hit(start, end, kind)
+    for start, end in shapes.named(value, small):
+        yield Hit(start, end, "named-secret")
+
+
+def _apart(value: str, hits: list[Hit]) -> list[Hit]:
+    """Hits that overlap made one, of the first one's kind. What touches a placeholder is dropped, but a key's block."""
+    old = [match.span() for match in PLACEHOLDER.finditer(value)]
+    rank = {id(hit): number for number, hit in enumerate(hits)}
+    merged: list[tuple[Hit, int]] = []
+    for hit in sorted(hits, key=lambda one: (one.start, one.end)):
+        if hit.kind != "private-key" and any(at < hit.end and hit.start < to for at, to in old):
+            continue
+        if merged and hit.start < merged[-1][0].end:
+            last, order = merged[-1]
+            kind = last.kind if order < rank[id(hit)] else hit.kind
+            merged[-1] = (Hit(last.start, max(last.end, hit.end), kind), min(order, rank[id(hit)]))
+        else:
+            merged.append((hit, rank[id(hit)]))
+    return [hit for hit, _ in merged]
+
+
+def _put(record_line: str, hits: list[Hit], key: bytes | None, counts: Counter[str]) -> str:
+    """The line with hits of its view replaced: each in the string in which it begins, and no further."""
+    left = list(reversed(hits))
+    shift = 0  # Characters by which the view is behind the line, up to here.
+    out: list[str] = []
+    done = 0
+    for start, literal, value in records.literals(record_line):
+        at = start - shift + 1
+        end = at + len(value)
+        shift += len(literal) - len(value) - 2
+        mine: list[Hit] = []
+        while left and left[-1].start < end:
+            hit = left.pop()
+            if hit.end > at:
+                mine.append(Hit(max(hit.start, at) - at, min(hit.end, end) - at, hit.kind))
+        if mine:
+            out += [record_line[done:start], json.dumps(_replace(value, mine, key, counts))]
+            done = start + len(literal)
+    return "".join([*out, record_line[done:]])
+
+
+def _replace(value: str, hits: list[Hit], key: bytes | None, counts: Counter[str]) -> str:
+    out: list[str] = []
+    done = 0
+    for hit in hits:
+        out += [value[done : hit.start], placeholder(hit.kind, value[hit.start : hit.end], key)]
+        counts[hit.kind] += 1
+        done = hit.end
+    return "".join([*out, value[done:]])
+
+
+def placeholder(kind: str, secret: str, key: bytes | None) -> str:
+    """What stands for a secret. Spelling (escapes, white space in a key's block) does not change its hash."""
+    if key is None:
+        return f"[redacted:{kind}]"
+    plain = "".join(secret.replace("\\n", "\n").replace("\\r", "\r").split())
+    mac = hmac.digest(key, plain.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
+    return f"[redacted:{kind}:{mac[:HASH_CHARS]}]"

@@ -2,9 +2,10 @@
 
     GET → (none) ask → accept → put if absent → what lies there
 
-An answer is put only once code has accepted it, and what is kept is what code made of it: a kept answer is good
-for ever. Who wants another for the same ask raises its `number` (a revert, a redrive, a guard that refused it). Two
-workers that ask the same at the same time both pay, and both go on with the one that landed.
+An answer is put only once code has accepted it, and what is kept is what code made of it, without secrets: a kept
+answer is good for ever. (`rescan` alone rewrites one, to hide more.) Who wants another for the same ask raises its
+`number` (a revert, a redrive, a guard that refused it). Two workers that ask the same at the same time both pay, and
+both go on with the one that landed.
 
 Answers of one project are never found by another: the key begins with the project.
 """
@@ -27,7 +28,7 @@ from runlore.store import port as store_port
 FORMAT = "runlore.answer/1"
 
 Accept = Callable[[pydantic.BaseModel], Mapping[str, Any]]
-"""Makes of an answer what is kept, as JSON. Raises `errors.NoAnswer` where nothing of it can be used."""
+"""Makes of an answer what is kept: JSON, without secrets. Raises `errors.NoAnswer` where nothing of it can be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,13 @@ def parse(key: str, raw: bytes) -> Kept:
         raise errors.Corrupt(
             f"the answer {key} is not an answer", hint="delete it: the model is then asked again", key=key
         ) from None
+
+
+def rewritten(key: str, raw: bytes, change: Callable[[str], str]) -> bytes:
+    """An answer's bytes with its result, as a line of JSON, passed through `change`. Raises `errors.Corrupt`."""
+    parse(key, raw)
+    body = json.loads(raw)
+    return envelope.dump(body | {"result": json.loads(change(json.dumps(body["result"])))})
 
 
 async def _put(store: store_port.ObjectStore, key: str, raw: bytes) -> Kept:

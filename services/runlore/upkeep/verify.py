@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from runlore import errors
 from runlore.bus import port as bus_port
-from runlore.commit import keys
+from runlore.commit import keys, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import invariants, snapshot_invariants
 from runlore.upkeep import audit, pauses
 
-READABLE = "audit entries, pauses and kept answers can be read"
+READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
 
 
 @dataclass
@@ -53,6 +53,7 @@ async def verify(
         out.violations += await _readable(store, keys.answers(name), answers.parse)
     out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
     out.violations += await _readable(store, keys.pauses(), _pause)
+    out.violations += await _readable(store, keys.redactions(), redaction.parse)
     found = await _check(store, bus)
     if found:
         again = set(await _check(store, bus))

@@ -16,7 +16,7 @@ import structlog
 
 from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
-from runlore.commit import keys, marks, revisions
+from runlore.commit import keys, marks, redaction, revisions
 from runlore.consumers import consolidate, dead, model_summaries, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
@@ -74,11 +74,12 @@ class Worker:
             )
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
+        hashing = redaction.Keys(store)
         self._record = record.RecordStage(
-            store, bus, runtime=runtime, asks=settings.has_model or summaries is not None
+            store, bus, runtime=runtime, asks=settings.has_model or summaries is not None, hashing=hashing
         )
         self._summaries = summaries and model_summaries.ModelSummariesStage(
-            store, bus, summaries.engine, summaries.chosen, runtime=runtime
+            store, bus, summaries.engine, summaries.chosen, runtime=runtime, hashing=hashing
         )
         self._consolidate = consolidate.ConsolidateStage(
             store, bus, reader=revisions.Reader(store), runtime=runtime

@@ -30,6 +30,8 @@ import snapshot_reader
 ONCE_WRITTEN = ("records", "outcomes", "manifests", "packs", "snapshots", "blobs", "claims")
 """Kinds of which no object may ever get other bytes, or go (nothing is swept here)."""
 KINDS = (*ONCE_WRITTEN, *reading.HEADS, "marks")
+HASH = re.compile(r"(?<=\[redacted:openai-key):[0-9a-f]{12}\]")
+"""The hash in a placeholder: under a key that the deployment draws, so no plan can know it."""
 _SAFE = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
@@ -131,7 +133,7 @@ class Case:
             kept = [run for run in runs if run.label == meta["event"]["id"]]
             if keys[0] != record_key(*identity):
                 yield f"{name} lies at {keys[0]}"
-            if not kept or line != kept[0].kept:
+            if not kept or HASH.sub("]", line) != kept[0].kept:
                 yield f"{name}: its record has other bytes than were sent"
             for run in runs:
                 yield from self._letters_of(run.label, run.letters if run in kept else {"run_conflict"})

@@ -12,7 +12,7 @@ import made
 from runlore.memory import model_summary, notes, operations, redact, rules, showing, values
 from runlore.models import port
 
-SECRET = "sk-proj-" + "a1" * 20
+SECRET = "sk-proj-" + "a1B2c3D4" * 5
 
 
 def place(item):
@@ -66,11 +66,10 @@ def test_a_statement_stands_with_the_places_that_its_numbers_stand_for():
         (("knowledge", "x is y", [0]), "#0, which was not shown"),
         (("failures", " \u200b\n ", [2]), "empty"),
         (("failures", "x" * 601, [2]), "longer than"),
-        (("knowledge", f"the key is {SECRET}", [2]), "secret"),
         (("preferences", "the user prefers Perl", [2]), "what the person said"),
         (("preferences", "the user prefers Perl", [3]), "what the person said"),
     ),
-    ids=("nothing", "not shown", "zero", "empty", "long", "secret", "a tool's word", "the agent's word"),
+    ids=("nothing", "not shown", "zero", "empty", "long", "a tool's word", "the agent's word"),
 )
 def test_what_does_not_stand_is_dropped_with_its_reason_and_without_its_words(statement, reason):
     out = accepted(statement, ("failures", "it fails", [1]))
@@ -78,6 +77,21 @@ def test_what_does_not_stand_is_dropped_with_its_reason_and_without_its_words(st
     (dropped,) = out["dropped"]
     assert reason in dropped["reason"] and statement[0] in dropped["what"]
     assert "Perl" not in json.dumps(out) and SECRET not in json.dumps(out)
+
+
+def test_a_secret_becomes_its_placeholder_with_the_hash_that_a_record_has():
+    told = said(("knowledge", f"the\nkey is {SECRET}", [2]), title=f"use {SECRET}", reason=SECRET)
+    out = model_summary.accept(told, SHOWN, b"k" * 32)
+    hidden = redact.placeholder("openai-key", SECRET, b"k" * 32)
+    assert [one["text"] for one in out["statements"]] == [f"the key is {hidden}"]
+    assert hidden in out["title"] and out["redacted"] == {"openai-key": 3} and SECRET not in json.dumps(out)
+    assert model_summary.accept(told, SHOWN)["statements"][0]["text"] == "the key is [redacted:openai-key]"
+
+
+def test_no_half_of_a_secret_is_left_where_a_text_is_cut():
+    title = "x" * (model_summary.TITLE_CHARS_MAX - 20) + f" {SECRET}"
+    out = accepted(("knowledge", "it holds", [2]), title=title)
+    assert SECRET[:12] not in out["title"]
 
 
 def test_a_preference_stands_on_what_the_person_said_or_what_was_known_of_it():

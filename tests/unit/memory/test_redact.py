@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runlore.events import records
-from runlore.memory import redact
+from runlore.memory import keywords, redact
 
 # Put together here, so that no scanner takes this file for a leak.
 SECRETS = {
@@ -20,6 +19,7 @@ SECRETS = {
     "github-token": ["ghp_" + "aB3d" * 9, "github_pat_" + "aB3d" * 20],
     "slack-token": ["xoxb-" + "123456789012-123456789012-" + "aB3d" * 6],
     "google-key": ["AIza" + "aB3dE" * 7],
+    "runlore-key": ["rl_" + "0a1b2c3d" * 4 + "_" + "4e5f6a7b" * 8],
     "stripe-key": ["sk_" + "live_" + "aB3d" * 6],
     "jwt": ["eyJ" + "hbGciOiJIUzI1NiJ9." + "eyJ" + "zdWIiOiIxMjM0In0." + "aB3dE5fG7hI9"],
     "private-key": ["-----BEGIN RSA " + "PRIVATE KEY-----\nMIIabc\n-----END RSA " + "PRIVATE KEY-----"],
@@ -55,7 +55,7 @@ def test_a_known_token_shape_is_replaced_wherever_it_stands(kind, secret):
     ("body", "wanted"),
     [
         ("Authorization: Bearer " + "aB3d.E5fG-7hI9" * 2, "Authorization: Bearer [redacted:bearer]"),
-        ("postgres://anna:geheim@db:5432/x", "postgres://[redacted:url-credentials]@db:5432/x"),
+        ("postgres://anna:geheim@db:5432/x", "postgres://anna:[redacted:url-credentials]@db:5432/x"),
         ("aws_secret_access_key = " + "aB3/" * 10, "aws_secret_access_key = [redacted:aws-secret]"),
     ],
 )
@@ -95,50 +95,129 @@ def test_a_secret_with_escapes_in_its_json_is_found():
     assert "MIIabc" not in out
 
 
-# What `_HINT` looks for, put together as above, and what may stand before and after it.
-_PIECES = st.sampled_from(
+KEY, OTHER = b"k" * 32, b"o" * 32
+TOKEN = SECRETS["github-token"][0]
+
+
+def test_equal_secrets_are_linkable_under_one_key_and_not_across_keys():
+    first = redact.text(f"push {TOKEN}", KEY)
+    assert redact.placeholder("github-token", TOKEN, KEY) in redact.text(f"GH={TOKEN};", KEY)
+    assert redact.PLACEHOLDER.fullmatch(first.removeprefix("push "))
+    assert TOKEN[4:] not in first and first != redact.text(f"push {TOKEN}", OTHER)
+    assert redact.text(f"push {TOKEN}") == "push [redacted:github-token]"
+
+
+def test_a_secret_spelled_otherwise_has_the_same_hash():
+    pem = SECRETS["private-key"][0]
+    spelled = [pem, pem.replace("\n", "\\n"), pem.replace("\n", "\r\n"), pem.replace("\n", "\n    ")]
+    assert len({redact.text(one, KEY) for one in spelled}) == 1
+
+
+def test_the_password_of_a_url_is_the_same_secret_as_the_one_with_a_name():
+    word = "t68tVkAKqiaJ42cL"
+    (in_url,) = redact.PLACEHOLDER.findall(redact.text(f"postgres://anna:{word}@db:5432/x", KEY))
+    (named,) = redact.PLACEHOLDER.findall(redact.text(f"PGPASSWORD={word}", KEY))
+    assert in_url[1] == named[1]
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["without a key", "with a key"])
+@pytest.mark.parametrize("old", ["[redacted:jwt]", "[redacted:jwt:0123456789ab]", "[redacted:openai-key]"])
+def test_placeholders_of_every_version_stay_as_they_are(old, key):
+    for body in (
+        f"token={old}",
+        f"Bearer {old}",
+        f'{{"password": "{old}"}}',
+        f"postgres://a:{old}@db/x",
+        f"x{old}{old}",
+    ):
+        assert redact.text(body, key) == body
+
+
+@pytest.mark.parametrize(
+    "value",
     [
+        {"password": "aB3dE5fG7hK"},
+        {"a": {"db_password": "aB3dE5fG7hK", "n": 1}},
+        {"x": '{"password": "aB3dE5fG7hK"}'},
+    ],
+    ids=["a field", "deep", "a string of JSON"],
+)
+def test_the_name_of_a_field_says_what_its_value_is(value):
+    out, counts = redact.line(json.dumps(value))
+    assert counts == {"named-secret": 1} and "aB3dE5fG7hK" not in out
+
+
+_PARTS = st.sampled_from(
+    [
+        *INNOCENT,
+        *(one for many in SECRETS.values() for one in many),
         *(
-            "sk-" + "proj-" + "a1B2" * 8,
-            "sk-" + "a1" * 20,
-            "task-sk-1",
-            "\nsk-" + "a1" * 20,
-            "\u00e4sk-" + "b2" * 20,
+            "password",
+            "api_key",
+            "aB3dE5fG7hK",
+            "--token",
+            'x = "aB3dE5fG7hK"',
+            "\\",
+            '"',
+            "\u2028\u00e4",
+            "\0",
         ),
-        *("AKIA" + "A" * 16, "ghp_" + "a" * 36, "xoxb-" + "1" * 12, "hf_" + "a" * 34, "glpat-" + "a" * 20),
-        *("eyJ" + "a" * 9 + ".eyJ" + "b" * 9 + "." + "c" * 12, "AIza" + "a" * 35, "npm_" + "a" * 36),
-        *("Bearer " + "a1" * 12, "bearer\n" + "a1" * 12, "Bearer\u2003" + "a1" * 12, "forbearer", "basic"),
-        *("Authorization: Basic " + "abcdefgh1", "://", "me@example.com", "https://host/@x"),
-        *("https://user:" + "secret@host/", "postgres://u:" + "\u00e4" * 150 + "@h"),
-        *(
-            "aws_secret_access_key=" + "A" * 40,
-            "Ses\u017fion_To\u212aen: " + "A" * 40,
-            "SecretAccess\u212aey=" + "b" * 40,
-        ),
-        *("plain text", '"', "\\", "\n", "\u00e4", "\U0001f600", "-----BEGIN " + "PRIVATE KEY-----abc"),
     ]
 )
-
-
-def _spelled(text, dice):
-    """`text` as a JSON string, each character as itself or as any escape that means it."""
-    out = []
-    for char in text:
-        units = char.encode("utf-16-be")
-        escaped = "".join(f"\\u{unit:04x}" for unit in struct.unpack(f">{len(units) // 2}H", units))
-        ways = [json.dumps(char)[1:-1]] * 20 + [escaped] + ["\\/"] * (4 * (char == "/"))
-        out.append(dice.choice(ways))
-    return '"' + "".join(out) + '"'
-
-
-@given(
-    st.lists(st.lists(_PIECES, max_size=4).map("".join), max_size=5),
-    st.randoms(use_true_random=False),
-    st.booleans(),
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | _PARTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | _PARTS, inner, max_size=4),
+    max_leaves=12,
 )
-def test_a_look_at_the_whole_line_passes_over_nothing_that_a_look_at_each_string_finds(texts, dice, plain):
-    spelled = [json.dumps(text) if plain else _spelled(text, dice) for text in texts]
-    line = '{"input":[' + ",".join(spelled) + "]}"
-    counts = redact.Counter()
-    each = records.map_strings(line, lambda value: redact._redact(value, counts))
-    assert redact.line(line) == (each, dict(sorted(counts.items())))
+
+
+def shape(value):
+    """A value without what its strings say."""
+    if isinstance(value, dict):
+        return [shape(one) for one in value.values()]
+    return (
+        [shape(one) for one in value] if isinstance(value, list) else "" if isinstance(value, str) else value
+    )
+
+
+@given(st.dictionaries(st.text() | _PARTS, JSON, max_size=4), st.booleans())
+def test_any_line_stays_one_of_which_only_strings_changed_and_a_second_pass_changes_nothing(value, is_ascii):
+    line = json.dumps(value, ensure_ascii=is_ascii)
+    out, counts = redact.line(line, KEY)
+    assert (out == line) == (not counts)
+    if len(json.loads(out)) == len(value):  # Two secrets of one key may not be two keys any more.
+        assert shape(json.loads(out)) == shape(value) or counts
+    assert redact.line(out, KEY) == (out, {})
+    assert redact.line(out) == (out, {})
+
+
+@given(JSON, st.booleans())
+def test_what_is_searched_is_the_line_with_its_strings_decoded(value, is_ascii):
+    line = json.dumps(value, ensure_ascii=is_ascii).replace("/", "\\/")
+    assert records.decoded(line) == records.exactly_decoded(line)
+
+
+def test_a_piece_of_a_placeholder_is_no_secret():
+    """Summaries cut texts anywhere: a revision must not be held for what is left of a placeholder."""
+    whole = redact.text(f"push with {TOKEN} now", KEY)
+    for at in range(len(whole)):
+        for piece in (whole[:at], whole[:at] + "…", whole[at:], "…" + whole[at:]):
+            assert redact.text(piece) == piece
+
+
+def test_no_word_to_search_by_comes_from_a_placeholder():
+    whole = redact.text(f"push with {TOKEN} now", KEY)
+    assert set(keywords.count([whole, whole[:40]])) == {"push", "with"}
+
+
+def test_many_keys_without_their_end_hide_nothing_from_each_other():
+    begin = "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIE" + "aB3d" * 20
+    out, counts = redact.line(json.dumps({"input": [begin, TOKEN] * 20}))
+    assert counts == {"github-token": 20, "private-key": 20}
+    assert set(json.loads(out)["input"]) == {"[redacted:private-key]", "[redacted:github-token]"}
+
+
+def test_a_key_written_as_several_strings_goes_to_its_end():
+    begin, end = "-----BEGIN RSA " + "PRIVATE KEY-----", "-----END RSA " + "PRIVATE KEY-----"
+    body = f'KEY = ("{begin}\\n"\n       "MIIEaB3d\\n"\n       "{end}")'
+    assert redact.text(body) == 'KEY = ("[redacted:private-key]")'

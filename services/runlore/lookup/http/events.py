@@ -95,7 +95,8 @@ async def events(
     with service.events.entered(project):
         raw = await answers.body_of(request, services.JSON_BYTES_MAX)
         # Off the loop: a record may have 64 MiB.
-        made = await asyncio.to_thread(_prepare, raw, project, idempotency_key)
+        key = await service.hashing.of_or_none(project)
+        made = await asyncio.to_thread(_prepare, raw, project, idempotency_key, key)
         del raw
         if idempotency_key is not None:
             await _first_of_its_key(service.store, project, idempotency_key, made)
@@ -122,7 +123,7 @@ def _trace(request: Request) -> list[tuple[str, bytes]]:
     return [("traceparent", given.encode("ascii"))] if _TRACEPARENT.fullmatch(given) else []
 
 
-def _prepare(raw: bytes, project: str, idempotency_key: str | None) -> _Prepared:
+def _prepare(raw: bytes, project: str, idempotency_key: str | None, key: bytes | None) -> _Prepared:
     """What came, checked and made an event. Blocking. Raises a `Poison`, or `errors.Forbidden`."""
     document = envelope.load(raw, "the body")
     if not isinstance(document, dict):
@@ -145,6 +146,9 @@ def _prepare(raw: bytes, project: str, idempotency_key: str | None) -> _Prepared
     checked = models.handed_in(event_type, data)
     if event is None:
         event = producer.event_from(data, checked, source=f"/runlore/http/{project}")
+    # After the event has its id: with other rules the same body is the same event.
+    if key is not None:
+        data, checked = producer.hidden(data, checked, key)
     data, checked, claimed = _claimed(data, checked)
     return _Prepared(dataclasses.replace(event, data=data), checked, claimed, sha256)
 

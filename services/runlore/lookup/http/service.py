@@ -12,7 +12,7 @@ from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, revisions
+from runlore.commit import heads, redaction, revisions
 from runlore.consumers import dead
 from runlore.lookup import memories, seeds
 from runlore.lookup.http import kept
@@ -95,6 +95,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)
+        self.hashing = redaction.Keys(self.store)
         # Without keys there is one machine's user alone.
         share = PROJECT_SHARE if self.with_keys else 1.0
         self.events = Gate("events", EVENTS_AT_ONCE_MAX, share=share)

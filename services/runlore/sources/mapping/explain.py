@@ -271,7 +271,7 @@ def _secrets(samples: Sequence[Explained]) -> Iterator[str]:
         _, kinds = redact.line(data["record"])
         if kinds:
             told = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-            yield f"the messages hold secrets ({told}): they are redacted when the run is recorded, not on the bus"
+            yield f"the messages hold secrets ({told}): they become placeholders before `runs`; your topic keeps them"
 
 
 def _people(mapping: event.Mapping) -> Iterator[str]:
