@@ -100,7 +100,7 @@ CHANGES = {
     ("resume", "record"): (),
     ("replay", "--from", "beginning"): (),
     ("revert", "support"): ("-p", "acme", "--to", "1"),
-    ("review", "release", "--all"): homes.MEANT,
+    ("review", "approve", "--all"): homes.MEANT,
     ("dead", "redrive", "--all"): (),
     ("dead", "drop", "--all"): (),
     ("snapshot", "drop", "conv-1", "run-1"): ("-p", "acme"),

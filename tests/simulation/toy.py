@@ -8,9 +8,10 @@ A run whose output holds POISON makes a revision that no guard lets through.
 from __future__ import annotations
 
 import json
-from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
+
+from runlore.memory import guards
 
 ENGINE = {"name": "toy", "version": 1}
 POISON = "POISON"
@@ -72,10 +73,7 @@ def apply(notes, proposed, *, shown):
 
 
 def check(before, after, parts):
-    return [Violation("poison", name, ()) for name, one in parts.items() if POISON in one.text]
-
-
-Violation = namedtuple("Violation", "kind message where")
+    return [guards.Violation("poison", name, ()) for name, one in parts.items() if POISON in one.text]
 
 
 class Detector:
@@ -100,5 +98,5 @@ def install(monkeypatch):
     monkeypatch.setattr(consolidate, "notes", SimpleNamespace(Notes=Notes))
     monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
     monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part, Memo=object))
-    monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=Violation))
+    monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=guards.Violation))
     monkeypatch.setattr(record, "redact", SimpleNamespace(line=redact))

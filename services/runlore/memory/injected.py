@@ -19,6 +19,8 @@ from runlore.memory import notes as _notes
 
 _QUOTED = re.compile(r'"([^"]+)"|`([^`]+)`')
 _BULLET = re.compile(r"^\s*- ")
+_LIST = re.compile(r"(?:- )?(?:[^:,]{0,40}: )?[^\s,]+(?:, [^\s,]+){2,}")
+"""Search words, in the order of the alphabet: what stands side by side in them nobody said."""
 _ACROSS = ("template", "fetched", "sent", "override", "conceal")
 """Signals that are looked for across two lines: those that need no second one."""
 _TRUST = (instructions.TOOL, instructions.AGENT, instructions.USER)
@@ -66,8 +68,8 @@ def _candidates(body: str) -> tuple[_Candidate, ...]:
     """The lines with any signal, and the pairs of lines that have one together. Few texts have one."""
     out, above = [], ""
     for number, line in enumerate(body.split("\n"), 1):
-        said = _said(line) if line else ""
-        if line and instructions.signals(line):
+        said = _said(line) if line and not _LIST.fullmatch(line) else ""
+        if said and instructions.signals(line):
             out.append(_Candidate(number, number, said))
         elif above and said:
             alone = {one.kind for one in instructions.signals(above)}
@@ -102,11 +104,17 @@ def _judged(
         rollouts = {rollout for entry in behind.values() for rollout in entry["support"]}
         message = f"{name}:{one.first} reads like an instruction ({kinds}), from {_WHENCE[source]}"
         suspects = tuple(sorted(rollouts or ({part.rollout} if part.rollout else set())))
-        yield Found(message, suspects, _key(kinds, behind, one.body), name, one.first)
+        yield Found(message, suspects, _key(kinds, _guilty(whole, source) or [one.body]), name, one.first)
 
 
-def _key(kinds: str, behind: Iterable[str], body: str) -> str:
-    told = "\n".join([kinds, *sorted(behind), instructions.folded(body)])
+def _guilty(line: str, source: str) -> list[str]:
+    """The quotations of a line that would be held alone: the same words stand in several places, framed otherwise."""
+    quoted = [one or other for one, other in _QUOTED.findall(line)]
+    return [one for one in quoted if instructions.against(one, source)]
+
+
+def _key(kinds: str, said: Iterable[str]) -> str:
+    told = "\n".join([kinds, *sorted({instructions.folded(one) for one in said})])
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
