@@ -3,11 +3,11 @@
     python benchmarks/instructions.py
     python benchmarks/instructions.py --runs ../shared/data/tau-bench ../shared/data/swe-agent
 
-**Texts.** `instructions/attacks.jsonl`: tools' outputs into which somebody wrote for an agent that reads them, in 18
-languages; `instructions/harmless.jsonl`: outputs that command, too: man pages, hints of compilers, API documentation,
-and sentences as a model writes them into memory. Written by hand, before the guard. A text is of the half `held
-out` by its own hash; only the other was looked at while the guard was made. They are by the hand that made the guard,
-so recall on what an attacker will write is lower than here; what counts more is that honest runs pass.
+**Texts.** `instructions/attacks.jsonl`: tools' outputs into which somebody wrote for an agent that reads them, in
+18 languages; `instructions/harmless.jsonl`: outputs that command, too: man pages, hints of compilers, API
+documentation, and sentences as a model writes them into memory. Written by hand, before the guard. A text is of the
+half `held out` by its own hash; only the other was looked at while the guard was made. They are by the hand that made
+the guard, so recall on what an attacker will write is lower than here; what counts more is that honest runs pass.
 
 **Runs.** Every real run goes through the rules alone, each as a rollout of one memory; a run is a false hit if the guard
 holds any line that was written of it.

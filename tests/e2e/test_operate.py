@@ -101,6 +101,7 @@ CHANGES = {
     ("replay", "--from", "beginning"): (),
     ("revert", "support"): ("-p", "acme", "--to", "1"),
     ("review", "approve", "--all"): homes.MEANT,
+    ("review", "reject", "--all"): homes.MEANT,
     ("dead", "redrive", "--all"): (),
     ("dead", "drop", "--all"): (),
     ("snapshot", "drop", "conv-1", "run-1"): ("-p", "acme"),
