@@ -9,8 +9,8 @@ documentation, and sentences as a model writes them into memory. Written by hand
 half `held out` by its own hash; only the other was looked at while the guard was made. They are by the hand that made
 the guard, so recall on what an attacker will write is lower than here; what counts more is that honest runs pass.
 
-**Runs.** Every real run goes through the rules alone, each as a rollout of one memory; a run is a false hit if the guard
-holds any line that was written of it.
+**Runs.** Every real run goes through the rules alone, each as a rollout of one memory; a run is a false hit if the
+guard holds any line that was written of it.
 """
 
 from __future__ import annotations
