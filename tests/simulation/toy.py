@@ -2,7 +2,8 @@
 
 The commit protocol asks memory for pure functions of sets of runs. The real ones cost milliseconds, and the
 exhaustive tests call them tens of thousands of times; `test_real_memory.py` runs the same scenarios on them.
-A run whose output holds POISON makes a revision that no guard lets through.
+A run whose output holds POISON makes a revision that no guard lets through; one with a word that begins with ORDER, one
+that only a person lets through, word by word.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from runlore.memory import guards
 
 ENGINE = {"name": "toy", "version": 1}
 POISON = "POISON"
+ORDER = "ORDER"
 
 
 def digest(line, meta):
@@ -73,7 +75,15 @@ def apply(notes, proposed, *, shown):
 
 
 def check(before, after, parts):
-    return [guards.Violation("poison", name, ()) for name, one in parts.items() if POISON in one.text]
+    poisoned = [guards.Violation("poison", name, ()) for name, one in parts.items() if POISON in one.text]
+    ordered = [
+        guards.Violation("instruction", name, (one.rollout,), word)
+        for name, one in parts.items()
+        if one.rollout
+        for word in one.text.split()
+        if word.startswith(ORDER)
+    ]
+    return poisoned + ordered
 
 
 class Detector:

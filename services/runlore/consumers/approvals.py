@@ -44,7 +44,7 @@ def hold(
 def rejected(entry: Mapping[str, Any], *, counter: int, reason: str, number: int) -> dict[str, Any]:
     """The entry of a rollout that stays out as it stands at `counter`."""
     why = {"at": clock.now_iso(), "reason": reason[:REASON_CHARS_MAX]}
-    return {**entry, "counter": counter, "hold": number, "rejected": why}
+    return {**entry, "counter": max(counter, seen(entry)), "hold": number, "rejected": why}
 
 
 def is_rejected(entry: Mapping[str, Any]) -> bool:
@@ -59,6 +59,29 @@ def waiting(held: Mapping[str, Any]) -> list[str]:
 def has_new_run(entry: Mapping[str, Any], head: heads.Head) -> bool:
     """Whether a rejected rollout has a run that whoever rejected it did not see."""
     return is_rejected(entry) and head.counter > int(entry["counter"])
+
+
+def is_undecided(entry: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Whether this run (as the rollout's head tells it) came after its rollout was rejected, and waits to be judged."""
+    return is_rejected(entry) and int(run["since"]) > int(entry["counter"])
+
+
+def seen_in(held: Mapping[str, Any], inputs: Mapping[str, heads.Head]) -> dict[str, int]:
+    """Held rollouts that have runs which the head does not know of → the counter that they stand at.
+
+    Noted in the head before their mark is deleted. *Otherwise:* a rejection that was decided before such a run, and
+    lands after its mark is gone, leaves a run that nobody has judged and nothing says waits.
+    """
+    return {
+        name: head.counter
+        for name, head in inputs.items()
+        if name in held and not is_rejected(held[name]) and head.counter > seen(held[name])
+    }
+
+
+def seen(entry: Mapping[str, Any]) -> int:
+    """The counter of the rollout that a hold knows of."""
+    return int(entry.get("seen", entry["counter"]))
 
 
 def again(entry: Mapping[str, Any]) -> guards.Violation:

@@ -127,6 +127,10 @@ class ConsolidateStage:
             made, head = await self._move(
                 project, memory, head, before, {name: inputs[name] for name in batch}, found
             )
+        if waits := approvals.seen_in(head.body.get("held", {}), inputs):
+            held = {**head.body["held"]}
+            held |= {name: {**held[name], "seen": counter} for name, counter in waits.items()}
+            head = await heads.move(self._store, head, {"held": held}, fmt=revisions.HEAD_FORMAT)
         # A mark is deleted exactly when nothing it names is uncovered: also where there was nothing to do.
         left = set(later)
         done = [mark for mark in found if left.isdisjoint(mark.rollouts)]

@@ -170,7 +170,7 @@ class Asker:
         memory = await self._reader.head(wanted.project, wanted.memory)
         hold = memory.body.get("held", {}).get(rollout)
         if hold is not None:
-            return not approvals.has_new_run(hold, head)
+            return not approvals.is_undecided(hold, entry)
         revision = await self._reader.current(memory, wanted.project, wanted.memory)
         covered = revision.map("coverage").get(rollout) if revision else None
         return covered is not None and int(covered["counter"]) >= int(entry.get("since", head.counter))

@@ -179,7 +179,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.next = f"attempt {head.body['runs'][row['run']]['attempt']} of this run took its place"
         return story
     if held:
-        _held(story, held, is_new=approvals.has_new_run(held, head))
+        _held(story, held, is_new=approvals.is_undecided(held, head.body["runs"][row["run"]]))
         return story
     revision = await reader.current(memory_head, project, memory)
     covered = revision.map("coverage").get(rollout) if revision else None

@@ -86,7 +86,7 @@ class MemoryView:
             return "superseded"
         if rollout in self.held:
             hold, lifted = self.held[rollout], consolidate.released(self.held, self.marks)
-            if rollout in lifted or approvals.has_new_run(hold, head):
+            if rollout in lifted or approvals.is_undecided(hold, entry):
                 return None
             return "rejected" if approvals.is_rejected(hold) else "held"
         covered = int(self.coverage.get(rollout, {"counter": 0})["counter"])
