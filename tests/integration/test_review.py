@@ -152,7 +152,13 @@ async def test_a_secret_is_masked_wherever_review_shows_it_and_can_not_be_let_in
         assert SECRET not in str(found) and any(not row["may_pass"] for row in found["violations"])
         with pytest.raises(errors.Refused, match="secret"):
             await approve(one, "leak")
+        with pytest.raises(errors.Refused, match="none of the 1"):
+            await approve(one)
         assert (await hold_of(one, "leak")) == hold
+        await one.events(smuggled(2, ORDER))
+        done = await approve(one)
+        assert (done.names, list(done.left)) == (["guilty"], ["leak"])
+        await one.work()
         await reject(one, "leak")
 
 
@@ -162,8 +168,8 @@ async def test_a_secret_is_masked_wherever_review_shows_it_and_can_not_be_let_in
 async def test_what_was_approved_is_taken_in_and_stays_with_later_runs_of_it_and_of_others(tmp_path):
     async with reviewed(tmp_path) as one:
         await one.events(smuggled(1, ORDER))
-        names, passed = await approve(one, "guilty")
-        assert (names, passed) == (["guilty"], {"guilty": ["instruction"]})
+        done = await approve(one, "guilty")
+        assert (done.names, done.let_pass, done.left) == (["guilty"], {"guilty": ["instruction"]}, {})
         await one.work()
         assert ORDER in await whole(one) and await state(one, "run-1") == "consolidated"
         revision = await revisions.Reader(one.store).at(*WHERE)

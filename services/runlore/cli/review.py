@@ -156,7 +156,7 @@ def review_approve(
             wiring.open_home(ui.settings_of(home)) as opened,
             ui.acting(opened, "review approve", projects=where[:1], reason=why, arguments=given) as act,
         ):
-            names, passed = await reviewing.approve(
+            done = await reviewing.approve(
                 opened.store,
                 opened.bus,
                 opened.reader,
@@ -165,9 +165,12 @@ def review_approve(
                 reason=why,
                 hold=hold,
             )
-            act.result |= {"approved": names, "let_pass": passed}
-        out.answer({"project": where[0], "memory": where[1], "approved": names, "let_pass": passed})
-        out.say(f"approved {len(names)} rollouts; the next `runlore up`, or the workers, take them in")
+            told = {"approved": done.names, "let_pass": done.let_pass, "left": done.left}
+            act.result |= told
+        out.answer({"project": where[0], "memory": where[1], **told})
+        out.say(f"approved {len(done.names)} rollouts; the next `runlore up`, or the workers, take them in")
+        for why_not in done.left.values():
+            out.note(f"left: {why_not}")
 
     ui.run(work, as_json=as_json)
 

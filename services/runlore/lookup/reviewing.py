@@ -48,6 +48,17 @@ class Judged:
     violations: list[guards.Violation]
 
 
+@dataclass(frozen=True)
+class Approved:
+    """What an approval did."""
+
+    names: list[str]
+    let_pass: dict[str, list[str]]
+    """The kinds of violations that were let pass, of each."""
+    left: dict[str, str]
+    """Of all that waited, those that nobody may let in, and why."""
+
+
 # --- list -------------------------------------------------------------------------------------------
 
 
@@ -197,29 +208,40 @@ async def approve(
     *,
     reason: str,
     hold: int | None = None,
-) -> tuple[list[str], dict[str, list[str]]]:
-    """Let held or rejected rollouts in, with what their holds say; (their names, the kinds let pass of each).
+) -> Approved:
+    """Let held or rejected rollouts in, with what their holds say.
 
-    `rollouts` None: all that wait. `hold`: the number that the person saw. Raises `errors.NotFound`, and
-    `errors.Refused` where a rollout has what nobody may let pass, or is held anew since.
+    `rollouts` None: all that wait and may. `hold`: the number that the person saw. Raises `errors.NotFound`, and
+    `errors.Refused` where a named one has what nobody may let pass, or is held anew since.
     """
     head = await reader.head(project, memory)
     names = _meant(head, project, memory, rollouts)
     held = head.body["held"]
     if hold is not None and [held[name]["hold"] for name in names] != [hold]:
         raise errors.Refused(f"{', '.join(names)} is not held by {hold} any more", hint="look at it again")
+    left: dict[str, str] = {}
     for name in names:
-        await _must_be_soft(store, reader, head, name)
+        try:
+            await _must_be_soft(store, reader, head, name)
+        except errors.Refused as exc:
+            if rollouts is not None:
+                raise
+            left[name] = exc.message
+    names = [name for name in names if name not in left]
+    if not names:
+        raise errors.Refused(
+            f"none of the {len(left)} that wait may be let in", hint="`runlore review show` says why"
+        )
     keys = {name: approvals.keys_of(held[name]) for name in names}
     approves = {name: some for name, some in keys.items() if some}
-    passed = {
+    let_pass = {
         name: sorted({kind for kind, _, key in held[name].get("violations", ()) if key in keys[name]})
         for name in names
     }
     await consolidate.release(
         store, bus, reader, project, memory, names, reason=reason, approves=approves, seen=head
     )
-    return names, passed
+    return Approved(names, let_pass, left)
 
 
 def _meant(head: heads.Head, project: str, memory: str, given: Sequence[str] | None) -> list[str]:

@@ -103,12 +103,12 @@ async def approve(
         reason=reason,
         arguments={"memory": memory, "rollouts": rollouts or "all"},
     ) as act:
-        names, passed = await reviewing.approve(
+        done = await reviewing.approve(
             service.store, service.bus, service.reader, project, memory, rollouts, reason=reason, hold=hold
         )
-        act.result |= {"approved": names, "let_pass": passed}
-    body = {"project": project, "memory": memory, "approved": names, "let_pass": passed}
-    return await answers.found(request, body)
+        told = {"approved": done.names, "let_pass": done.let_pass, "left": done.left}
+        act.result |= told
+    return await answers.found(request, {"project": project, "memory": memory, **told})
 
 
 @router.post(

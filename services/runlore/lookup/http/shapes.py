@@ -171,6 +171,7 @@ class Approved(_Shape):
     memory: str
     approved: list[str]
     let_pass: dict[str, list[str]]
+    left: dict[str, str]
 
 
 class Rejected(_Shape):
