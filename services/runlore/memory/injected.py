@@ -69,10 +69,11 @@ def _candidates(body: str) -> tuple[_Candidate, ...]:
     out, above = [], ""
     for number, line in enumerate(body.split("\n"), 1):
         said = _said(line) if line and not _LIST.fullmatch(line) else ""
-        if said and instructions.signals(line):
+        own = instructions.signals(line) if said else ()
+        if own:
             out.append(_Candidate(number, number, said))
-        elif above and said:
-            alone = {one.kind for one in instructions.signals(above)}
+        if above and said:
+            alone = {one.kind for one in [*own, *instructions.signals(above)]}
             joined = instructions.signals(f"{above} {said}")
             if any(one.kind in _ACROSS and one.kind not in alone for one in joined):
                 out.append(_Candidate(number - 1, number, f"{above} {said}"))

@@ -118,23 +118,23 @@ def _overrides() -> Iterable[str]:
             yield rf"(?:{what}){GAP}(?:{verb})"
 
 
-_STRONG = {
+STRONG = {
     "template": _any(TEMPLATE),
     "fetched": _any(FETCHED),
     "sent": _any(SENT),
     "override": _any([*_overrides(), *words.VOID]),
     "conceal": _any(one for row in words.CONCEAL.values() for one in row),
 }
-_WEAK = {
+WEAK = {
     "speaker": _SPEAKER,
-    "reader": _any(words.READER.values()),
     "lasting": _any(words.LASTING.values()),
     "silent": _any(words.SILENT),
     "memorised": _any(words.MEMORISED),
     "posed": _any(words.POSED),
     "claimed": _any(words.CLAIMED),
+    "reader": _any(words.READER.values()),
 }
-PATTERNS = _STRONG | _WEAK
+PATTERNS = STRONG | WEAK
 _TRIGGERS: dict[str, tuple[str, ...]] = {
     "template": (
         *("<|", "inst]", "sys>", "_of_turn", "<system", "<assistant", "<developer", "<instruction", "<human"),
@@ -151,16 +151,21 @@ _BASE64 = re.compile(rf"(?<![\w+/=-])[A-Za-z0-9+/_-]{{{BASE64_CHARS_MIN},}}={{0,
 
 @functools.lru_cache(maxsize=16_384)
 def signals(text: str) -> tuple[Signal, ...]:
-    """Every reason to take `text` for an instruction, the strong ones first."""
+    """Every reason to take `text` for an instruction, the strong ones first.
+
+    That it names the reader is looked for last, and only beside another weak signal: it costs most and is common.
+    """
     text = text[:SCAN_CHARS_MAX]
     found = [Signal(kind, True, excerpt) for kind, excerpt in [*_hidden(text), *_encoded(text)]]
     plain = _plain(text)
-    kinds = [kind for kind, some in _TRIGGERS.items() if any(one in plain for one in some)]
+    kinds = [kind for kind in PATTERNS if any(one in plain for one in _TRIGGERS[kind])]
     plain = _apart(plain) if kinds else plain
     for kind in kinds:
+        if kind == "reader" and all(one.is_strong for one in found):
+            continue
         match = PATTERNS[kind].search(plain)
         if match:
-            found.append(Signal(kind, kind in _STRONG, match.group().strip()))
+            found.append(Signal(kind, kind in STRONG, match.group().strip()))
     return tuple(sorted(found, key=lambda one: not one.is_strong))
 
 
