@@ -19,6 +19,8 @@ from runlore.memory import guards
 VIOLATIONS_KEPT_MAX = 16
 """Violations that a hold keeps; with more, all of them can not be let pass."""
 REASON_CHARS_MAX = 300
+APPROVED_MAX = 256
+"""Keys that stay approved of one rollout; past it what was approved may be held again."""
 
 Keys = Mapping[str, frozenset[str]]
 """Rollout → what a person let pass of it."""
@@ -142,7 +144,8 @@ def kept(body: Mapping[str, Any], passes: Keys, present: Collection[str]) -> dic
         name: {"keys": lasting, "at": before.get(name, {}).get("at", now)}
         for name in sorted(passes)
         # The others are of one change, which is done.
-        if name in present and (lasting := sorted(key for key in passes[name] if " " not in key))
+        if name in present
+        and (lasting := sorted(key for key in passes[name] if " " not in key)[:APPROVED_MAX])
     }
 
 
