@@ -46,13 +46,13 @@ def test_a_revert_brings_the_old_notes_back_and_holds_what_came_since(home):
     assert home.json("status")["consolidate"]["marks"] == 0
     home.verified()
 
-    home.json("review", "release", "conv-4", *homes.MEANT, "--reason", "looked at it")
+    home.json("review", "approve", "conv-4", *homes.MEANT, "--reason", "looked at it")
     home.up_once()
     assert (state_of(home, "run-4"), state_of(home, "run-5")) == ({1: "consolidated"}, {1: "held"})
-    home.json("review", "release", "--all", *homes.MEANT, "--reason", "all harmless")
+    home.json("review", "approve", "--all", *homes.MEANT, "--reason", "all harmless")
     home.up_once()
     assert home.json("review")["held"] == [] and state_of(home, "run-14") == {1: "consolidated"}
-    home.json("review", "release", "--all", *homes.MEANT, "--reason", "nothing left", code=3)
+    home.json("review", "approve", "--all", *homes.MEANT, "--reason", "nothing left", code=3)
     home.verified()
 
     calm = homes.Home(home.root.with_name("calm"))
@@ -71,7 +71,7 @@ def test_a_held_rollout_is_released_by_the_name_that_review_lists(home):
     home.json("revert", "support", "--to", 1, "--reason", "x")
     (listed,) = home.json("review")["held"]
     assert listed["rollout"].startswith("rl-")
-    home.json("review", "release", listed["rollout"], *homes.MEANT, "--reason", "y")
+    home.json("review", "approve", listed["rollout"], *homes.MEANT, "--reason", "y")
     home.up_once()
     assert state_of(home, "Ticket 7/B") == {1: "consolidated"} == state_of(home, listed["rollout"])
 

@@ -20,6 +20,7 @@ from runlore.commit import heads, keys, revisions, rollouts
 from runlore.consumers import consolidate, dead, record
 from runlore.consumers.runtime import SEQUENTIAL
 from runlore.events import envelope, models
+from runlore.lookup import reviewing
 from runlore.settings import Settings
 from runlore.testing import exhaust, invariants, world
 from runlore.testing.world import finish
@@ -180,6 +181,30 @@ def releaser(*rollouts):
         with contextlib.suppress(errors.NotFound):  # They are in already.
             await consolidate.release(
                 store, bus, revisions.Reader(store), PROJECT, MEMORY, rollouts, reason="looked at"
+            )
+
+    return main
+
+
+def approver(rollout, hold=1):
+    """Somebody who approves a rollout as this hold of it shows it."""
+
+    async def main(store, bus):
+        # It is in already, or held anew.
+        with contextlib.suppress(errors.NotFound, errors.Refused):
+            reader = revisions.Reader(store)
+            await reviewing.approve(store, bus, reader, PROJECT, MEMORY, [rollout], reason="fine", hold=hold)
+
+    return main
+
+
+def rejecter(rollout):
+    """Somebody who rejects a rollout."""
+
+    async def main(store, bus):
+        with contextlib.suppress(errors.NotFound):
+            await reviewing.reject(
+                store, bus, revisions.Reader(store), PROJECT, MEMORY, [rollout], reason="not fine"
             )
 
     return main

@@ -22,6 +22,7 @@ from harness import (
     newer,
     person,
     recorder,
+    rejecter,
     reverter,
     worker,
 )
@@ -132,6 +133,16 @@ def reverted():
     before = [([event("a")], worker()), ([event("b", rollout="r2", text="bad")], worker())]
     return Scenario(
         [event("c", rollout="r2")], processes=[reverter(), worker()], before=before, compare=False
+    )
+
+
+def rejected_beside_a_run():
+    return Scenario(
+        [event("c", text=f"{toy.ORDER}-2")],
+        processes=[rejecter("r1"), recorder(), consolidator()],
+        before=[([event("a", text=f"{toy.ORDER}-1")], worker())],
+        faults=Faults(switches=2),
+        compare=False,
     )
 
 
@@ -339,6 +350,18 @@ READS = [
         ],
         released_twice(),
         {harness.AS_TOLD},
+    ),
+    Mutant(
+        "a held rollout's mark deleted before the head knows of its run",
+        [
+            (
+                consolidate.ConsolidateStage._pass,
+                'if waits := approvals.seen_in(head.body.get("held", {}), inputs):',
+                "if waits := {}:",
+            )
+        ],
+        rejected_beside_a_run(),
+        {MARKED, ENDS},
     ),
 ]
 

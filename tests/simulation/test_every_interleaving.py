@@ -11,7 +11,7 @@ import os
 
 import pytest
 import toy
-from harness import Scenario, consolidator, event, recorder, releaser, reverter, worker
+from harness import Scenario, approver, consolidator, event, recorder, rejecter, releaser, reverter, worker
 
 from runlore.testing.world import Faults
 
@@ -138,3 +138,34 @@ def test_a_release_beside_a_worker_is_never_lost():
 
 def test_a_release_that_dies_at_any_point_and_is_tried_again():
     assert released(Faults(crashes=1, switches=1)).explore().complete > 100
+
+
+def reviewed(faults, *processes):
+    """A held rollout gets a run while somebody decides of it."""
+    before = [([event("a", text=f"{toy.ORDER}-1")], worker())]
+
+    def nothing_unseen_is_let_in(view):
+        files = view.revision.map("files").items() if view.revision else ()
+        told = [view.revision.text(entry["sha256"]) for _, entry in files]
+        return "what nobody was shown is in memory" if any(f"{toy.ORDER}-2" in one for one in told) else None
+
+    return Scenario(
+        [event("c", text=f"{toy.ORDER}-2")],
+        processes=[*processes, recorder(), consolidator()],
+        before=before,
+        faults=faults,
+        compare=False,
+        holds=nothing_unseen_is_let_in,
+    )
+
+
+def test_an_approval_beside_a_new_run_lets_in_what_was_shown_or_nothing():
+    assert reviewed(Faults(crashes=1, switches=1), approver("r1")).explore().complete > 20
+
+
+def test_a_rejection_beside_a_new_run_keeps_it_out_and_loses_nothing():
+    assert reviewed(Faults(crashes=1, switches=1), rejecter("r1")).explore().complete > 20
+
+
+def test_an_approval_and_a_rejection_at_once_let_in_nothing_unseen():
+    assert reviewed(Faults(switches=2), approver("r1"), rejecter("r1")).explore().complete > 20

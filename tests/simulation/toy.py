@@ -2,18 +2,21 @@
 
 The commit protocol asks memory for pure functions of sets of runs. The real ones cost milliseconds, and the
 exhaustive tests call them tens of thousands of times; `test_real_memory.py` runs the same scenarios on them.
-A run whose output holds POISON makes a revision that no guard lets through.
+A run whose output holds POISON makes a revision that no guard lets through; one with a word that begins with ORDER, one
+that only a person lets through, word by word.
 """
 
 from __future__ import annotations
 
 import json
-from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from runlore.memory import guards
+
 ENGINE = {"name": "toy", "version": 1}
 POISON = "POISON"
+ORDER = "ORDER"
 
 
 def digest(line, meta):
@@ -72,10 +75,15 @@ def apply(notes, proposed, *, shown):
 
 
 def check(before, after, parts):
-    return [Violation("poison", name, ()) for name, one in parts.items() if POISON in one.text]
-
-
-Violation = namedtuple("Violation", "kind message where")
+    poisoned = [guards.Violation("poison", name, ()) for name, one in parts.items() if POISON in one.text]
+    ordered = [
+        guards.Violation("instruction", name, (one.rollout,), word)
+        for name, one in parts.items()
+        if one.rollout
+        for word in one.text.split()
+        if word.startswith(ORDER)
+    ]
+    return poisoned + ordered
 
 
 class Detector:
@@ -100,5 +108,5 @@ def install(monkeypatch):
     monkeypatch.setattr(consolidate, "notes", SimpleNamespace(Notes=Notes))
     monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
     monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part, Memo=object))
-    monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=Violation))
+    monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=guards.Violation))
     monkeypatch.setattr(record, "redact", SimpleNamespace(line=redact, rules=lambda: str(Detector.version)))

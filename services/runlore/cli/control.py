@@ -159,7 +159,7 @@ def replay(
             raise errors.InvalidInput(
                 f"{stage!r} can not be replayed",
                 hint=f"stages that read events: {', '.join(stages)}; consolidate works from marks, and "
-                "`runlore review release` or a new run makes one",
+                "`runlore review approve` or a new run makes one",
             )
         if not since:
             raise errors.InvalidInput("say from when: --from TIME or --from beginning", hint=TIME_HELP)

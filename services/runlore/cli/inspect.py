@@ -296,12 +296,13 @@ def search(
     async def work(out: ui.Out) -> None:
         from runlore.lookup import memories
 
-        async with _open(home) as (_, index):
+        async with _open(home) as (opened, index):
             meant = ui.pick(index.memories(), project, memory)
             if meant is None or not query.strip():
                 _list_memories(out, index, project, "runlore search WORDS")
                 return
-            rows = index.search(query, *meant, subject=memories.whom_of(subject), limit=limit)
+            found = index.search(query, *meant, subject=memories.whom_of(subject), limit=limit)
+            rows = memories.let_in(found, await opened.reader.head(*meant))
             out.answer({"project": meant[0], "memory": meant[1], "results": rows})
             for row in rows:
                 out.say(f"{row['rollout']}")

@@ -14,6 +14,7 @@ from runlore.cli import (
     mcp,
     operate,
     pipeline,
+    review,
     serve,
     snapshots,
     sources,
@@ -61,6 +62,7 @@ stages.register(app)
 pipeline.register(app)
 inspect.register(app)
 operate.register(app)
+review.register(app)
 snapshots.register(app)
 workspaces.register(app, snapshots.app)
 topics.register(app)

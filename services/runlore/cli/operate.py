@@ -1,4 +1,4 @@
-"""Commands that change what others see: revert, dead, review. Each asks for a reason, and keeps it."""
+"""Commands that change what others see: revert, dead. Each asks for a reason, and keeps it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 from runlore.cli import ui
 
 dead_app = typer.Typer(help="Dead letters: events that could not take effect, kept with their reason.")
-review_app = typer.Typer(help="Rollouts held for review: what a guard refused, or a revert took out.")
 
 IdsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="ID…", help="Dead letters.", show_default=False)
@@ -33,7 +32,6 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be
 def register(app: typer.Typer) -> None:
     app.command()(revert)
     app.add_typer(dead_app, name="dead")
-    app.add_typer(review_app, name="review")
 
 
 def revert(
@@ -88,13 +86,6 @@ def revert(
     ui.run(work, as_json=as_json)
 
 
-def _pass_on(ctx: typer.Context, home: Path | None, as_json: bool) -> None:
-    """Let options that stand before a group's command count for it: `runlore dead --home H list`."""
-    given = {"home": home, "as_json": as_json or None}
-    known = {name: value for name, value in given.items() if value is not None}
-    ctx.default_map = {str(ctx.invoked_subcommand): known}
-
-
 # --- dead letters ---------------------------------------------------------------------------------------
 
 
@@ -104,7 +95,7 @@ def _dead(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption
     if ctx.invoked_subcommand is None:
         dead_list(home=home, as_json=as_json)
     else:
-        _pass_on(ctx, home, as_json)
+        ui.pass_on(ctx, home, as_json)
 
 
 @dead_app.command(name="list")
@@ -335,100 +326,5 @@ def _resolve(
             )
         if chosen and verb == "redrive" and not dry_run:
             out.note("next: `runlore up`, or the workers, take them up again")
-
-    ui.run(work, as_json=as_json)
-
-
-# --- review ---------------------------------------------------------------------------------------------
-
-
-@review_app.callback(invoke_without_command=True)
-def _review(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
-    """Rollouts held for review: what a guard refused, or a revert took out. Without a command: list them."""
-    if ctx.invoked_subcommand is None:
-        review_list(home=home, as_json=as_json)
-    else:
-        _pass_on(ctx, home, as_json)
-
-
-@review_app.command(name="list")
-def review_list(
-    project: ui.MaybeProject = None,
-    memory: ui.MaybeMemory = None,
-    home: ui.HomeOption = None,
-    as_json: ui.JsonOption = False,
-) -> None:
-    """List held rollouts with their reasons.
-
-    Example: runlore review list --project acme
-    """
-
-    async def work(out: ui.Out) -> None:
-        from runlore.cli import inspect
-
-        async with inspect._open(home) as (opened, index):
-            rows = []
-            for one in index.memories(project):
-                if not one["held"] or memory not in (None, one["memory"]):
-                    continue
-                head = await opened.reader.head(one["project"], one["memory"])
-                for rollout, why in sorted(head.body.get("held", {}).items()):
-                    rows.append(
-                        {"project": one["project"], "memory": one["memory"], "rollout": rollout, **why}
-                    )
-        out.answer({"held": rows})
-        if not rows:
-            out.say("nothing is held for review")
-            return
-        columns = ("project", "memory", "rollout", "kind", "at", "reason")
-        out.table(columns, [[row[name] for name in columns] for row in rows])
-
-    ui.run(work, as_json=as_json)
-
-
-@review_app.command(name="release")
-def review_release(
-    rollouts: Annotated[
-        list[str] | None, typer.Argument(metavar="ROLLOUT…", help="Held rollouts.", show_default=False)
-    ] = None,
-    project: ui.MaybeProject = None,
-    memory: ui.MaybeMemory = None,
-    every: Annotated[bool, typer.Option("--all", help="Every rollout that the memory holds.")] = False,
-    reason: ui.ReasonOption = "",
-    home: ui.HomeOption = None,
-    as_json: ui.JsonOption = False,
-) -> None:
-    """Let held rollouts be taken into memory again, with whatever runs they have now.
-
-    Example: runlore review release conv-7 --project acme --memory support --reason "looked at it: harmless"
-    """
-
-    async def work(out: ui.Out) -> None:
-        from runlore import errors, wiring
-        from runlore.consumers import consolidate
-        from runlore.events import ids
-
-        if not project or not memory or not (rollouts or every):
-            raise errors.InvalidInput(
-                "say which: ROLLOUT… or --all, --project and --memory", hint="`runlore review` lists them"
-            )
-        why = ui.needs_reason(reason)
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            head = await opened.reader.head(project, memory)
-            held = head.body.get("held", {})
-            # As `review list` shows it (an alias), or as the producer gave it.
-            given = [name if name in held else ids.alias(name.strip()) for name in rollouts or []]
-            names = sorted(held) if every else given
-            if every and not names:
-                raise errors.NotFound(f"{project}/{memory} holds nothing")
-            arguments = {"memory": memory, "rollouts": names}
-            async with ui.acting(
-                opened, "review release", projects=[project], reason=why, arguments=arguments
-            ):
-                await consolidate.release(
-                    opened.store, opened.bus, opened.reader, project, memory, names, reason=why
-                )
-        out.answer({"project": project, "memory": memory, "released": names})
-        out.say(f"released {len(names)} rollouts; the next `runlore up` takes them in")
 
     ui.run(work, as_json=as_json)

@@ -298,3 +298,10 @@ def pick(rows: Sequence[dict[str, Any]], project: str | None, memory: str | None
         if project in (None, row["project"]) and memory in (None, row["memory"])
     ]
     return found[0] if len(found) == 1 else None
+
+
+def pass_on(ctx: typer.Context, home: Path | None, as_json: bool) -> None:
+    """Let options that stand before a group's command count for it: `runlore dead --home H list`."""
+    given = {"home": home, "as_json": as_json or None}
+    known = {name: value for name, value in given.items() if value is not None}
+    ctx.default_map = {str(ctx.invoked_subcommand): known}

@@ -28,6 +28,9 @@ class Mark:
     put_at: str
     releases: Mapping[str, int] = field(default_factory=dict)
     """Rollout → the hold on it that this mark lifts (the counter of the head's move that made the hold)."""
+    approves: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Rollout → the keys of the violations that a person let pass with that hold."""
+    reason: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     """Rollout → the counter at which its head covers what this mark waits for, where whoever put it saw that."""
 
@@ -40,14 +43,15 @@ async def put(
     *,
     counters: Mapping[str, int] | None = None,
     releases: Mapping[str, int] | None = None,
+    approves: Mapping[str, Sequence[str]] | None = None,
     reason: str | None = None,
     kind: str = keys.MARKS,
 ) -> str:
     """Put one mark for `rollouts` of a memory; its key.
 
     `kind`: what they wait for, consolidation or (`keys.ASKS`) a model's summary. Each wait has marks of its own.
-    `counters`: where each one's head stands that covers the runs which the mark is put for. `releases` and `reason`:
-    the holds that a person lifts.
+    `counters`: where each one's head stands that covers the runs which the mark is put for. `releases`, `approves`
+    and `reason`: the holds that a person lifts, and what they let pass.
     """
     body = {
         "format": FORMAT,
@@ -60,6 +64,7 @@ async def put(
         body["counters"] = dict(counters)
     if releases:
         body |= {"releases": dict(releases), "reason": reason}
+        body |= {"approves": {name: list(keys) for name, keys in approves.items()}} if approves else {}
 
     async def put_one() -> str:
         # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
@@ -90,8 +95,10 @@ async def read_all(
 def parse(key: str, raw: bytes) -> Mark:
     try:
         body = json.loads(raw)
-        releases, counters = body.get("releases", {}), body.get("counters", {})
-        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), releases, counters)
+        optional = {
+            name: body[name] for name in ("releases", "approves", "reason", "counters") if name in body
+        }
+        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), **optional)
     except (ValueError, KeyError, TypeError):
         raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None
 

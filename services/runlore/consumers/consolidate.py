@@ -10,6 +10,7 @@ guilty rollouts stand alone; those are held in the head for review, the rest pro
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import structlog
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, marks, packs, pages, revisions
-from runlore.consumers import record, summarize
+from runlore.consumers import approvals, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, models
 from runlore.memory import guards, model_summary, notes, operations, render, rules
@@ -124,8 +125,12 @@ class ConsolidateStage:
         made = Pass()
         if batch:
             made, head = await self._move(
-                project, memory, head, before, {name: inputs[name] for name in batch}
+                project, memory, head, before, {name: inputs[name] for name in batch}, found
             )
+        if waits := approvals.seen_in(head.body.get("held", {}), inputs):
+            held = {**head.body["held"]}
+            held |= {name: {**held[name], "seen": counter} for name, counter in waits.items()}
+            head = await heads.move(self._store, head, {"held": held}, fmt=revisions.HEAD_FORMAT)
         # A mark is deleted exactly when nothing it names is uncovered: also where there was nothing to do.
         left = set(later)
         done = [mark for mark in found if left.isdisjoint(mark.rollouts)]
@@ -153,26 +158,37 @@ class ConsolidateStage:
         head: heads.Head,
         before: revisions.Revision | None,
         batch: Mapping[str, heads.Head],
+        found: Sequence[marks.Mark],
     ) -> tuple[Pass, heads.Head]:
         """Make the revision that takes `batch` in, and move the head to it."""
         layout = head.body.get("layout") or next(iter(batch.values())).body["layout"]
         state = await self._runtime.offload(load_state, before)
-        accepted, guilty, made = await self._runtime.offload(
-            accept, state, batch, layout, self._memo(project, memory)
-        )
-        held: dict[str, Any] = {
-            name: why for name, why in head.body.get("held", {}).items() if name not in accepted
+        known = head.body.get("held", {})
+        lifted, passes = released(known, found), approvals.let_pass(head.body, found)
+        barred = {
+            name: approvals.again(known[name]) for name in batch if name in known and name not in lifted
         }
-        held |= {name: _held(batch[name], why, head.counter + 1) for name, why in guilty.items()}
-        if len(held) > HELD_MAX:
+        accepted, guilty, made = await self._runtime.offload(
+            accept, state, batch, layout, self._memo(project, memory), passes, barred
+        )
+        present = before.number if before else 0
+        held: dict[str, Any] = {name: why for name, why in known.items() if name not in accepted}
+        held |= {
+            name: approvals.hold(batch[name], why, head.counter + 1, present) for name, why in guilty.items()
+        }
+        if (waits := len(approvals.waiting(held))) > HELD_MAX:
             raise ReviewFull(
-                f"memory {project}/{memory} holds {len(held)} rollouts for review; at most {HELD_MAX} can be",
+                f"memory {project}/{memory} holds {waits} rollouts for review; at most {HELD_MAX} can be",
                 hint="`runlore review` lists them with reasons",
             )
         changes: dict[str, Any] = {"project": project, "memory": memory, "layout": layout, "held": held}
+        approved = approvals.kept(head.body, passes, made.state.selected)
+        changes |= {"approved": approved} if approved or head.body.get("approved") else {}
         number = None
         if accepted:
             draft = await self._runtime.offload(draft_of, before, made, batch, accepted, layout)
+            if by_hand := approvals.told(found, head.body, accepted):
+                draft = dataclasses.replace(draft, facts={**draft.facts, "approved": by_hand})
             revision = await revisions.write(
                 self._store, self._reader, project, memory, parent=before, draft=draft
             )
@@ -200,11 +216,14 @@ def uncovered(
     released: set[str],
     inputs: Mapping[str, heads.Head],
 ) -> list[str]:
-    """The rollouts whose summary's counter is above the one covered, oldest first; held ones wait for a person."""
+    """The rollouts whose summary's counter is above the one covered, oldest first; held ones wait for a person.
+
+    A rejected one with a run that nobody has judged is among them: it is to be held anew.
+    """
     coverage = before.map("coverage") if before else None
     pending = []
     for name, head in inputs.items():
-        if name in held and name not in released:
+        if name in held and name not in released and not approvals.has_new_run(held[name], head):
             continue
         known = coverage.get(name) if coverage else None
         if known is None or int(known["counter"]) < head.counter or name in held:
@@ -231,11 +250,14 @@ def accept(
     batch: Mapping[str, heads.Head],
     layout: Mapping[str, Any],
     memo: render.Memo | None = None,
+    passes: approvals.Keys | None = None,
+    barred: Mapping[str, guards.Violation] | None = None,
 ) -> tuple[list[str], dict[str, list[guards.Violation]], Made]:
     """Take in as much of `batch` as passes the guards: (accepted, guilty with reasons, the state after).
 
     Halving finds each guilty rollout in the logarithm of the batch; since notes are a function of the set of
-    rollouts, the order of trying changes nothing in the result.
+    rollouts, the order of trying changes nothing in the result. `passes`: what a person let pass. `barred`: rollouts
+    that only a person may let in; the guards say of them what else there is to see.
     """
     accepted: list[str] = []
     guilty: dict[str, list[guards.Violation]] = {}
@@ -243,18 +265,24 @@ def accept(
 
     def attempt(names: list[str]) -> None:
         nonlocal best
-        made, violations = judge(state, {name: batch[name] for name in [*accepted, *names]}, layout, memo)
-        if made is not None and not violations:
+        tried = [*accepted, *names]
+        made, violations = judge(state, {name: batch[name] for name in tried}, layout, memo)
+        if made is not None and not approvals.left(violations, passes or {}, tried):
             accepted.extend(names)
             best = made
         elif len(names) == 1:
-            guilty[names[0]] = violations
+            guilty[names[0]] = approvals.against(violations, passes or {}, names[0], accepted)
         else:
             middle = len(names) // 2
             attempt(names[:middle])
             attempt(names[middle:])
 
-    attempt(list(batch))
+    if free := [name for name in batch if name not in (barred or {})]:
+        attempt(free)
+    for name, why in (barred or {}).items():
+        tried = {one: batch[one] for one in [*accepted, name]}
+        found = judge(state, tried, layout)[1]
+        guilty[name] = [why, *approvals.against(found, passes or {}, name, accepted)]
     return accepted, guilty, best
 
 
@@ -379,17 +407,6 @@ def _nothing(name: str) -> bytes:
     raise errors.Corrupt(f"an empty map has no page {name[:12]}")
 
 
-def _held(head: heads.Head, violations: Iterable[guards.Violation], hold: int) -> dict[str, Any]:
-    first = [f"{one.kind}: {one.message}" for one in violations][:5]
-    return {
-        "counter": head.counter,
-        "kind": "guard",
-        "reason": "; ".join(first),
-        "at": clock.now_iso(),
-        "hold": hold,
-    }
-
-
 async def revert(
     store: store_port.ObjectStore,
     bus: bus_port.Bus,
@@ -413,7 +430,7 @@ async def revert(
             raise errors.Refused(f"revision {to} is what {project}/{memory} has already")
         old = await reader.at(project, memory, to)
         reverted = changed_since(old, before)
-        if len({*head.body.get("held", {}), *reverted}) > HELD_MAX:
+        if len({*approvals.waiting(head.body.get("held", {})), *reverted}) > HELD_MAX:
             raise errors.Refused(
                 f"reverting to {to} would hold {len(reverted)} rollouts for review; at most {HELD_MAX} can be",
                 hint="revert to a newer revision",
@@ -491,18 +508,22 @@ async def release(
     rollouts: Sequence[str],
     *,
     reason: str,
+    approves: Mapping[str, Sequence[str]] | None = None,
+    seen: heads.Head | None = None,
 ) -> None:
     """Let held rollouts be taken in again. Raises `errors.NotFound` for one that is not held.
 
-    It is one write: a mark that names the holds which it lifts. Whoever works it takes the rollouts in and
-    ends the holds in one move of the head. In two writes (the head, then a mark) a crash between them would
-    leave rollouts that nothing says wait; and a mark that named no hold could, worked twice, lift a later one.
+    `approves`: the violations that a person lets pass with it, by their keys. `seen`: the head in which they saw the
+    holds, where that is not the present one. It is one write: a mark that names the holds which it lifts. Whoever
+    works it takes the rollouts in and ends the holds in one move of the head. In two writes (the head, then a mark) a
+    crash between them would leave rollouts that nothing says wait; and a mark that named no hold could, worked twice,
+    lift a later one.
     """
-    head = await reader.head(project, memory)
+    head = seen or await reader.head(project, memory)
     held = head.body.get("held", {})
     unknown = [name for name in rollouts if name not in held]
     if unknown:
         raise errors.NotFound(f"{project}/{memory} does not hold {', '.join(unknown)}")
     lifted = {name: int(held[name]["hold"]) for name in rollouts}
-    await marks.put(store, project, memory, rollouts, releases=lifted, reason=reason)
+    await marks.put(store, project, memory, rollouts, releases=lifted, approves=approves, reason=reason)
     await record.ring(bus, [models.Changed(kind="mark", project=project, memory=memory)])

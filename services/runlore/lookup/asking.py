@@ -15,7 +15,7 @@ from typing import Any
 from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, lines, revisions
-from runlore.consumers import dead, summarize
+from runlore.consumers import approvals, dead, summarize
 from runlore.events import ids, models
 from runlore.lookup import memories, seeds
 from runlore.store import port as store_port
@@ -168,8 +168,9 @@ class Asker:
         if not await self._workspaces_done(wanted, rollout, run, int(entry["attempt"])):
             return False
         memory = await self._reader.head(wanted.project, wanted.memory)
-        if rollout in memory.body.get("held", {}):
-            return True
+        hold = memory.body.get("held", {}).get(rollout)
+        if hold is not None:
+            return not approvals.is_undecided(hold, entry)
         revision = await self._reader.current(memory, wanted.project, wanted.memory)
         covered = revision.map("coverage").get(rollout) if revision else None
         return covered is not None and int(covered["counter"]) >= int(entry.get("since", head.counter))

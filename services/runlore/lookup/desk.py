@@ -130,6 +130,7 @@ class Desk:
                 self._index.search, query, self.project, name, subject=self._whom, limit=limit + 1
             )
         await self._there(name, memory)
+        found = memories.let_in(found, await self._reader.head(self.project, name))
         answer: dict[str, Any] = {"memory": name, "lines": [], "rollouts": []}
         lines: list[dict[str, Any]] = []
         try:
@@ -210,6 +211,8 @@ class Desk:
             files = {}
         start = f"rollout_summaries/{alias}_"
         page = next((file.text for path, file in files.items() if path.startswith(start)), None)
+        if page is None and alias in (await self._reader.head(self.project, memory)).body.get("held", {}):
+            return "held for review: nobody has let it in"
         return page if page is not None else json.dumps(summary, indent=1, ensure_ascii=False)
 
     async def _head(self, memory: str, rollout: str) -> commit_heads.Head:

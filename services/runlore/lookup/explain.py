@@ -4,7 +4,8 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
 
     waiting       on the bus, not yet recorded            recorded      summarised; a mark stands
     consolidated  a revision covers it (selected or not)  superseded    a higher attempt took its place
-    held          waits for review                        dead          could not take effect; kept with its reason
+    held          waits for review                        rejected      a person keeps it out, as it stands
+    dead          could not take effect; kept with its reason
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ from typing import Any
 from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import keys, lines, marks, revisions, rollouts
-from runlore.consumers import dead, record, summarize
+from runlore.consumers import approvals, dead, record, summarize
 from runlore.events import ids
 from runlore.lookup import index as lookup_index
 from runlore.memory import edits, notes
 from runlore.store import port as store_port
 from runlore.upkeep import pauses
 
-WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, DEAD = (
+WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD = (
     "waiting",
     "recorded",
     "consolidated",
     "superseded",
     "held",
+    "rejected",
     "dead",
 )
 LOOK_BACK = 2000
 """Revisions that `explain` looks through for the one that took a run in."""
-ENDS = (CONSOLIDATED, SUPERSEDED, HELD, DEAD)
+ENDS = (CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD)
 """The states in which nothing is left to do for a run without a person."""
 POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.2, 5.0
 
@@ -177,9 +179,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.next = f"attempt {head.body['runs'][row['run']]['attempt']} of this run took its place"
         return story
     if held:
-        story.state = HELD
-        story.step("consolidate", f"held: {held['reason']}", at=held["at"], kind=held["kind"])
-        story.next = f"`runlore review release {rollout} --project {project} --memory {memory} --reason …`"
+        _held(story, held, is_new=approvals.is_undecided(held, head.body["runs"][row["run"]]))
         return story
     revision = await reader.current(memory_head, project, memory)
     covered = revision.map("coverage").get(rollout) if revision else None
@@ -200,6 +200,25 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         story.step("consolidate", "marked as left to do", object=mark.key, at=mark.put_at)
     story.next = "the next `runlore up` consolidates it"
     return story
+
+
+def _held(story: Story, held: Mapping[str, Any], *, is_new: bool) -> None:
+    """What a person decided of a held rollout, or is to decide."""
+    where = f"{story.rollout} --project {story.project} --memory {story.memory}"
+    story.step("consolidate", f"held: {held['reason']}", at=held["at"], kind=held["kind"])
+    if approvals.is_rejected(held):
+        told = held["rejected"]
+        story.step("consolidate", f"rejected: {told['reason']}", at=told["at"])
+    if is_new:
+        story.next = "the next `runlore up` puts it before a person again: a run came since it was rejected"
+    elif approvals.is_rejected(held):
+        story.state, story.next = (
+            REJECTED,
+            f"it stays out; `runlore review approve {where} --reason …` undoes it",
+        )
+    else:
+        story.state = HELD
+        story.next = f"`runlore review show {where}`, then approve or reject it"
 
 
 def _edit(story: Story, edit: dict[str, Any]) -> None:

@@ -381,7 +381,8 @@ def _memory(head: heads.Head) -> dict[str, Any]:
         "counter": head.counter,
         "revision": int(body.get("revision", 0)),
         "manifest": body.get("manifest"),
-        "held": len(body.get("held", {})),
+        # Those that wait for a person: a rejected one does not.
+        "held": sum("rejected" not in one for one in body.get("held", {}).values()),
         "moved_at": body["moved_at"],
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runlore import errors
-from runlore.commit import revisions
+from runlore.commit import heads, revisions
 from runlore.events import ids, models
 from runlore.lookup import seeds
 from runlore.memory import render
@@ -129,6 +129,12 @@ def changes(
             }
         )
     return found
+
+
+def let_in(rows: Iterable[Mapping[str, Any]], head: heads.Head) -> list[dict[str, Any]]:
+    """The rows of rollouts that are not held for review: what the guards keep out of notes is not found either."""
+    held = head.body.get("held", {})
+    return [dict(row) for row in rows if row["rollout"] not in held]
 
 
 def words_of(query: str) -> list[str]:

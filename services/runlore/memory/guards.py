@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from runlore.memory import documents, handbook, redact, render, summary, text
+from runlore.memory import documents, handbook, injected, redact, render, summary, text
 from runlore.memory import notes as _notes
 
 SUMMARY_TOKENS_MAX = 1_500
@@ -47,10 +47,17 @@ class Violation(NamedTuple):
     """Why a revision must not be published."""
 
     kind: str
-    """`format`, `dangling`, `removal`, `shrink`, `secret`, `size`, `subject`."""
+    """`format`, `dangling`, `removal`, `shrink`, `secret`, `size`, `subject`, `instruction`."""
     message: str
     rollouts: tuple[str, ...]
     """Who may be guilty; empty where it cannot be told."""
+    key: str = ""
+    """Names exactly this, for a person who lets it pass (`SOFT`); "" where nobody may."""
+
+
+SOFT = ("instruction", "removal", "shrink", "rejected")
+"""What a person may let pass, once it was shown: these are about what memory should say. The others never: a secret
+or a subject's words would be shown to whom they are not for, and a malformed or too large seed harms every run."""
 
 
 def check(
@@ -59,6 +66,8 @@ def check(
     """Everything that is wrong with a revision; none if it may be published."""
     found = [*_format(after, parts), *_dangling(after, parts), *_secrets(after, parts)]
     found += [*_sizes(after, parts), *_subjects(after, parts)]
+    for one in injected.check(before, after, parts):
+        found.append(Violation("instruction", one.message, one.rollouts, one.key))
     if before is not None:
         found += [*_removals(before, after), *_shrinking(before, after)]
     return found
@@ -156,7 +165,8 @@ def _removals(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
         same = [name for name in entry["support"] if name in still and before.card(name) == after.card(name)]
         if same:
             message = f"note {identity} ({entry['kind']}) is gone; {len(same)} unchanged rollouts support it"
-            yield Violation("removal", message, tuple(sorted(set(after.rollouts()) - before.rollouts())))
+            suspects = tuple(sorted(set(after.rollouts()) - before.rollouts()))
+            yield Violation("removal", message, suspects, f"removal {identity}")
 
 
 def _shrinking(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
@@ -171,7 +181,7 @@ def _shrinking(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]
     was = _bytes_of(entries, same, entries.keys())
     if lost > SHRINK_MAX * was:
         message = f"what {len(same)} unchanged rollouts support shrank from {was} to {was - lost} bytes"
-        yield Violation("shrink", message, tuple(sorted(still - before.rollouts())))
+        yield Violation("shrink", message, tuple(sorted(still - before.rollouts())), f"shrink {lost}")
 
 
 def _bytes_of(entries: Mapping[str, Mapping[str, Any]], rollouts: set[str], which: Collection[str]) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from runlore.memory import handbook, operations, redact, showing, text
+from runlore.memory import handbook, instructions, operations, redact, showing, text
 
 STATEMENTS_MAX = 40
 EVIDENCE_PER_STATEMENT_MAX = 16
@@ -26,6 +26,8 @@ TITLE_CHARS_MAX = 120
 REASON_CHARS_MAX = 240
 DROPPED_MAX = 40
 NO_REASON = "the model gave no reason"
+_SPEAKERS = {"user": instructions.USER, "assistant": instructions.AGENT, "tool": instructions.TOOL}
+"""Kinds of entries; a `known` one carries its own."""
 
 
 class Statement(pydantic.BaseModel):
@@ -51,8 +53,8 @@ class Summary(pydantic.BaseModel):
 
 
 Accepted = dict[str, Any]
-"""`title`, `outcome`, `outcome_evidence`, `statements` (section, text, evidence), `dropped` (what, reason), `reason`;
-`redacted` (kind → how many) where secrets were hidden.
+"""`title`, `outcome`, `outcome_evidence`, `statements` (section, text, evidence, said_by), `dropped` (what, reason),
+`reason`; `redacted` (kind → how many) where secrets were hidden.
 
 `reason` says why there are no statements, and is empty where there are: nothing to say is a result, and no fault.
 """
@@ -69,16 +71,17 @@ def accept(said: Summary, shown: showing.Shown, key: bytes | None = None) -> Acc
     for number, one in enumerate(said.statements, 1):
         statement = text.inline(one.text, operations.TEXT_CHARS_MAX + 1)
         reason = _reason_against(one, statement, shown)
-        key = (one.section, statement.casefold())
-        if reason is None and key not in kept and len(kept) == STATEMENTS_MAX:
+        said_of = (one.section, statement.casefold())
+        if reason is None and said_of not in kept and len(kept) == STATEMENTS_MAX:
             reason = f"there are {STATEMENTS_MAX} statements already"
         if reason is not None:
             dropped.append({"what": f"{one.section} {number}", "reason": reason})
             continue
-        cited = _evidence(one.evidence, shown)
-        if key in kept:
-            cited = _distinct([*kept[key]["evidence"], *cited])
-        kept[key] = {"section": one.section, "text": statement, "evidence": cited}
+        cited, said_by = _evidence(one.evidence, shown), _said_by(one.evidence, shown)
+        if said_of in kept:
+            cited = _distinct([*kept[said_of]["evidence"], *cited])
+            said_by = said_by if said_by == kept[said_of]["said_by"] else instructions.AGENT
+        kept[said_of] = {"section": one.section, "text": statement, "evidence": cited, "said_by": said_by}
     outcome, why = said.outcome, _reason_against_outcome(said, shown)
     if why is not None:
         dropped.append({"what": f"outcome {outcome}", "reason": why})
@@ -134,6 +137,21 @@ def _reason_against_outcome(said: Summary, shown: showing.Shown) -> str | None:
     return None if said.outcome == "uncertain" else _reason_against_evidence(said.outcome_evidence, shown)
 
 
+def _said_by(numbers: Sequence[int], shown: showing.Shown) -> str:
+    """Where a statement came from, as the guard against instructions weighs it: a tool's words alone count least."""
+    said = {
+        _SPEAKERS.get(shown.kinds[number]) or shown.known_by.get(number, instructions.TOOL)
+        for number in numbers
+    }
+    if said == {instructions.USER}:
+        return instructions.USER
+    return (
+        instructions.TOOL
+        if instructions.TOOL in said and instructions.USER not in said
+        else instructions.AGENT
+    )
+
+
 def _evidence(numbers: Sequence[int], shown: showing.Shown) -> list[list[Any]]:
     return _distinct([list(place) for number in numbers for place in shown.evidence[number]])
 
@@ -158,7 +176,7 @@ def told(part: Mapping[str, Any] | None, attempts: Mapping[str, int]) -> operati
     if part is None or "statements" not in part:
         return None
     standing = [
-        (one["section"], one["text"], one["evidence"])
+        (one["section"], one["text"], one["evidence"], one.get("said_by", instructions.TOOL))
         for one in part["statements"]
         if all(attempts.get(run) == attempt for _, run, attempt, _ in one["evidence"])
     ]

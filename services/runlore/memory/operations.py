@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runlore.memory import edits, handbook, redact, signatures, text, values
+from runlore.memory import edits, handbook, instructions, redact, signatures, text, values
 from runlore.memory import notes as _notes
 
 ACTIONS = ("add", "amend", "retire", "merge")
@@ -52,8 +52,8 @@ class Told(NamedTuple):
 
     card: Mapping[str, Any]
     """What tells this from what it said before; on the rollout's card."""
-    statements: Sequence[tuple[str, str, Sequence[Sequence[Any]]]]
-    """(section, text, evidence)."""
+    statements: Sequence[tuple[str, str, Sequence[Sequence[Any]], str]]
+    """(section, text, evidence, where the words came from: `user`, `agent` or `tool`)."""
 
 
 class Refused(NamedTuple):
@@ -91,10 +91,11 @@ def add_text(
     evidence: Iterable[values.Evidence],
     subject: str | None,
     at: str,
+    said_by: str = instructions.TOOL,
 ) -> Operation:
-    """A model's statement as an operation."""
+    """A model's statement as an operation. `said_by`: where its words came from; unknown, they count least."""
     key = {"section": section, "subject": subject, "text": " ".join(statement.split())}
-    body = {"text": statement, "at": at}
+    body = {"text": statement, "at": at, "said_by": said_by}
     return Operation("add", rollout, "text", _notes.note_id("text", key), tuple(evidence), key, body, subject)
 
 
@@ -127,7 +128,7 @@ def _said_by_runs(rollout: str, summary: dict[str, Any], model: Told | None) -> 
     told = [_at(one) for one in (summary["first"], summary["answer"]) if one]
     card = _card(summary) | ({"model": dict(model.card)} if model else {})
     out = [add("rollout", {"rollout": rollout}, card, told or [last])]
-    for section, statement, evidence in model.statements if model else ():
+    for section, statement, evidence, said_by in model.statements if model else ():
         cited = [values.Evidence(*one) for one in evidence]
         out.append(
             add_text(
@@ -137,6 +138,7 @@ def _said_by_runs(rollout: str, summary: dict[str, Any], model: Told | None) -> 
                 evidence=cited,
                 subject=subject,
                 at=summary["updated_at"],
+                said_by=said_by,
             )
         )
     for one in summary["failures"]:

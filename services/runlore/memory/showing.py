@@ -17,7 +17,7 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from runlore.memory import calls, failures, fixes, text, transcript, values
@@ -52,6 +52,8 @@ class Shown:
     """Entries that had no room."""
     tokens: int
     """An estimate, from above."""
+    known_by: Mapping[int, str] = field(default_factory=dict)
+    """Of known statements: where their words came from, as it was found when they were first said."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class _Entry:
     evidence: tuple[values.Evidence, ...]
     tokens: int
     run: int
+    known_by: str = ""
 
 
 def render(
@@ -102,7 +105,7 @@ def _known(one: Mapping[str, Any]) -> _Entry:
     evidence = tuple(values.Evidence(*each) for each in one["evidence"])
     body = _cut(str(one["text"]), TOKENS_MAX[OTHER])
     head = f"{KNOWN} {one['section']}"
-    return _Entry(USER, head, head, body, evidence, _cost(body), -1)
+    return _Entry(USER, head, head, body, evidence, _cost(body), -1, str(one.get("said_by", "")))
 
 
 def _entries(
@@ -243,6 +246,7 @@ def _written(entries: Sequence[_Entry], chosen: set[int], headings: Sequence[str
     out: list[str] = []
     evidence: dict[int, tuple[values.Evidence, ...]] = {}
     kinds: dict[int, str] = {}
+    known_by: dict[int, str] = {}
     for number in range(-1, len(headings)):
         out += headings[number : number + 1] if number >= 0 else []
         gap = 0
@@ -253,12 +257,14 @@ def _written(entries: Sequence[_Entry], chosen: set[int], headings: Sequence[str
             out += [f"[{gap} entries left out]"] if gap else []
             gap = 0
             evidence[len(evidence) + 1], kinds[len(kinds) + 1] = entry.evidence, entry.kind
+            known_by |= {len(evidence): entry.known_by} if entry.known_by else {}
             out += [f"#{len(evidence)} {entry.head}", *entry.body]
         out += [f"[{gap} entries left out]"] if gap else []
     inner = "\n".join(out)
     tag = f"runs-{hashlib.sha256(inner.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     whole = f"<{tag}>\n{inner}\n</{tag}>\n"
-    return Shown(whole, evidence, kinds, len(entries) - len(chosen), text.token_estimate(whole))
+    left_out = len(entries) - len(chosen)
+    return Shown(whole, evidence, kinds, left_out, text.token_estimate(whole), known_by)
 
 
 def _heading(run: Run, payload: Mapping[str, Any], number: str, repeated: int) -> str:

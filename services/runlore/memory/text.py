@@ -1,8 +1,8 @@
 """Text that may have been written by anybody, made safe to stand inside a line of a memory file.
 
 Whatever a tool or a user wrote becomes one line of visible characters: no line break of any kind, no
-invisible or direction-changing character, no fence, rule or heading. So a quotation can never start a
-line, close a section, or end the block that the SDK wraps around `memory_summary.md`.
+invisible or direction-changing character, no fence, rule or heading, no token of a chat template. So a quotation
+can never start a line, close a section, or end the block that the SDK wraps around `memory_summary.md`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 # Three of one mark draw a fence, a rule or a heading; one of it says as much.
 _RULES = re.compile(r"([=\-#*~_<>|+`])\1{2,}")
+# Chat templates' own tokens: an engine may take them for the end of a message, wherever they stand.
+_TEMPLATE = re.compile(r"<\|([^|<>\n]{1,40})\|>|\[(/?)(INST)\]|<<(/?)(SYS)>>")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？؟۔।]|[.!?]$")
 _TOKEN = re.compile(r"[A-Za-z]+|[0-9]+|[^\x00-\x7f]|[^\sA-Za-z0-9]|\n")
 
@@ -33,6 +35,8 @@ def inline(text: str, limit: int) -> str:
     if not (text.isascii() and text.isprintable()):
         text = _SURROGATE.sub("\ufffd", _HIDDEN.sub("", _BLANKS.sub(" ", text)))
     text = _RULES.sub(r"\1", text).replace("`", "'")
+    if "<" in text or "[" in text:
+        text = _TEMPLATE.sub(lambda match: f"({''.join(one for one in match.groups() if one)})", text)
     return clip(" ".join(text.split()), limit)
 
 

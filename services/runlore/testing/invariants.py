@@ -20,7 +20,7 @@ from typing import Any
 from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, packs, revisions, rollouts
-from runlore.consumers import consolidate, dead, record, summarize
+from runlore.consumers import approvals, consolidate, dead, record, summarize
 from runlore.memory import rules
 from runlore.store import port as store_port
 
@@ -76,7 +76,7 @@ class MemoryView:
         return any(rollout in mark.rollouts for mark in self.marks)
 
     def end(self, rollout: str, run: str, attempt: int) -> str | None:
-        """The terminal state of a run (`superseded`, `held`, `consolidated`), or None: something is left to do."""
+        """The end of a run (`superseded`, `held`, `rejected`, `consolidated`), or None: something is left to do."""
         head = self.rollouts.get(rollout)
         entry = head.body["runs"].get(run) if head else None
         if not summarize._has(entry, attempt):
@@ -85,8 +85,10 @@ class MemoryView:
         if int(entry["attempt"]) > attempt:
             return "superseded"
         if rollout in self.held:
-            lifted = consolidate.released(self.held, self.marks)
-            return None if rollout in lifted else "held"
+            hold, lifted = self.held[rollout], consolidate.released(self.held, self.marks)
+            if rollout in lifted or approvals.is_undecided(hold, entry):
+                return None
+            return "rejected" if approvals.is_rejected(hold) else "held"
         covered = int(self.coverage.get(rollout, {"counter": 0})["counter"])
         return "consolidated" if covered >= int(entry["since"]) else None
 

@@ -52,6 +52,7 @@ def test_a_statement_stands_with_the_places_that_its_numbers_stand_for():
             "section": "knowledge",
             "text": "Sheet 7 is locked.",
             "evidence": [list(place(3)), list(place(7)), list(place(9))],
+            "said_by": "tool",
         }
     ]
     assert out["dropped"] == [] and out["reason"] == ""

@@ -261,6 +261,7 @@ async def search(
     service, whom = callers.service_of(request), memories.whom_of(subject)
     rows = await service.lists.ask(lambda found: found.search(q, project, memory, subject=whom, limit=limit))
     head = await service.reader.head(project, memory) if rows else None
+    rows = memories.let_in(rows, head) if head else []
     found = await service.composed(project, memory, head, whom) if head else None
     words = memories.words_of(q)
     results = []

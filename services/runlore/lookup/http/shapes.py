@@ -149,6 +149,39 @@ class Why(_Shape):
     notes: list[dict[str, Any]]
 
 
+class Held(_Shape):
+    """Why a rollout is held, what it says, and what letting it in would change."""
+
+    rollout: str
+    state: Literal["held", "rejected"]
+    kind: str
+    reason: str
+    at: str
+    hold: int
+    new_runs: bool
+    violations: list[dict[str, Any]]
+    statements: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+
+
+class Approved(_Shape):
+    """Rollouts that will be taken in, and the violations that were let pass of each."""
+
+    project: str
+    memory: str
+    approved: list[str]
+    let_pass: dict[str, list[str]]
+    left: dict[str, str]
+
+
+class Rejected(_Shape):
+    """Rollouts that stay out."""
+
+    project: str
+    memory: str
+    rejected: list[str]
+
+
 class Stories(_Shape):
     """Where runs are."""
 
