@@ -230,6 +230,7 @@ def objects(draw):
                 (keys.REQUESTS, keys.request(project, SHA)),
                 (keys.ANSWERS, keys.answer(project, SHA)),
                 (keys.ASKS, keys.mark(project, memory, "0" * 32, keys.ASKS)),
+                (keys.JOINS, keys.mark(project, memory, "0" * 32, keys.JOINS)),
             ]
         )
     )

@@ -153,10 +153,18 @@ def _removals(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
     for identity, entry in before.entries().items():
         if after.get(identity) is not None:
             continue
+        if entry["kind"] == "joint" and _is_taken_over(entry, after):
+            continue
         same = [name for name in entry["support"] if name in still and before.card(name) == after.card(name)]
         if same:
             message = f"note {identity} ({entry['kind']}) is gone; {len(same)} unchanged rollouts support it"
             yield Violation("removal", message, tuple(sorted(set(after.rollouts()) - before.rollouts())))
+
+
+def _is_taken_over(gone: Mapping[str, Any], after: _notes.Notes) -> bool:
+    """Whether another joint statement rests on all that this one did, and so keeps its support."""
+    over = set(gone["key"]["over"])
+    return any(over <= set(entry["key"]["over"]) for _, entry in after.of_kind("joint"))
 
 
 def _shrinking(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:

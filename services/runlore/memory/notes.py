@@ -13,9 +13,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-KINDS = ("rollout", "failure", "fact", "correction", "tool", "text", "edit")
+KINDS = ("rollout", "failure", "fact", "correction", "tool", "text", "edit", "joint", "shown")
 """`rollout`: the card of one rollout. `text`: a statement of a model or of a live edit. `edit`: what live edits say
-against the note that its key names (`edits.py`). The others are the rules' own."""
+against the note that its key names (`edits.py`). `joint`: what a model made of the statements of several rollouts, and
+`shown`: which of a rollout's it was shown for that (`joint.py`). The others are the rules' own."""
 MIXED = "*"
 """The subject of a rollout whose runs were for different subjects: it matches no seed's subject."""
 SHARE_SUBJECTS_MIN = 2
@@ -104,7 +105,7 @@ def without(entry: dict[str, Any], rollout: str) -> dict[str, Any]:
 
 def owner(entry: dict[str, Any]) -> str | None:
     """Whose seeds may show a note: a subject's, or everybody's (None)."""
-    if entry["kind"] in ("text", "correction"):
+    if entry["kind"] in ("text", "correction", "joint"):
         subject: str | None = entry["key"]["subject"]
         return subject
     if entry["kind"] != "fact":
