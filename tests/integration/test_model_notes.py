@@ -17,7 +17,7 @@ from runlore import clock, errors, producer
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, model_notes, model_summaries, record
 from runlore.lookup import memories
-from runlore.memory import joining, joint, lines, notes
+from runlore.memory import joining, joint, judging, lines, notes
 from runlore.models import choices
 from runlore.testing import invariants, models
 from runlore.testing.buses import MemoryBus
@@ -80,7 +80,7 @@ def operation(action, text="", replaces=(), evidence=(), section="knowledge"):
 
 
 def answers(*operations):
-    return models.Reply({"operations": list(operations), "reason": ""})
+    return models.Reply({"operations": list(operations), "skills": [], "reason": ""})
 
 
 def merges(seen):
@@ -303,7 +303,7 @@ async def test_a_bug_in_what_reads_an_answer_stops_no_memory(monkeypatch):
     def broken(said, plan):
         raise RecursionError
 
-    monkeypatch.setattr(joining, "accept", broken)
+    monkeypatch.setattr(judging, "accept", broken)
     one = Pipeline()
     await one.all(run(0), run(1))
     await one.join()

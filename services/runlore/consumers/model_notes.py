@@ -30,7 +30,7 @@ from runlore.commit import heads, keys, marks, revisions
 from runlore.consumers import consolidate, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import models as events
-from runlore.memory import guards, joining, joint, prompts, render
+from runlore.memory import guards, joining, joint, judging, prompts, render
 from runlore.models import answers, choices, port
 from runlore.store import port as store_port
 
@@ -64,7 +64,7 @@ class Asked:
     """What came of one ask."""
 
     plan: joining.Plan
-    proposed: tuple[joining.Proposed, ...] = ()
+    proposed: tuple[judging.Proposed, ...] = ()
     refused: tuple[joining.Refused, ...] = ()
     answers: tuple[str, ...] = ()
     """Names of the kept answers."""
@@ -79,8 +79,8 @@ class Fitted:
     """Notes with the operations that stand, rendered."""
 
     made: consolidate.Made
-    done: list[joining.Proposed]
-    refused: list[tuple[joining.Proposed, str]] = field(default_factory=list)
+    done: list[judging.Proposed]
+    refused: list[tuple[judging.Proposed, str]] = field(default_factory=list)
 
 
 class ModelNotesStage:
@@ -200,7 +200,7 @@ class ModelNotesStage:
                     self._engine,
                     project,
                     replace(ask, number=number),
-                    lambda said: joining.accept(said, plan),
+                    lambda said: judging.accept(said, plan),
                 )
             except errors.NoAnswer as exc:
                 so_far = _with_cost(so_far, exc.context, exc.context.get("cost_usd"))
@@ -210,7 +210,7 @@ class ModelNotesStage:
                 why = joining.Refused("answer", f"{exc.kind}: {exc.message}")
                 return replace(so_far, refused=(*so_far.refused, why))
             made = {"model": kept.model, "answer": kept.name, "at": kept.at}
-            said = [joining.Proposed.of(one, plan.owner, made) for one in kept.result["operations"]]
+            said = [judging.Proposed.of(one, plan.owner, made) for one in kept.result["operations"]]
             refused = [joining.Refused(what, why) for what, why in kept.result["refused"]]
             return replace(
                 _with_cost(so_far, kept.usage, kept.cost_usd),
@@ -263,20 +263,20 @@ def _with_cost(so_far: Asked, usage: Mapping[str, Any] | None, cost_usd: float |
     return replace(so_far, tokens=so_far.tokens + tokens, cost_usd=cost)
 
 
-def fit(state: consolidate.Memory, proposed: Sequence[joining.Proposed], layout: Mapping[str, Any]) -> Fitted:
+def fit(state: consolidate.Memory, proposed: Sequence[judging.Proposed], layout: Mapping[str, Any]) -> Fitted:
     """As many of the operations as code lets through and the guards pass; pure.
 
     Halving finds each one that the guards are against, as it finds a guilty rollout. What the guards say against the
     notes as they were is no operation's fault.
     """
     memo = render.Memo()
-    _, standing, refused = joining.apply(state.notes, proposed)
+    _, standing, refused = judging.apply(state.notes, proposed)
     before = _made(state, [], layout, memo)
     old = {one.kind for one in guards.check(state.notes, state.notes, before.parts)}
-    accepted: list[joining.Proposed] = []
+    accepted: list[judging.Proposed] = []
     best = before
 
-    def attempt(some: Sequence[joining.Proposed]) -> None:
+    def attempt(some: Sequence[judging.Proposed]) -> None:
         nonlocal best
         made = _made(state, [*accepted, *some], layout, memo)
         found = guards.check(state.notes, made.state.notes, made.parts)
@@ -298,11 +298,11 @@ def fit(state: consolidate.Memory, proposed: Sequence[joining.Proposed], layout:
 
 def _made(
     state: consolidate.Memory,
-    proposed: Sequence[joining.Proposed],
+    proposed: Sequence[judging.Proposed],
     layout: Mapping[str, Any],
     memo: render.Memo,
 ) -> consolidate.Made:
-    now, _, _ = joining.apply(state.notes, proposed)
+    now, _, _ = judging.apply(state.notes, proposed)
     return consolidate.Made(replace(state, notes=now), render.parts(now, events.Layout(**layout), memo))
 
 

@@ -35,6 +35,7 @@ _HEADINGS = {
     ),
     "raw_memory.md": re.compile(r"### Task \d+: \S.*"),
     "rollout_summary.md": re.compile(r"# \S.*|## Task \d+: \S.*"),
+    "SKILL.md": re.compile(r"# [a-z0-9-]+"),
     "index.md": re.compile(r"###? \S.*|#### \d{4}-\d{2}-\d{2}"),
 }
 _HEADER = ("rollout_id: ", "updated_at: ", "rollout_path: ", "rollout_summary_file: ", "terminal_state: ", "")
@@ -163,7 +164,7 @@ def _removals(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
 
 def _is_taken_over(gone: Mapping[str, Any], after: _notes.Notes) -> bool:
     """Whether another joint statement rests on all that this one did, and so keeps its support."""
-    over = set(gone["key"]["over"])
+    over = {note for note in gone["key"]["over"] if after.get(note) is not None}
     return any(over <= set(entry["key"]["over"]) for _, entry in after.of_kind("joint"))
 
 

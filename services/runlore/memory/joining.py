@@ -18,36 +18,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pydantic
 
-from runlore.memory import documents, handbook, joint, keywords, lines, operations, text, values
+from runlore.memory import documents, handbook, joint, keywords, lines, skills, text, values
 from runlore.memory import notes as _notes
 
 FRESH_MAX = 48
 """New statements that one ask shows; the rest waits for the next."""
 TOUCHED_MAX = 48
 """Notes that one ask shows because the new ones touch them."""
-OPERATIONS_MAX = 32
-"""Operations of one answer that are looked at."""
-REPLACED_MAX = 8
-"""Notes that one operation replaces."""
-RETIRED_SHARE_MAX, RETIRED_MIN = 0.3, 2
-"""Of the statements that stand for one owner, what one answer may retire (or two, if that is more)."""
-JOINTS_MAX = 512
-"""Joint statements of one memory."""
-ALIKE_MIN = 0.25
-"""Share of the words of the shorter of two texts that both have, for one to stand in place of the other."""
-GROUNDED_MIN = 1 / 3
-"""Share of a statement's words that its evidence has."""
 CONVERSATIONS_MAX = 24
 """Conversations whose titles an ask tells."""
 ENTRY_TOKENS = 24
 """What an entry's own line costs, at most."""
-REASON_CHARS_MAX = 240
-_NUMBER = re.compile(r"\d{3,}")
 _WORD = re.compile(r"\w{3,}")
 
 
@@ -69,6 +55,7 @@ class Consolidation(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     operations: list[Operation]
+    skills: list[skills.Skill]
     reason: str
 
 
@@ -88,7 +75,7 @@ class Item:
 
     note: str
     origin: str
-    """`statement` (of one conversation's summary), `joint`, `person`, or `rules`."""
+    """`statement` (of one conversation's summary), `joint`, `skill`, `person`, or `rules`."""
     section: str
     text: str
     rollouts: tuple[str, ...]
@@ -132,6 +119,14 @@ def board(notes: _notes.Notes, owner: str | None) -> dict[str, Item]:
     for note, entry in notes.of_kind("correction"):
         if entry["key"]["subject"] == owner:
             put(note, "preferences", f'the user said: "{entry["key"]["text"]}"', "rules")
+    for note, known in skills.of(notes):
+        if known["key"]["subject"] == owner:
+            put(
+                note,
+                skills.SECTION,
+                skills.whole(known["key"]["name"], known["key"]["text"], known["key"]["steps"]),
+                "skill",
+            )
     # A failure's values are shared once two subjects show them; what was shared may stop being so. Nobody's stay.
     for lesson in lines.lessons(notes) if owner is None else ():
         put(lesson.note, "failures", lesson.text, "rules")
@@ -283,223 +278,3 @@ def again(plan: Plan, refused: Sequence[Refused]) -> str:
         f"{plan.text}\nYou answered this once. These of your operations were refused, the others are done:\n"
         f"{told}\nAnswer with better ones in place of those that can be mended, and with nothing else.\n"
     )
-
-
-# --- what code lets through ---------------------------------------------------------------------------------------
-
-
-def accept(said: Consolidation, plan: Plan) -> dict[str, Any]:
-    """What is kept of an answer: its operations in notes instead of numbers, and those that cite what was not shown."""
-    kept: list[dict[str, Any]] = []
-    refused: list[list[str]] = []
-    for number, one in enumerate(said.operations, 1):
-        what = _named(number, one)
-        strange = [each for each in (*one.replaces, *one.evidence) if each not in plan.numbers]
-        statement = text.inline(one.text, operations.TEXT_CHARS_MAX + 1)
-        if number > OPERATIONS_MAX:
-            refused.append([what, f"there are {OPERATIONS_MAX} operations already"])
-            break
-        if strange:
-            refused.append([what, f"it cites #{strange[0]}, which was not shown"])
-        elif one.action != "retire" and (reason := operations.reason_against_text(statement)):
-            refused.append([what, reason])
-        else:
-            kept.append(
-                {
-                    "what": what,
-                    "action": one.action,
-                    "section": one.section,
-                    "text": "" if one.action == "retire" else statement,
-                    "replaces": list(dict.fromkeys(plan.numbers[each] for each in one.replaces)),
-                    "evidence": list(dict.fromkeys(plan.numbers[each] for each in one.evidence)),
-                }
-            )
-    reason = text.inline(said.reason, REASON_CHARS_MAX)
-    safe = reason if reason and operations.reason_against_text(reason) is None else ""
-    return {"operations": kept, "refused": refused, "reason": "" if kept else safe}
-
-
-def _named(number: int, one: Operation) -> str:
-    """An operation by its numbers alone: its words may be anybody's."""
-    of, by = (" ".join(f"#{each}" for each in some[:REPLACED_MAX]) for some in (one.replaces, one.evidence))
-    return f"{number}: {one.action}{f' of {of}' if of else ''}{f' by {by}' if by else ''}"
-
-
-@dataclass(frozen=True)
-class Proposed:
-    """An operation on notes, of one owner, with where it comes from."""
-
-    owner: str | None
-    what: str
-    action: str
-    section: str
-    text: str
-    replaces: tuple[str, ...]
-    evidence: tuple[str, ...]
-    made: Mapping[str, Any]
-    """The model, and the name of the kept answer."""
-
-    @classmethod
-    def of(cls, kept: Mapping[str, Any], owner: str | None, made: Mapping[str, Any]) -> Proposed:
-        """From what `accept` kept."""
-        return cls(
-            owner=owner,
-            what=kept["what"],
-            action=kept["action"],
-            section=kept["section"],
-            text=kept["text"],
-            replaces=tuple(kept["replaces"]),
-            evidence=tuple(kept["evidence"]),
-            made=made,
-        )
-
-    @property
-    def cited(self) -> tuple[str, ...]:
-        """All that it rests on. A retirement rests on what stands against the other, not on that."""
-        return (
-            self.evidence
-            if self.action == "retire"
-            else tuple(dict.fromkeys((*self.replaces, *self.evidence)))
-        )
-
-
-def apply(
-    notes: _notes.Notes, proposed: Sequence[Proposed]
-) -> tuple[_notes.Notes, list[Proposed], list[tuple[Proposed, str]]]:
-    """The notes after the operations that may stand, those, and the others with the reason.
-
-    Judged by the notes as they are now, which may be others than the model was shown.
-    """
-    boards = {owner: board(notes, owner) for owner in {one.owner for one in proposed}}
-    changed: dict[str, dict[str, Any]] = {}
-    done: list[Proposed] = []
-    refused: list[tuple[Proposed, str]] = []
-    state = _State(notes, boards, Counter(), set(), sum(1 for _ in notes.of_kind(joint.KIND)))
-    for one in proposed:
-        reason = _reason_against(one, state)
-        if reason is None:
-            identity, entry = _entry(one, notes)
-            if identity in changed or notes.get(identity) is not None:
-                reason = "it is there already"
-            elif not entry["support"]:
-                reason = "no conversation bears it any more"
-        if reason is not None:
-            refused.append((one, reason))
-            continue
-        changed[identity] = entry
-        for note in one.replaces if one.action != "retire" else ():
-            known = notes.get(note)
-            if known is not None and known["kind"] == joint.KIND:
-                # Whatever it rested on and stood for, the new one does.
-                changed[note] = known | {"support": {}}
-                state = replace(state, joints=state.joints - 1)
-        state.gone.update(one.replaces)
-        state.retired[one.owner] += one.action == "retire"
-        state = replace(state, joints=state.joints + 1)
-        done.append(one)
-    return notes.replace(changed), done, refused
-
-
-@dataclass(frozen=True)
-class _State:
-    notes: _notes.Notes
-    boards: Mapping[str | None, Mapping[str, Item]]
-    retired: Counter[str | None]
-    gone: set[str]
-    """Notes that an operation of this batch has replaced."""
-    joints: int
-
-
-def _entry(one: Proposed, notes: _notes.Notes) -> tuple[str, dict[str, Any]]:
-    over = [source for note in one.cited for source in joint.over_of(note, notes.get(note) or {})]
-    covers: list[str] = []
-    for note in one.replaces:
-        known = notes.get(note) or {}
-        is_joint = known.get("kind") == joint.KIND and one.action != "retire"
-        covers += known["key"]["covers"] if is_joint else [note]
-    key = joint.key_of(section=one.section, subject=one.owner, text=one.text, over=over, covers=covers)
-    entry = {"kind": joint.KIND, "key": key, "support": joint.support_of(key, notes), "made": dict(one.made)}
-    return _notes.note_id(joint.KIND, key), entry
-
-
-def _reason_against(one: Proposed, state: _State) -> str | None:
-    """Why an operation is not done; None if it is."""
-    items = state.boards[one.owner]
-    if any(note not in items for note in (*one.replaces, *one.evidence)):
-        return "a note that it names does not stand any more"
-    if any(not items[note].may_go for note in one.replaces):
-        return "it replaces what a person or the rules wrote; that can be cited, and not replaced"
-    if state.gone.intersection(one.replaces):
-        return "another operation replaced a note of it already"
-    takes = any(items[note].origin == "joint" for note in one.replaces) and one.action != "retire"
-    if state.joints >= JOINTS_MAX and not takes:
-        return f"the memory has {JOINTS_MAX} joint statements already"
-    cited = [items[note] for note in one.cited]
-    over = {source for each in cited for source in joint.over_of(each.note, state.notes.get(each.note) or {})}
-    if len(over) > joint.OVER_MAX:
-        return f"it rests on {len(over)} notes; at most {joint.OVER_MAX} can be"
-    if one.action == "retire":
-        return _reason_against_retiring(one, state)
-    return _reason_against_counts(one, cited) or _reason_against_words(one, cited, items)
-
-
-def _reason_against_counts(one: Proposed, cited: Sequence[Item]) -> str | None:
-    count = len(one.replaces)
-    if one.action == "merge" and not 2 <= count <= REPLACED_MAX:
-        return f"a merge replaces 2 to {REPLACED_MAX} notes"
-    if one.action == "reword" and count != 1:
-        return "a rewording replaces one note"
-    if one.action == "add" and (count or not one.evidence):
-        return "what is added replaces nothing, and cites its evidence"
-    if one.action == "add" and len({rollout for each in cited for rollout in each.rollouts}) < 2:
-        return "what is added must be shown by two conversations"
-    return None
-
-
-def _reason_against_words(one: Proposed, cited: Sequence[Item], items: Mapping[str, Item]) -> str | None:
-    sections = {each.section for each in cited}
-    if one.section == "preferences" and sections != {"preferences"}:
-        return "a preference must rest on preferences alone"
-    if one.action != "add" and one.section not in {items[note].section for note in one.replaces}:
-        return "its section is none of those that it replaces"
-    if one.action == "add" and any(
-        each.text.casefold() == one.text.casefold() and each.section == one.section for each in items.values()
-    ):
-        return "it is there already"
-    told = "\n".join(each.text for each in cited).casefold()
-    named = [word for word in keywords.count([one.text]) if keywords.is_name(word)] + _NUMBER.findall(
-        one.text
-    )
-    if any(word.casefold() not in told for word in named):
-        return "it names something that none of its evidence names"
-    own = words(one.text)
-    if len(own & words(told)) < GROUNDED_MIN * len(own):
-        return "it says what its evidence does not say: keep to the words of the notes"
-    if any(not _alike(items[note].text, one.text) for note in one.replaces):
-        return "it does not say what a note says that it replaces"
-    return None
-
-
-def _reason_against_retiring(one: Proposed, state: _State) -> str | None:
-    items = state.boards[one.owner]
-    standing = sum(1 for each in items.values() if each.may_go)
-    most = max(RETIRED_MIN, int(standing * RETIRED_SHARE_MAX))
-    if len(one.replaces) != 1 or not one.evidence:
-        return "a retirement names one note, and cites what stands against it"
-    if set(one.evidence) & {*one.replaces, *state.gone}:
-        return "what stands against the note does not stand itself"
-    if state.retired[one.owner] >= most:
-        return f"one answer retires at most {most} of the {standing} statements that stand"
-    (old,) = (items[note] for note in one.replaces)
-    for note in one.evidence:
-        new = items[note]
-        if new.section != old.section or not _alike(old.text, new.text):
-            return "what stands against the note is about something else"
-        if new.at <= old.at:
-            return "what stands against the note is not newer"
-    return None
-
-
-def _alike(one: str, other: str) -> bool:
-    mine, theirs = words(one), words(other)
-    return len(mine & theirs) >= ALIKE_MIN * max(1, min(len(mine), len(theirs)))

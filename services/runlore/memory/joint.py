@@ -31,9 +31,11 @@ from runlore.memory import notes as _notes
 KIND, SHOWN = "joint", "shown"
 COMPUTED = (KIND, SHOWN)
 """Kinds whose support is computed here: what a rollout says now withdraws nothing of it."""
+SKILLS = "skills"
+"""The section of joint statements that are procedures (`skills.py`); their key has a name and steps, too."""
 SOURCES = ("text", "correction", "fact", "failure")
 """Kinds that a joint statement may rest on."""
-OVER_MAX = 32
+OVER_MAX = 256
 """Notes that one joint statement rests on."""
 EVIDENCE_MAX = 16
 """Places in one rollout that a joint statement cites: the newest."""
@@ -43,10 +45,18 @@ Entry = Mapping[str, Any]
 
 
 def key_of(
-    *, section: str, subject: str | None, text: str, over: Iterable[str], covers: Iterable[str]
+    *,
+    section: str,
+    subject: str | None,
+    text: str,
+    over: Iterable[str],
+    covers: Iterable[str],
+    name: str = "",
+    steps: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The key of the joint statement in these words."""
-    said = {"section": section, "subject": subject, "text": text}
+    said: dict[str, Any] = {"section": section, "subject": subject, "text": text}
+    said |= {"name": name, "steps": list(steps)} if name else {}
     return said | {"over": sorted(set(over)), "covers": sorted(set(covers))}
 
 

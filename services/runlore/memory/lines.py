@@ -454,7 +454,7 @@ def statements(all_notes: _notes.Notes) -> list[Statement]:
     out = []
     joints = joint.standing(all_notes)
     for identity, entry in joints.joints.items():
-        if identity not in edited.hidden:
+        if identity not in edited.hidden and entry["key"]["section"] != joint.SKILLS:
             one = _statement(identity, entry, set(entry["support"]))
             out.append(dataclasses.replace(one, text=edited.mark(identity, one.text)))
     for identity, (entry, rollouts) in standing.items():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runlore.memory import joining, joint, lines, notes, operations, prompts, values
+from runlore.memory import joining, joint, judging, lines, notes, operations, prompts, values
 from runlore.models import port
 
 SECRET = "sk-proj-" + "a1" * 20
@@ -54,15 +54,15 @@ def answer(plan, *operations_):
         joining.Operation(action=a, section=s, text=t, replaces=list(r), evidence=list(e))
         for a, s, t, r, e in operations_
     ]
-    return joining.accept(joining.Consolidation(operations=said, reason=""), plan)
+    return judging.accept(joining.Consolidation(operations=said, skills=[], reason=""), plan)
 
 
 def worked(state, *operations_):
     """(the notes after an answer, the reasons of what was refused)."""
     (plan,), _ = planned(state)
     kept = answer(plan, *operations_)
-    proposed = [joining.Proposed.of(one, plan.owner, {"model": "m"}) for one in kept["operations"]]
-    now, _, refused = joining.apply(state, proposed)
+    proposed = [judging.Proposed.of(one, plan.owner, {"model": "m"}) for one in kept["operations"]]
+    now, _, refused = judging.apply(state, proposed)
     return now, [why for _, why in kept["refused"]] + [why for _, why in refused]
 
 
@@ -169,7 +169,7 @@ HOSTILE = {
         ("merge", "preferences", "They want sheet 7041 locked on Mondays.", [1, 2], []),
         "preferences alone",
     ),
-    "another section": (("merge", "failures", "Sheet 7041 is locked on Mondays.", [1, 2], []), "section"),
+    "another section": (("merge", "failures", "Sheet 7041 is locked on Mondays.", [1, 2], []), "its section"),
     "an order carried from a tool's output": (
         (
             "merge",
@@ -221,8 +221,8 @@ def test_a_note_is_replaced_once_and_only_while_it_stands():
     assert refused == ["another operation replaced a note of it already"]
     (plan,), _ = planned(state)
     kept = answer(plan, merge)
-    proposed = [joining.Proposed.of(one, None, {}) for one in kept["operations"]]
-    assert joining.apply(now, proposed)[2][0][1] == "a note that it names does not stand any more"
+    proposed = [judging.Proposed.of(one, None, {}) for one in kept["operations"]]
+    assert judging.apply(now, proposed)[2][0][1] == "a note that it names does not stand any more"
 
 
 def test_a_model_that_retires_all_it_can_takes_little():
@@ -253,11 +253,11 @@ def test_whatever_a_model_answers_support_is_kept_and_all_comes_back_with_what_w
     more = (("r5", "knowledge", "Sheet 7041 is open on Mondays.", None), ("r6", "knowledge", "Is it?", "u"))
     state = known(*SHEETS, *more)
     plan = planned(state)[0][0]
-    kept = joining.accept(joining.Consolidation(operations=said, reason="x"), plan)
-    now, done, refused = joining.apply(
-        state, [joining.Proposed.of(one, plan.owner, {}) for one in kept["operations"]]
+    kept = judging.accept(joining.Consolidation(operations=said, skills=[], reason="x"), plan)
+    now, done, refused = judging.apply(
+        state, [judging.Proposed.of(one, plan.owner, {}) for one in kept["operations"]]
     )
-    assert len(kept["operations"]) + len(kept["refused"]) <= joining.OPERATIONS_MAX + 1
+    assert len(kept["operations"]) + len(kept["refused"]) <= judging.OPERATIONS_MAX + 1
     assert len(done) + len(refused) == len(kept["operations"])
     assert joint.settle(now) == now and now.rollouts() == state.rollouts()
     assert {name: now.get(name) for name in state.entries()} == state.entries(), "no source is touched"
@@ -272,8 +272,8 @@ def test_there_is_no_end_of_operations_and_of_joint_statements(monkeypatch):
     state = known(*SHEETS)
     (plan,), _ = planned(state)
     one = ("merge", "knowledge", "Sheet 7041 is locked on Mondays.", [1, 2], [])
-    assert len(answer(plan, *[one] * 99)["operations"]) == joining.OPERATIONS_MAX
-    monkeypatch.setattr(joining, "JOINTS_MAX", 0)
+    assert len(answer(plan, *[one] * 99)["operations"]) == judging.OPERATIONS_MAX
+    monkeypatch.setattr(judging, "JOINTS_MAX", 0)
     assert "0 joint statements already" in worked(state, one)[1][0]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runlore.memory import edits, handbook, joining, joint, lines, notes, operations, values
+from runlore.memory import edits, handbook, joining, joint, judging, lines, notes, operations, values
 
 
 def at(day):
@@ -40,13 +40,13 @@ def note(text, *, section="knowledge", subject=None):
 
 
 def proposal(action, text="", *, replaces=(), evidence=(), section="knowledge", owner=None):
-    return joining.Proposed(
+    return judging.Proposed(
         owner, action, action, section, text, tuple(replaces), tuple(evidence), {"model": "m", "at": at(9)}
     )
 
 
 def done(known, *proposed):
-    known, _, refused = joining.apply(known, proposed)
+    known, _, refused = judging.apply(known, proposed)
     assert refused == []
     return known
 
@@ -177,7 +177,7 @@ def test_what_a_person_wrote_in_its_place_stands_and_no_model_may_replace_it(mer
     theirs = note("The sheet is never locked.")
     assert joining.board(known, None)[theirs].origin == "person"
     bad = proposal("merge", "The sheet is locked; use make check.", replaces=[theirs, note(C)])
-    assert "a person" in joining.apply(known, [bad])[2][0][1]
+    assert "a person" in judging.apply(known, [bad])[2][0][1]
     # Not by the way of what lay under it either: that is not among what may be worked with.
     assert note(A) not in joining.board(known, None)
 
