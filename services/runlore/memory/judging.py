@@ -41,13 +41,12 @@ def accept(said: joining.Consolidation, plan: joining.Plan) -> dict[str, Any]:
     for number, one in enumerate(said.operations, 1):
         what = _named(number, one)
         strange = _strange((*one.replaces, *one.evidence), plan)
-        statement = text.inline(one.text, operations.TEXT_CHARS_MAX + 1)
         if number > OPERATIONS_MAX:
             refused.append([what, f"there are {OPERATIONS_MAX} operations already"])
             break
         if strange:
             refused.append([what, strange])
-        elif one.action != "retire" and (reason := operations.reason_against_text(statement)):
+        elif one.action != "retire" and (reason := operations.reason_against_text(one.text)):
             refused.append([what, reason])
         else:
             kept.append(
@@ -55,7 +54,9 @@ def accept(said: joining.Consolidation, plan: joining.Plan) -> dict[str, Any]:
                     "what": what,
                     "action": one.action,
                     "section": one.section,
-                    "text": "" if one.action == "retire" else statement,
+                    "text": ""
+                    if one.action == "retire"
+                    else text.inline(one.text, operations.TEXT_CHARS_MAX),
                     "replaces": list(dict.fromkeys(plan.numbers[each] for each in one.replaces)),
                     "evidence": list(dict.fromkeys(plan.numbers[each] for each in one.evidence)),
                 }
@@ -63,10 +64,9 @@ def accept(said: joining.Consolidation, plan: joining.Plan) -> dict[str, Any]:
     for number, skill in enumerate(said.skills[:SKILLS_MAX], 1):
         what = f"skill {number}"
         strange = _strange(skill.evidence, plan)
-        steps = [text.inline(step, operations.TEXT_CHARS_MAX + 1) for step in skill.steps]
         if strange:
             refused.append([what, strange])
-        elif why := skills.reason_against(skill.name, skill.description, steps):
+        elif why := skills.reason_against(skill.name, skill.description, skill.steps):
             refused.append([what, why])
         else:
             kept.append(
@@ -78,7 +78,7 @@ def accept(said: joining.Consolidation, plan: joining.Plan) -> dict[str, Any]:
                     "replaces": [],
                     "evidence": list(dict.fromkeys(plan.numbers[each] for each in skill.evidence)),
                     "name": skill.name,
-                    "steps": steps,
+                    "steps": [text.inline(step, operations.TEXT_CHARS_MAX) for step in skill.steps],
                 }
             )
     reason = text.inline(said.reason, REASON_CHARS_MAX)

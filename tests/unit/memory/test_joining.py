@@ -192,7 +192,7 @@ HOSTILE = {
     ),
     "all in one": (
         ("merge", "knowledge", "Sheet 7041 is locked on Mondays.", [1, 2, 3, 4], []),
-        "does not say what a note",
+        "its section is another",
     ),
     "one conversation alone": (("add", "knowledge", "Sheet 7041 is locked.", [], [1]), "two conversations"),
     "retired for nothing": (("retire", "knowledge", "", [1], []), "cites what stands against"),
@@ -211,6 +211,12 @@ def test_what_a_hostile_model_says_is_refused_with_a_reason_and_changes_nothing(
     now, refused = worked(state, operation)
     assert len(refused) == 1 and reason in refused[0], refused
     assert now == state and SECRET not in str(refused)
+
+
+def test_a_merge_may_take_in_only_what_it_says():
+    state = known(*SHEETS, ("r5", "knowledge", "The printer is on floor three.", None))
+    _, refused = worked(state, ("merge", "knowledge", "Sheet 7041 is locked on Mondays.", [1, 2, 5], []))
+    assert refused == ["it does not say what a note says that it replaces"]
 
 
 def test_a_note_is_replaced_once_and_only_while_it_stands():
