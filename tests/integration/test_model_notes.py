@@ -84,8 +84,9 @@ def answers(*operations):
 
 
 def merges(seen):
-    """All that is shown becomes one statement."""
-    return answers(operation("merge", WHOLE, entries(seen)))
+    """All statements that are shown become one."""
+    found = re.findall(r"^#(\d+) \w+ \((?:statement|joint);", seen.input, re.MULTILINE)
+    return answers(operation("merge", WHOLE, map(int, found)))
 
 
 def script(consolidation=merges):
@@ -544,13 +545,21 @@ async def test_two_workers_of_each_stage_end_with_one_statement_that_rests_on_al
         await one.runs(run(number, FACTS[number % 4]))
     await one.summarize()
 
-    async def worker(work):
-        while await marks.marked(store) or await one.joins():
+    async def worker(work, is_done):
+        while not await is_done():
             with contextlib.suppress(errors.Retryable):
                 await work()
             await asyncio.sleep(0)
 
-    await asyncio.gather(*(worker(one.join) for _ in range(2)), *(worker(one.consolidate) for _ in range(2)))
+    async def is_consolidated():
+        return not await marks.marked(store)
+
+    consolidating = asyncio.gather(*(worker(one.consolidate, is_consolidated) for _ in range(2)))
+
+    async def is_joined():
+        return consolidating.done() and not await one.joins()
+
+    await asyncio.gather(consolidating, *(worker(one.join, is_joined) for _ in range(2)))
     assert await one.statements() == [WHOLE]
     ((_, entry),) = (await one.notes()).of_kind("joint")
     assert set(entry["support"]) == {f"r{number}" for number in range(6)}
@@ -593,7 +602,7 @@ class Crashing(MemoryStore):
 
 
 async def ends(store, crash_at, after):
-    """Three rollouts and a correction, with one crash; what is there at the end, and how often the model was asked."""
+    """Two rollouts and then a third, with one crash; what is there at the end, and how often the model was asked."""
     one = Pipeline(store=store)
     crashed = False
 
@@ -605,16 +614,15 @@ async def ends(store, crash_at, after):
             except Crash:
                 crashed, store.left = True, None
 
-    await one.runs(run(0), run(1))
+    await one.runs(run(0, items=[]), run(1, items=[]))
     await one.summarize()
     store.left, store.after = crash_at, after
-    for number in (2, 3):
-        await step(one.consolidate)
-        await step(one.join)
-        left, store.left = store.left, None
-        await one.runs(run(number))
-        await one.summarize()
-        store.left = left
+    await step(one.consolidate)
+    await step(one.join)
+    left, store.left = store.left, None
+    await one.runs(run(2, items=[]))
+    await one.summarize()
+    store.left = left
     await step(one.consolidate)
     await step(one.join)
     # A fresh worker, from what stands.
@@ -631,7 +639,7 @@ async def ends(store, crash_at, after):
 @pytest.mark.parametrize("after", (False, True), ids=("before", "after"))
 async def test_a_crash_at_any_write_ends_in_the_same_memory_and_pays_at_most_one_answer_more(after):
     _, wanted, asked = await ends(Crashing(), None, after)
-    assert wanted == ([(WHOLE, ["r0", "r1", "r2", "r3"])], [WHOLE], []) and asked == 3
+    assert wanted == ([(WHOLE, ["r0", "r1", "r2"])], [WHOLE], []) and asked == 2
     crashes = 0
     for crash_at in range(1, 200):
         crashed, found, count = await ends(Crashing(), crash_at, after)
@@ -641,7 +649,7 @@ async def test_a_crash_at_any_write_ends_in_the_same_memory_and_pays_at_most_one
         assert found == wanted, f"crash at write {crash_at}"
         # Only an answer that did not land is paid for again.
         assert count <= asked + (0 if after else 1), f"crash at write {crash_at}"
-    assert crashes > 20
+    assert crashes > 15
 
 
 HOLES = {
@@ -672,8 +680,8 @@ HOLES = {
     "the joins are deleted first": (
         model_notes.ModelNotesStage,
         "work",
-        "            if before is None:",
-        "            await marks.delete(self._store, found)\n            if before is None:",
+        "        if before is None:",
+        "        await marks.delete(self._store, found)\n        if before is None:",
     ),
 }
 
@@ -682,7 +690,6 @@ HOLES = {
 async def test_a_hole_that_is_put_back_is_found(hole, monkeypatch):
     stage, name, old, new = HOLES[hole]
     source = textwrap.dedent(inspect.getsource(getattr(stage, name)))
-    old, new = textwrap.dedent(old) if "\n" in old else old, new
     assert source.count(old) == 1, "say here how the hole looks now"
     namespace = vars(inspect.getmodule(stage)).copy()
     exec(source.replace(old, new), namespace)
