@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import inspect
 import json
 import random
@@ -16,6 +17,7 @@ import made
 from runlore import clock, errors, producer
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, model_notes, model_summaries, record
+from runlore.events import envelope
 from runlore.lookup import memories
 from runlore.memory import joining, joint, judging, lines, notes
 from runlore.models import choices
@@ -327,6 +329,54 @@ async def test_after_a_revert_a_models_answer_is_not_taken_in_again():
     await one.join()
     assert await one.statements() == sorted(FACTS[:2])
     assert await invariants.check(one.store, settled=True) == []
+
+
+# --- a person ---------------------------------------------------------------------------------------------------
+
+
+async def edit(one, change):
+    """A live edit of `MEMORY.md` as the newest revision shows it."""
+    revision = await one.revision()
+    base = memories.compose(revision, None)["MEMORY.md"].text
+    sha256 = hashlib.sha256(base.encode()).hexdigest()
+    data = {"project": "acme", "memory": "support", "session_id": "p1", "run_id": "run-p", "edit_id": "e1"}
+    data |= {"edited_at": made.moment(99), "revision": revision.number}
+    data |= {"files": [{"path": "MEMORY.md", "text": change(base), "base_sha256": sha256}]}
+    await one.bus.produce([record.message_of(envelope.of_edit(data, source="/t"), "acme/p1", "runs")])
+    await one.runs()
+    await one.consolidate()
+
+
+async def test_a_person_who_takes_a_joint_line_out_wins_over_the_model():
+    one = Pipeline()
+    await one.all(run(0), run(1))
+    await one.join()
+    await edit(one, lambda base: base.replace(f"- {WHOLE}\n", ""))
+    assert await one.statements() == []
+    await one.all(run(2))
+    await one.join()
+    assert await one.statements() == [FACTS[2]], "nothing of what was taken out comes back"
+    assert await invariants.check(one.store, settled=True) == []
+
+
+async def test_what_a_person_wrote_in_place_of_a_joint_line_is_not_replaced():
+    seen_by_model = []
+
+    def greedy(seen):
+        seen_by_model.append(seen.input)
+        return answers(operation("merge", WHOLE, entries(seen)))
+
+    one = Pipeline(greedy)
+    await one.all(run(0, items=[]), run(1, items=[]))
+    await one.join()
+    theirs = "Sheet 7041 is locked on Mondays, ask Ada."
+    await edit(one, lambda base: base.replace(WHOLE, theirs))
+    assert await one.statements() == [theirs]
+    await one.all(run(2, items=[]))
+    await one.join()
+    assert "(person; 1 conversation" in seen_by_model[-1]
+    assert await one.statements() == sorted([theirs, FACTS[2]])
+    assert "a person" in json.dumps((await one.revision()).body["refused"])
 
 
 # --- subjects ---------------------------------------------------------------------------------------------------

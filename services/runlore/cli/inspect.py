@@ -262,6 +262,8 @@ async def _answer_why(
         out.say(
             f"because of note {note['note']} ({note['kind']}), supported by {len(note['evidence'])} items:"
         )
+        if joint := note.get("joint"):
+            out.say(f"  brought together by {joint['model']} at {joint['at']}, of {len(joint['over'])} notes")
         for one_evidence in note["evidence"][:20]:
             out.say(
                 f"  rollout {one_evidence['rollout']} · run {one_evidence['run']} attempt {one_evidence['attempt']}"
