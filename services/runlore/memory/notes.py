@@ -3,8 +3,8 @@
 A note is `{"kind", "key", "support": {rollout: contribution}}`; its id is a hash of kind and key. A
 contribution is a function of its rollout's summary alone, and what a note says is computed from all of its
 contributions when it is rendered. So adding and dropping rollouts commute: the same rollouts give the same
-notes, byte for byte, in whatever order and batches they came, and dropping one needs no model. (Which `joint` notes there
-are depends on what a model was asked, and when; what supports them does not: `joint.py`.)
+notes, byte for byte, in whatever order and batches they came, and dropping one needs no model. (Which `joint`
+notes there are depends on what a model was asked, and when; what supports them does not: `joint.py`.)
 """
 
 from __future__ import annotations
