@@ -433,7 +433,7 @@ def teaches(name="release", steps=("Run make stage.", "Then make check.", "Then 
             "name": name,
             "description": "To release with make.",
             "steps": list(steps),
-            "evidence": cited or list(entries(seen)),
+            "evidence": cited or [number for number, text in entries(seen).items() if "make" in text],
         }
         return models.Reply({"operations": [], "skills": [skill], "reason": ""})
 
@@ -453,6 +453,7 @@ async def test_a_procedure_that_worked_twice_becomes_a_skill_that_seeds_hold_and
         "---",
     ]
     assert "1. Run make stage." in told.text and "2 conversations" in told.text and told.why
+    assert "- To release with make: see `skills/release/SKILL.md`" in files["memory_summary.md"].text
     assert await one.statements() == sorted(STEPS), "a skill stands in place of nothing"
     assert await invariants.check(one.store, settled=True) == []
     await one.all(run(1, "The printer is on floor three.", rollout="r1", attempt=2))

@@ -252,7 +252,8 @@ def _written(notes: _notes.Notes, owner: str | None, shown: Sequence[Item], fres
             ]
     out += ["== index", f"{standing} notes stand in all, {standing - len(shown)} of them not shown."]
     cards = {one: card for one in sorted(_rollouts_of(notes, owner)) if (card := notes.card(one))}
-    out += [f"| {_line(line, 400)}" for line, _ in handbook.index(cards, [], "memory") if line.strip()]
+    index = (line for line, _ in handbook.index(cards, [], "memory") if line.startswith("- "))
+    out += [f"| {_line(line, 400)}" for line in index]
     inner = "\n".join(out)
     tag = f"notes-{hashlib.sha256(inner.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     return f"<{tag}>\n{inner}\n</{tag}>\n"

@@ -282,7 +282,7 @@ def _reason_against_words(
         return reason
     if any(not _alike(items[note].text, one.text) for note in one.replaces):
         return "it does not say what a note says that it replaces"
-    return None
+    return _reason_against_strangers(one.text, cited)
 
 
 def _reason_against_ground(said: str, cited: Sequence[joining.Item]) -> str | None:
@@ -306,7 +306,12 @@ def _reason_against_skill(one: Proposed, cited: Sequence[joining.Item], state: _
     for said in (one.text, *one.steps):
         if reason := _reason_against_ground(said, cited):
             return reason
-    return None
+    return _reason_against_strangers(skills.whole(one.name, one.text, one.steps), cited)
+
+
+def _reason_against_strangers(said: str, cited: Sequence[joining.Item]) -> str | None:
+    """Else a note of just any second conversation would make something out as shown by two."""
+    return None if all(_alike(each.text, said) for each in cited) else "it cites a note about something else"
 
 
 def _reason_against_retiring(one: Proposed, state: _State) -> str | None:

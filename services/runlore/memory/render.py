@@ -119,7 +119,8 @@ def _shared_parts(
         "index.md": handbook.index(cards, told, name if subject is None else f"{name}, this user"),
     }
     if subject is None:
-        pages["tips.md"] = handbook.tips(notes, told)
+        tips = [*skills.tips(notes), *handbook.tips(notes, told)]
+        pages["tips.md"] = handbook.within(tips, handbook.TIPS_TOKENS_MAX)
     pages |= skills.pages(notes, subject)
     return {f"{owner}/{file}": _part(page, subject=subject) for file, page in pages.items() if page}
 

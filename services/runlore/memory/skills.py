@@ -23,6 +23,8 @@ ROLLOUTS_MIN = 2
 STEPS_MAX = 16
 SKILLS_MAX = 24
 """Of one owner: those that most rollouts bear are shown."""
+TOLD_MAX = 4
+"""Of everybody's, those that `memory_summary.md` tells of."""
 DESCRIPTION_CHARS_MAX = 240
 FILE = "SKILL.md"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{1,46}[a-z0-9])")
@@ -53,6 +55,16 @@ def pages(notes: _notes.Notes, subject: str | None) -> dict[str, list[documents.
     """`skills/<name>/SKILL.md` → its lines, of one owner's skills."""
     own = [one for one in of(notes) if one[1]["key"]["subject"] == subject][:SKILLS_MAX]
     return {f"skills/{entry['key']['name']}/{FILE}": _page(identity, entry) for identity, entry in own}
+
+
+def tips(notes: _notes.Notes) -> list[documents.Line]:
+    """Bullets for `memory_summary.md`, so that everybody's skills are found."""
+    own = [one for one in of(notes) if one[1]["key"]["subject"] is None][:TOLD_MAX]
+    return [(f"- {_said(entry)}: see `skills/{entry['key']['name']}/{FILE}`", note) for note, entry in own]
+
+
+def _said(entry: Mapping[str, Any]) -> str:
+    return text.statement(entry["key"]["text"], DESCRIPTION_CHARS_MAX).rstrip(".")
 
 
 def _page(identity: str, entry: Mapping[str, Any]) -> list[documents.Line]:

@@ -195,6 +195,10 @@ HOSTILE = {
         "its section is another",
     ),
     "one conversation alone": (("add", "knowledge", "Sheet 7041 is locked.", [], [1]), "two conversations"),
+    "another's note for a second": (
+        ("add", "knowledge", "Sheet 7041 is locked.", [], [1, 4]),
+        "about something else",
+    ),
     "retired for nothing": (("retire", "knowledge", "", [1], []), "cites what stands against"),
     "retired by itself": (("retire", "knowledge", "", [1], [1]), "does not stand"),
     "retired by the older": (("retire", "knowledge", "", [2], [1]), "not newer"),
