@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -87,50 +87,46 @@ class Item:
         return self.origin in ("statement", "joint")
 
 
-def owners(notes: _notes.Notes) -> list[str | None]:
-    """Whose statements there are: nobody's in particular, then each subject's."""
-    found = {entry["key"]["subject"] for _, entry in notes.of_kind("text")} - {_notes.MIXED}
-    return sorted(found, key=lambda one: (one is not None, one or ""))
-
-
 def board(notes: _notes.Notes, owner: str | None) -> dict[str, Item]:
     """The notes of `owner` that stand, by their id. Not those in a conflict: that is a person's to end."""
+    if "boards" not in notes.memo:
+        # Of all owners in one look: a memory may have hundreds.
+        notes.memo["boards"] = _boards(notes)
+    found: dict[str, Item] = notes.memo["boards"].get(owner, {})
+    return found
+
+
+def _boards(notes: _notes.Notes) -> dict[str | None, dict[str, Item]]:
     contested = joint.people_changed(notes)
     against = {entry["key"]["note"] for _, entry in notes.of_kind("edit")}
-    out: dict[str, Item] = {}
+    out: dict[str | None, dict[str, Item]] = defaultdict(dict)
 
-    def put(note: str, section: str, said: str, origin: str) -> None:
+    def put(note: str, owner: str | None, section: str, said: str, origin: str) -> None:
         entry = notes.get(note)
         whose = {one.get("subject") for one in entry["support"].values()} if entry else set()
         if entry is None or note in contested or whose != {owner}:
             return
         rollouts = tuple(sorted(entry["support"]))
-        out[note] = Item(note, origin, section, said, rollouts, joint.newest(entry))
+        out[owner][note] = Item(note, origin, section, said, rollouts, joint.newest(entry))
 
     for one in lines.statements(notes):
-        entry = notes.get(one.note)
-        if one.subject == owner and entry is not None:
-            theirs = note_of_a_person(entry) or one.note in against
-            origin = "person" if theirs else "joint" if entry["kind"] == joint.KIND else "statement"
-            put(one.note, one.section, one.text, origin)
+        entry = notes.get(one.note) or {"kind": "", "support": {}}
+        theirs = note_of_a_person(entry) or one.note in against
+        origin = "person" if theirs else "joint" if entry["kind"] == joint.KIND else "statement"
+        put(one.note, one.subject, one.section, one.text, origin)
     for fact in lines.facts(notes):
-        if fact.subject == owner:
-            put(fact.note, "knowledge", fact.text, "rules")
+        put(fact.note, fact.subject, "knowledge", fact.text, "rules")
     for note, entry in notes.of_kind("correction"):
-        if entry["key"]["subject"] == owner:
-            put(note, "preferences", f'the user said: "{entry["key"]["text"]}"', "rules")
+        words_of = f'the user said: "{entry["key"]["text"]}"'
+        put(note, entry["key"]["subject"], "preferences", words_of, "rules")
     for note, known in skills.of(notes):
-        if known["key"]["subject"] == owner:
-            put(
-                note,
-                skills.SECTION,
-                skills.whole(known["key"]["name"], known["key"]["text"], known["key"]["steps"]),
-                "skill",
-            )
+        key = known["key"]
+        said = skills.whole(key["name"], key["text"], key["steps"])
+        put(note, key["subject"], skills.SECTION, said, "skill")
     # A failure's values are shared once two subjects show them; what was shared may stop being so. Nobody's stay.
-    for lesson in lines.lessons(notes) if owner is None else ():
-        put(lesson.note, "failures", lesson.text, "rules")
-    return out
+    for lesson in lines.lessons(notes):
+        put(lesson.note, None, "failures", lesson.text, "rules")
+    return dict(out)
 
 
 def note_of_a_person(entry: Mapping[str, Any]) -> bool:
@@ -161,19 +157,14 @@ def plans(notes: _notes.Notes, *, tokens_max: int, owners_max: int) -> tuple[lis
     None for an owner whose new statements touch nothing of another conversation: there is nothing to bring together.
     """
     waiting = joint.fresh(notes)
+    found = {entry["key"]["subject"] for one in waiting if (entry := notes.get(one))} - {_notes.MIXED}
     out: list[Plan] = []
-    for owner in owners(notes) if waiting else ():
-        if any(_owner_of(notes, one) == owner for one in waiting):
-            made = _plan(notes, owner, waiting, tokens_max)
-            out += [made] if made else []
+    for owner in sorted(found, key=lambda one: (one is not None, one or "")):
+        made = _plan(notes, owner, waiting, tokens_max)
+        out += [made] if made else []
         if len(out) > owners_max:
             return out[:owners_max], True
     return out, any(one.more for one in out)
-
-
-def _owner_of(notes: _notes.Notes, note: str) -> str | None:
-    entry = notes.get(note)
-    return entry["key"]["subject"] if entry else None
 
 
 def _plan(notes: _notes.Notes, owner: str | None, waiting: set[str], tokens_max: int) -> Plan | None:

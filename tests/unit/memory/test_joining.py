@@ -116,6 +116,20 @@ def test_one_ask_shows_the_texts_of_one_owner_alone():
         assert not any(other in plan.text for other in {"7041", "Ada", "Bob", "Mix"} - {name})
 
 
+def test_many_owners_are_asked_about_a_few_at_a_time_each_once():
+    pairs = [
+        (f"{n}-{k}", "knowledge", f"Sheet 9 is {k}.", f"u_{n}") for n in range(7) for k in ("red", "big")
+    ]
+    state, met = known(*pairs), []
+    for _ in range(5):
+        found, more = planned(state, owners_max=3)
+        met.append([plan.owner for plan in found])
+        state = joint.with_told(state, [one for plan in found for one in plan.fresh])
+        if not more:
+            break
+    assert met == [["u_0", "u_1", "u_2"], ["u_3", "u_4", "u_5"], ["u_6"]]
+
+
 def test_what_an_ask_shows_is_bounded_and_the_rest_waits():
     many = [(f"r{number}", "knowledge", f"Sheet 7041 has {number} rows.", None) for number in range(10)]
     state, seen = known(*many), set()
