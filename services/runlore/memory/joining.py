@@ -34,7 +34,10 @@ CONVERSATIONS_MAX = 24
 """Conversations whose titles an ask tells."""
 ENTRY_TOKENS = 24
 """What an entry's own line costs, at most."""
-_WORD = re.compile(r"\w{3,}")
+# Not `\w`: vowel signs of Indic scripts are none, and would cut every word.
+_WORD = re.compile(
+    "[^\\s\\x00-/:-@\\[-^`{-\\x7f\u2000-\u206f\u3000-\u303f\u060c\u061b\u061f\u0964\u0965]{3,}"
+)
 
 
 class Operation(pydantic.BaseModel):
@@ -214,9 +217,10 @@ def _touched(items: Mapping[str, Item], fresh: Sequence[Item]) -> list[Item]:
 
 def words(body: str) -> set[str]:
     """What two texts are compared by, in any script."""
-    return {word.casefold() for word in keywords.count([body])} | {
-        word.casefold() for word in _WORD.findall(body)
-    }
+    folded = body.casefold()
+    found = set(_WORD.findall(folded))
+    # Where there are no blanks between words they are cut into pieces.
+    return found if body.isascii() else found | set(keywords.count([folded]))
 
 
 def _written(notes: _notes.Notes, owner: str | None, shown: Sequence[Item], fresh: int, standing: int) -> str:

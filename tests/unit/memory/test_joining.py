@@ -310,3 +310,20 @@ def test_a_second_ask_tells_the_reasons_without_the_words():
         told.startswith(plan.text) and "1: merge of #1 #2 by #99: it cites #99, which was not shown" in told
     )
     assert SECRET not in told
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    (
+        ("シートは月曜日にロックされます", "月曜日はシートがロックされている"),
+        ("Лист закрыт по понедельникам", "По понедельникам лист закрыт"),
+        ("पत्रक सोमवार को बंद रहता है", "सोमवार को पत्रक बंद है"),
+    ),
+    ids=("ja", "ru", "hi"),
+)
+def test_statements_in_any_script_are_brought_together(one, other):
+    state = known(("r1", "knowledge", one, None), ("r2", "knowledge", other, None))
+    now, refused = worked(state, ("merge", "knowledge", one, [1, 2], []))
+    assert refused == [] and [each.text for each in lines.statements(now)] == [one]
+    state = joint.with_told(state, [note("knowledge", one)])
+    assert len(planned(state)[0][0].numbers) == 2, "what was there is found by its words"
