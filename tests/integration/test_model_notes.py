@@ -172,6 +172,17 @@ async def test_without_a_model_consolidation_leaves_no_join():
     assert await one.joins() == []
 
 
+async def test_a_memory_has_its_own_model_and_prompt_for_it():
+    one = Pipeline()
+    own = {"model": "our/own", "effort": "", "extra_prompt": "In cents."}
+    one.chosen = choices.parse({"memories": {"acme/support": {"consolidate": own}}})
+    await one.all(run(0), run(1))
+    await one.join()
+    (asked,) = one.asked
+    assert (asked.model, asked.effort) == ("our/own", "") and asked.instructions.endswith("In cents.\n")
+    assert (await one.revision()).body["cost_usd"] is None, "an unknown cost is told, not taken for 0"
+
+
 async def test_nothing_new_costs_nothing():
     one = Pipeline()
     await one.all(run(0), run(1))

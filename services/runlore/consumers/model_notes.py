@@ -181,10 +181,6 @@ class ModelNotesStage:
         refused = [*first.refused, *(joining.Refused(one.what, why) for one, why in fitted.refused)]
         if not refused or not first.answers:
             return first
-        for one in refused:
-            log.info(
-                "operation refused", project=project, memory=memory, operation=one.what, reason=one.reason
-            )
         second = replace(ask, input=joining.again(plan, refused))
         return await self._answered(
             project, second, replace(first, proposed=tuple(fitted.done), refused=tuple(refused))
@@ -240,6 +236,9 @@ class ModelNotesStage:
         fitted = await self._runtime.offload(fit, told, proposed, layout)
         refused = [each for one in asked for each in one.refused]
         refused += [joining.Refused(one.what, why) for one, why in fitted.refused]
+        for one in refused:
+            where = {"project": project, "memory": memory}
+            log.info("operation refused", **where, operation=one.what, reason=one.reason)
         draft = await self._runtime.offload(_draft, before, fitted, asked, refused, layout)
         revision = await revisions.write(
             self._store, self._reader, project, memory, parent=before, draft=draft
