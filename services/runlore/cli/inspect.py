@@ -414,6 +414,8 @@ def _tell_status(out: ui.Out, found: dict[str, Any]) -> None:
             parts.append(f"lag {one['lag']:,}" if one["lag"] is not None else "lag not known")
         if one.get("marks") is not None:
             parts.append(f"{one['rollouts']:,} rollouts wait in {one['marks']:,} marks")
+        if one.get("joins"):
+            parts.append(f"{one['joins']:,} joins wait for a model")
         parts += [f"oldest {lookup_status.age(one['oldest'])}"] if one.get("oldest") else []
         out.say(f"{name:<12} {' · '.join(parts) or 'not told'}")
     alive = [one for one in found["workers"] if not one["silent"]]

@@ -18,6 +18,7 @@ and what a person must mend, is raised: the joins stand.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -271,7 +272,7 @@ def fit(state: consolidate.Memory, proposed: Sequence[judging.Proposed], layout:
     memo = render.Memo()
     _, standing, refused = judging.apply(state.notes, proposed)
     before = _made(state, [], layout, memo)
-    old = {one.kind for one in guards.check(state.notes, state.notes, before.parts)}
+    old = Counter(one.kind for one in guards.check(state.notes, state.notes, before.parts))
     accepted: list[judging.Proposed] = []
     best = before
 
@@ -279,7 +280,8 @@ def fit(state: consolidate.Memory, proposed: Sequence[judging.Proposed], layout:
         nonlocal best
         made = _made(state, [*accepted, *some], layout, memo)
         found = guards.check(state.notes, made.state.notes, made.parts)
-        against = [one for one in found if one.kind not in old]
+        more = Counter(one.kind for one in found) - old
+        against = [one for one in found if more[one.kind]]
         if not against:
             accepted.extend(some)
             best = made
