@@ -105,6 +105,7 @@ class ModelNotesStage:
     async def work(self, project: str, memory: str) -> Pass:
         """One pass. Raises `errors.Retryable` or `errors.Blocked` as the store and the engine do; the joins stand."""
         late: list[Asked] = []
+        memo = render.Memo()
         for restart in range(summarize.RESTARTS_MAX):
             found = await marks.read_all(
                 self._store, project, memory, marks_max=JOINS_PER_PASS_MAX, kind=keys.JOINS
@@ -122,9 +123,11 @@ class ModelNotesStage:
             asked = [one for one in late if waiting.intersection(one.plan.fresh)]
             more = bool(asked)
             if not asked:
-                asked, more = await self._ask(project, memory, head, state)
+                asked, more = await self._ask(project, memory, head, state, memo)
             try:
-                done = await self._move(project, memory, head, before, state, asked) if asked else Pass()
+                done = (
+                    await self._move(project, memory, head, before, state, asked, memo) if asked else Pass()
+                )
             except errors.HeadMoved:
                 late = asked
                 await clock.sleep(0.005 * restart * clock.jitter())
@@ -138,7 +141,7 @@ class ModelNotesStage:
     # --- asking ---------------------------------------------------------------------------------------------------
 
     async def _ask(
-        self, project: str, memory: str, head: heads.Head, state: consolidate.Memory
+        self, project: str, memory: str, head: heads.Head, state: consolidate.Memory, memo: render.Memo
     ) -> tuple[list[Asked], bool]:
         """What a model says to all that is to be asked now; whether something is left for another pass."""
         choice = self._chosen.of(project, memory, port.CONSOLIDATE)
@@ -146,7 +149,7 @@ class ModelNotesStage:
         out = []
         for plan in planned:
             try:
-                out.append(await self._asked(project, memory, head, state, plan, choice))
+                out.append(await self._asked(project, memory, head, state, plan, choice, memo))
             except errors.RunloreError:
                 raise
             except Exception as exc:
@@ -165,6 +168,7 @@ class ModelNotesStage:
         state: consolidate.Memory,
         plan: joining.Plan,
         choice: choices.Choice,
+        memo: render.Memo,
     ) -> Asked:
         ask = port.Ask(
             model=choice.model,
@@ -178,7 +182,7 @@ class ModelNotesStage:
         first = await self._answered(project, ask, Asked(plan))
         if not first.proposed and not first.refused:
             return first
-        fitted = await self._runtime.offload(fit, state, first.proposed, head.body["layout"])
+        fitted = await self._runtime.offload(fit, state, first.proposed, head.body["layout"], memo)
         refused = [*first.refused, *(joining.Refused(one.what, why) for one, why in fitted.refused)]
         if not refused or not first.answers:
             return first
@@ -228,13 +232,14 @@ class ModelNotesStage:
         before: revisions.Revision,
         state: consolidate.Memory,
         asked: Sequence[Asked],
+        memo: render.Memo,
     ) -> Pass:
         """Make the revision with what stands of the answers, and move the head to it. Raises `errors.HeadMoved`."""
         layout = head.body["layout"]
         shown = [note for one in asked for note in one.plan.fresh]
         told = replace(state, notes=joint.with_told(state.notes, shown))
         proposed = [operation for one in asked for operation in one.proposed]
-        fitted = await self._runtime.offload(fit, told, proposed, layout)
+        fitted = await self._runtime.offload(fit, told, proposed, layout, memo)
         refused = [each for one in asked for each in one.refused]
         refused += [joining.Refused(one.what, why) for one, why in fitted.refused]
         for one in refused:
@@ -263,25 +268,33 @@ def _with_cost(so_far: Asked, usage: Mapping[str, Any] | None, cost_usd: float |
     return replace(so_far, tokens=so_far.tokens + tokens, cost_usd=cost)
 
 
-def fit(state: consolidate.Memory, proposed: Sequence[judging.Proposed], layout: Mapping[str, Any]) -> Fitted:
+def fit(
+    state: consolidate.Memory,
+    proposed: Sequence[judging.Proposed],
+    layout: Mapping[str, Any],
+    memo: render.Memo | None = None,
+) -> Fitted:
     """As many of the operations as code lets through and the guards pass; pure.
 
     Halving finds each one that the guards are against, as it finds a guilty rollout. What the guards say against the
     notes as they were is no operation's fault.
     """
-    memo = render.Memo()
+    memo = memo or render.Memo()
     _, standing, refused = judging.apply(state.notes, proposed)
-    before = _made(state, [], layout, memo)
-    old = Counter(one.kind for one in guards.check(state.notes, state.notes, before.parts))
     accepted: list[judging.Proposed] = []
-    best = before
+    best: consolidate.Made | None = None
+    old: Counter[str] | None = None
 
     def attempt(some: Sequence[judging.Proposed]) -> None:
-        nonlocal best
+        nonlocal best, old
         made = _made(state, [*accepted, *some], layout, memo)
-        found = guards.check(state.notes, made.state.notes, made.parts)
-        more = Counter(one.kind for one in found) - old
-        against = [one for one in found if more[one.kind]]
+        against = guards.check(state.notes, made.state.notes, made.parts)
+        if against:
+            if old is None:
+                parts = _made(state, [], layout, memo).parts
+                old = Counter(one.kind for one in guards.check(state.notes, state.notes, parts))
+            more = Counter(one.kind for one in against) - old
+            against = [one for one in against if more[one.kind]]
         if not against:
             accepted.extend(some)
             best = made
@@ -294,7 +307,7 @@ def fit(state: consolidate.Memory, proposed: Sequence[judging.Proposed], layout:
 
     if standing:
         attempt(standing)
-    return Fitted(best, accepted, refused)
+    return Fitted(best or _made(state, [], layout, memo), accepted, refused)
 
 
 def _made(
