@@ -436,6 +436,14 @@ def statements(all_notes: _notes.Notes) -> list[Statement]:
     The newest wording is shown. All is decided by the times that the contributions carry, so the order in
     which they came does not matter.
     """
+    if "statements" not in all_notes.memo:
+        # Each subject's pages ask for them.
+        all_notes.memo["statements"] = _statements(all_notes)
+    found: list[Statement] = all_notes.memo["statements"]
+    return found
+
+
+def _statements(all_notes: _notes.Notes) -> list[Statement]:
     edited = edits.verdict(all_notes)
     merged: dict[str, set[str]] = defaultdict(set)
     standing: dict[str, tuple[dict[str, Any], set[str]]] = {}
