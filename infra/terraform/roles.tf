@@ -20,6 +20,7 @@ locals {
     requests   = "*/requests/??/*"
     answers    = "*/answers/??/*"
     asks       = "*/asks/??/*"
+    joins      = "*/joins/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -34,15 +35,15 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets", "redaction"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "joins", "keys", "secrets", "redaction"]
 
   roles = {
-    # `runlore worker`, every stage. It deletes marks and asks that were worked and its own status; probes are what `runlore doctor`
+    # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "pauses", "workers", "probes", "redaction"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "_dead", "workers", "probes", "redaction"]
-      delete = ["marks", "asks", "workers", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "joins", "pauses", "workers", "probes", "redaction"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "joins", "_dead", "workers", "probes", "redaction"]
+      delete = ["marks", "asks", "joins", "workers", "probes"]
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges

@@ -25,7 +25,7 @@ from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
 from runlore.commit import age, keys, lines, marks, redaction, revisions, sweep
-from runlore.consumers import consolidate, dead, model_summaries, record, rescan, snapshot
+from runlore.consumers import consolidate, dead, model_notes, model_summaries, record, rescan, snapshot
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds, workspaces
 from runlore.models import choices
@@ -232,6 +232,7 @@ def objects(draw):
                 (keys.REQUESTS, keys.request(project, SHA)),
                 (keys.ANSWERS, keys.answer(project, SHA)),
                 (keys.ASKS, keys.mark(project, memory, "0" * 32, keys.ASKS)),
+                (keys.JOINS, keys.mark(project, memory, "0" * 32, keys.JOINS)),
             ]
         )
     )
@@ -302,10 +303,12 @@ class Deployment:
         summaries = model_summaries.ModelSummariesStage(
             worker, self.bus, scripted.ScriptedEngine(), choices.Choices(), hashing=hashing
         )
+        together = model_notes.ModelNotesStage(worker, self.bus, scripted.ScriptedEngine(), choices.Choices())
         await snapshot.SnapshotStage(worker, self.bus).process(taken)
         for memory in ("support", "marks"):
             await summaries.work("acme", memory)
-            await consolidate.ConsolidateStage(worker, self.bus).work("acme", memory)
+            await consolidate.ConsolidateStage(worker, self.bus, joins=True).work("acme", memory)
+            await together.work("acme", memory)
 
     async def seed(self, rollout):
         reader = revisions.Reader(self.views["lookup"])

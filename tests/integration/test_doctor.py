@@ -351,8 +351,8 @@ async def test_a_model_is_asked_for_a_word_where_one_is_set():
     assert await deployment.of_model(Settings()) == []
     async with models.ModelServer([models.Reply(), models.Reply(fault="no_quota")]) as server:
         settings = Settings(model_url=server.url, model_key="sk-secret")
-        (good,), (bad,) = await deployment.of_model(settings), await deployment.of_model(settings)
-    assert server.seen[0].model == "gpt-5.4-mini"
+        good, bad = await deployment.of_model(settings)
+    assert [one.model for one in server.seen] == ["gpt-5.4-mini", "gpt-5.5"], "each phase's"
     assert good.ok and "for $0.001065" in good.message
     assert not bad.ok and "model_blocked" in bad.message and bad.hint
     assert "sk-secret" not in f"{good}{bad}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 
 import pytest
 
@@ -172,3 +173,82 @@ async def test_without_a_model_there_is_no_such_stage(world):
     await world.publish(made.data(1, rollout="conv"))
     await worker.drain()
     assert await world.texts() == [] and not await world.asks()
+
+
+# --- consolidation by a model -----------------------------------------------------------------------------------
+
+
+def brings_together(seen):
+    if "operations" not in seen.schema["properties"]:
+        number = re.search(r"task (\d+)", seen.input).group(1)
+        said = VALUE["statements"][0] | {"text": f"The sheet of list {number} is locked on Mondays."}
+        return models.Reply(VALUE | {"statements": [said]})
+    found = [int(one) for one in re.findall(r"^#(\d+) \w+ \((?:statement|joint);", seen.input, re.MULTILINE)]
+    merge = {"action": "merge", "section": "knowledge", "text": "The sheet is locked on Mondays."}
+    merge |= {"replaces": found, "evidence": []}
+    return models.Reply({"operations": [merge], "skills": [], "reason": ""})
+
+
+async def joined(world):
+    revision = await revisions.Reader(world.store).at("acme", "support")
+    found = [entry for _, entry in revision.map("notes").items() if entry["kind"] == "joint"]
+    return [sorted(entry["support"]) for entry in found]
+
+
+async def test_a_worker_brings_together_what_the_rules_took_in_and_later_what_joins_it(world):
+    world.engine = models.ScriptedEngine(brings_together)
+    await world.publish(made.data(1, rollout="a"), made.data(2, rollout="b"))
+    async with world.up():
+
+        async def two():
+            return await world.texts() and await joined(world) == [["a", "b"]]
+
+        await until(two)
+        await world.publish(made.data(3, rollout="c"))
+
+        async def three():
+            return await joined(world) == [["a", "b", "c"]]
+
+        await until(three)
+
+        async def is_done():
+            return not await marks.standing(world.store, keys.JOINS)
+
+        await until(is_done)
+    assert await invariants.check(world.store, world.bus, settled=True) == []
+
+
+@pytest.mark.parametrize("stage", ("summarize", "consolidate"))
+async def test_a_pause_of_either_stage_holds_what_a_model_would_bring_together(world, stage):
+    world.engine = models.ScriptedEngine(brings_together)
+    await world.publish(made.data(1, rollout="a"), made.data(2, rollout="b"))
+    await world.worker(stages=("record", "summarize")).drain()
+    await world.worker(stages=("consolidate",)).drain()
+    where = {"project": "acme", "memory": "support"}
+    await pauses.put(world.store, stage, **where, reason="too dear", by={"user": "ada", "host": "desk"})
+    asked = len(world.engine.asked)
+    await world.worker(stages=("summarize",)).drain()
+    assert len(world.engine.asked) == asked and await marks.standing(world.store, keys.JOINS)
+    await pauses.lift(world.store, stage, **where)
+    await world.worker().drain()
+    assert await joined(world) == [["a", "b"]]
+
+
+async def test_a_blocked_model_holds_up_no_revision_of_the_rules(world):
+    is_away = True
+
+    def script(seen):
+        if "operations" in seen.schema["properties"] and is_away:
+            return models.Reply(fault="no_quota")
+        return brings_together(seen)
+
+    world.engine = models.ScriptedEngine(script)
+    await world.publish(made.data(1, rollout="a"), made.data(2, rollout="b"))
+    with pytest.raises(errors.ModelBlocked):
+        await world.worker().drain()
+    assert len(await world.texts()) == 2 and await joined(world) == []
+    found = await lookup_status.status(world.store, world.bus, world.index, world.status_path, None)
+    assert found["summarize"]["joins"] == 1 and found["consolidate"]["marks"] == 0
+    is_away = False
+    await world.worker().drain()
+    assert await joined(world) == [["a", "b"]]

@@ -106,6 +106,10 @@ def install(monkeypatch):
     monkeypatch.setattr(invariants, "rules", rules)
     monkeypatch.setattr(consolidate, "rules", rules)
     monkeypatch.setattr(consolidate, "notes", SimpleNamespace(Notes=Notes))
+    # No model brings anything together here.
+    joint = SimpleNamespace(settle=lambda notes: notes, keep_told=lambda notes, newer: notes)
+    monkeypatch.setattr(consolidate, "joint", joint)
+    monkeypatch.setattr(invariants, "joint", joint)
     monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
     monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part, Memo=object))
     monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=guards.Violation))

@@ -262,6 +262,8 @@ async def _answer_why(
         out.say(
             f"because of note {note['note']} ({note['kind']}), supported by {len(note['evidence'])} items:"
         )
+        if joint := note.get("joint"):
+            out.say(f"  brought together by {joint['model']} at {joint['at']}, of {len(joint['over'])} notes")
         for one_evidence in note["evidence"][:20]:
             out.say(
                 f"  rollout {one_evidence['rollout']} · run {one_evidence['run']} attempt {one_evidence['attempt']}"
@@ -413,6 +415,8 @@ def _tell_status(out: ui.Out, found: dict[str, Any]) -> None:
             parts.append(f"lag {one['lag']:,}" if one["lag"] is not None else "lag not known")
         if one.get("marks") is not None:
             parts.append(f"{one['rollouts']:,} rollouts wait in {one['marks']:,} marks")
+        if one.get("joins"):
+            parts.append(f"{one['joins']:,} joins wait for a model")
         parts += [f"oldest {lookup_status.age(one['oldest'])}"] if one.get("oldest") else []
         out.say(f"{name:<12} {' · '.join(parts) or 'not told'}")
     alive = [one for one in found["workers"] if not one["silent"]]

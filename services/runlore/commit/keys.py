@@ -15,7 +15,7 @@ SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
 REQUESTS = "requests"
-ANSWERS, ASKS = "answers", "asks"
+ANSWERS, ASKS, JOINS = "answers", "asks", "joins"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
@@ -25,7 +25,7 @@ ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, JOINS),
 )
 """Every kind that a project may hold."""
 
@@ -58,7 +58,8 @@ def memory_head(project: str, memory: str) -> str:
 
 
 def marks(project: str, memory: str, kind: str = MARKS) -> str:
-    """The prefix of a memory's marks; of those that wait for a model's summary with `ASKS`."""
+    """The prefix of a memory's marks; of those that wait for a model's summary with `ASKS`, for a model's
+    consolidation with `JOINS`."""
     return f"{project}/{kind}/{spread(memory)}/{memory}/"
 
 

@@ -49,7 +49,8 @@ async def put(
 ) -> str:
     """Put one mark for `rollouts` of a memory; its key.
 
-    `kind`: what they wait for, consolidation or (`keys.ASKS`) a model's summary. Each wait has marks of its own.
+    `kind`: what they wait for: consolidation, or a model's summary (`keys.ASKS`), or a model's consolidation
+    (`keys.JOINS`). Each wait has marks of its own.
     `counters`: where each one's head stands that covers the runs which the mark is put for. `releases`, `approves`
     and `reason`: the holds that a person lifts, and what they let pass.
     """

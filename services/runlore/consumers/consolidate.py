@@ -1,6 +1,8 @@
 """Consolidate: the rollouts that marks name become the memory's next revision.
 
-    marks → head → inputs (summaries not covered) → pack → manifest → CAS head → ring → delete marks
+    marks → head → inputs (summaries not covered) → pack → manifest → CAS head → ring → put join → delete marks
+
+Where a model is set, a join says that it may look at what is new (`model_notes.py`).
 
 Read in this order, a mark that lands while the revision is made is simply left for the next pass. What is
 covered is each rollout's counter (`coverage`), apart from what is selected: the newest `ROLLOUTS_SELECTED_MAX`
@@ -10,21 +12,20 @@ guilty rollouts stand alone; those are held in the head for review, the rest pro
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, marks, packs, pages, revisions
+from runlore.commit import heads, keys, marks, packs, pages, revisions
 from runlore.consumers import approvals, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, models
-from runlore.memory import guards, model_summary, notes, operations, render, rules
+from runlore.memory import guards, joint, model_summary, notes, operations, render, rules
 from runlore.store import port as store_port
 
 log = structlog.get_logger("runlore.consolidate")
@@ -87,9 +88,12 @@ class ConsolidateStage:
         *,
         reader: revisions.Reader | None = None,
         runtime: Runtime = SEQUENTIAL,
+        joins: bool = False,
     ) -> None:
+        """`joins`: whether a model is to look at what is new."""
         self._store = store
         self._bus = bus
+        self._joins = joins
         self._reader = reader or revisions.Reader(store)
         self._runtime = runtime
         self._memos: OrderedDict[tuple[str, str], render.Memo] = OrderedDict()
@@ -134,6 +138,10 @@ class ConsolidateStage:
         # A mark is deleted exactly when nothing it names is uncovered: also where there was nothing to do.
         left = set(later)
         done = [mark for mark in found if left.isdisjoint(mark.rollouts)]
+        if self._joins and done:
+            # Also where nothing moved: whoever moved it may have died before its join.
+            waits = [rollout for mark in done for rollout in mark.rollouts]
+            await marks.put(self._store, project, memory, waits, kind=keys.JOINS)
         await marks.delete(self._store, done)
         more = bool(left) or len(found) == MARKS_PER_PASS_MAX
         return Pass(made.revision, made.covered, made.held, len(done), more)
@@ -188,7 +196,7 @@ class ConsolidateStage:
         if accepted:
             draft = await self._runtime.offload(draft_of, before, made, batch, accepted, layout)
             if by_hand := approvals.told(found, head.body, accepted):
-                draft = dataclasses.replace(draft, facts={**draft.facts, "approved": by_hand})
+                draft = replace(draft, facts={**draft.facts, "approved": by_hand})
             revision = await revisions.write(
                 self._store, self._reader, project, memory, parent=before, draft=draft
             )
@@ -329,6 +337,7 @@ def take_in(
             proposed = operations.propose(now, name, head.body["summary"], told)
             now, rejected = operations.apply(now, proposed, shown=None)
             refused += [{"note": op.note, "rollout": op.rollout, "reason": why} for op, why in rejected]
+    now = joint.settle(now)
     selected = {name: candidates[name] for name in chosen}
     return Made(Memory(now, selected), render.parts(now, models.Layout(**layout), memo), refused)
 
@@ -437,6 +446,8 @@ async def revert(
             )
         state = load_state(old)
         await _refuse_hidden(store, project, memory, old, state.selected)
+        # Else a model's answer that is to be undone would be found kept, and taken in again.
+        state = replace(state, notes=joint.keep_told(state.notes, load_state(before).notes))
         made = Made(state, render.parts(state.notes, models.Layout(**old.body["layout"])))
         maps = {name: before.map(name) for name in revisions.MAPS}
         contents, live = lay_out(made.parts, maps["files"])

@@ -22,7 +22,7 @@ from runlore.commit import keys, lines, marks, revisions, rollouts
 from runlore.consumers import approvals, dead, record, summarize
 from runlore.events import ids
 from runlore.lookup import index as lookup_index
-from runlore.memory import edits, notes
+from runlore.memory import edits, joint, notes
 from runlore.store import port as store_port
 from runlore.upkeep import pauses
 
@@ -188,6 +188,7 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         number, manifest = await _first_revision(reader, project, memory, rollout, row["run"], row["attempt"])
         story.step("consolidate", f"in revision {number}" if number else "covered", object=manifest)
         _conflicts(story, revision)
+        await _joined(store, story, revision)
         selected = revision.map("selected")
         story.next = (
             f"its notes are in revision {revision.number}, which seeds serve"
@@ -242,6 +243,18 @@ def _conflicts(story: Story, revision: revisions.Revision) -> None:
             about = entry["key"]["note"] if entry["kind"] == "edit" else identity
             if about in marks:
                 story.step("consolidate", f"in conflict {marks[about]}", note=about)
+
+
+async def _joined(store: store_port.ObjectStore, story: Story, revision: revisions.Revision) -> None:
+    """What a model's consolidation made of the statements of the rollout, and whether it has still to look."""
+    assert story.project and story.memory and story.rollout
+    known = notes.Notes.load(dict(revision.map("notes").items()))
+    made = [one for one in joint.standing(known).joints.values() if story.rollout in one["support"]]
+    if made:
+        story.step("consolidate", f"a model's joint statements that rest on this rollout: {len(made)}")
+    standing = await marks.read_all(store, story.project, story.memory, marks_max=1000, kind=keys.JOINS)
+    for mark in [mark for mark in standing if story.rollout in mark.rollouts][:1]:
+        story.step("consolidate", "a model has still to look at it", object=mark.key, at=mark.put_at)
 
 
 def _told_by_a_model(story: Story, part: Mapping[str, Any] | None, row: Mapping[str, Any]) -> None:

@@ -25,8 +25,7 @@ def log_row(body: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "revision": body["revision"],
         "created_at": body["created_at"],
-        "reason": body["reason"]
-        + (f" to {body['reverted_to']}: {body['note']}" if body["reason"] == "revert" else ""),
+        "reason": _reason(body),
         "engine": body["engine"]["name"],
         "rollouts": len(body["covers"]),
         "runs": sum(len(covers["runs"]) for covers in body["covers"]),
@@ -38,6 +37,16 @@ def log_row(body: Mapping[str, Any]) -> dict[str, Any]:
         "parent": (body.get("parent") or {}).get("revision"),
         "manifest": body["sha256"],
     }
+
+
+def _reason(body: Mapping[str, Any]) -> str:
+    if body["reason"] == "revert":
+        return f"revert to {body['reverted_to']}: {body['note']}"
+    if body["reason"] == "model":
+        done = ", ".join(f"{action} {count}" for action, count in body["operations"].items()) or "no change"
+        refused = f", refused {len(body['refused'])}" if body["refused"] else ""
+        return f"model: {body['shown']} new statements, {done}{refused}"
+    return str(body["reason"])
 
 
 async def files_of(

@@ -53,6 +53,8 @@ async def status(
     for stage in READERS:
         out[stage.name] = await ask(f"the bus, for {stage.name},", lambda stage=stage: _waits(bus, stage), {})
     out["summarize"] = await ask("the asks", lambda: _marks(store, keys.ASKS), {})
+    joins = await ask("the joins", lambda: _marks(store, keys.JOINS), {})
+    out["summarize"] |= {"joins": joins.get("marks")}
     out["consolidate"] = await ask("the marks", lambda: _marks(store, keys.MARKS), {})
     out["index"] = {}
     for name in STAGES:
@@ -67,7 +69,7 @@ async def status(
 _EMPTY: dict[str, dict[str, Any]] = {
     "record": {"lag": None, "oldest": None},
     "snapshot": {"lag": None, "oldest": None},
-    "summarize": {"marks": None, "rollouts": None, "oldest": None},
+    "summarize": {"marks": None, "rollouts": None, "oldest": None, "joins": None},
     "consolidate": {"marks": None, "rollouts": None, "oldest": None},
 }
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from runlore.commit import keys, revisions
 from runlore.consumers import summarize
+from runlore.memory import joint, render
 from runlore.memory import notes as _notes
-from runlore.memory import render
 from runlore.store import port
 
 QUOTE_CHARS_MAX = 200
@@ -50,11 +50,19 @@ async def of_line(
         answers.append(
             {"note": name, "kind": entry["kind"], "evidence": evidence}
             | ({"edits": edited} if edited else {})
+            | ({"joint": _joint(entry)} if entry["kind"] == joint.KIND else {})
         )
     for one in [one for answer in answers for one in answer["evidence"]][:QUOTES_MAX]:
         if one["subject"] in (None, subject):
             one["text"] = await _quote(store, revision, one)
     return answers
+
+
+def _joint(entry: dict[str, Any]) -> dict[str, Any]:
+    """Who brought a joint statement together, and when; what it rests on, and what it stands in place of."""
+    made = entry.get("made", {})
+    told = {name: made.get(name) for name in ("model", "at", "answer")}
+    return told | {"over": entry["key"]["over"], "covers": entry["key"]["covers"]}
 
 
 def _edits(

@@ -41,7 +41,7 @@ anew: what it adds counts, and what it left out does not."""
 PAIRED_MAX = 256
 """Lines of each side that are looked at as one line changed; past it they are one taken out and one added."""
 NOTES_PER_LINE_MAX = 4
-TARGETS = ("failure", "fact", "correction", "text")
+TARGETS = ("failure", "fact", "correction", "text", "joint")
 """Notes that evidence may stand against; what happened in a rollout (its card) is no opinion."""
 PATHS = ("MEMORY.md", "memory_summary.md")
 RUNS_SHOWN_MAX = 3

@@ -35,6 +35,7 @@ _HEADINGS = {
     ),
     "raw_memory.md": re.compile(r"### Task \d+: \S.*"),
     "rollout_summary.md": re.compile(r"# \S.*|## Task \d+: \S.*"),
+    "SKILL.md": re.compile(r"# [a-z0-9-]+"),
     "index.md": re.compile(r"###? \S.*|#### \d{4}-\d{2}-\d{2}"),
 }
 _HEADER = ("rollout_id: ", "updated_at: ", "rollout_path: ", "rollout_summary_file: ", "terminal_state: ", "")
@@ -162,11 +163,19 @@ def _removals(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:
     for identity, entry in before.entries().items():
         if after.get(identity) is not None:
             continue
+        if entry["kind"] == "joint" and _is_taken_over(entry, after):
+            continue
         same = [name for name in entry["support"] if name in still and before.card(name) == after.card(name)]
         if same:
             message = f"note {identity} ({entry['kind']}) is gone; {len(same)} unchanged rollouts support it"
             suspects = tuple(sorted(set(after.rollouts()) - before.rollouts()))
             yield Violation("removal", message, suspects, f"removal {identity}")
+
+
+def _is_taken_over(gone: Mapping[str, Any], after: _notes.Notes) -> bool:
+    """Whether another joint statement rests on all that this one did, and so keeps its support."""
+    over = {note for note in gone["key"]["over"] if after.get(note) is not None}
+    return any(over <= set(entry["key"]["over"]) for _, entry in after.of_kind("joint"))
 
 
 def _shrinking(before: _notes.Notes, after: _notes.Notes) -> Iterable[Violation]:

@@ -198,8 +198,8 @@ def tips(all_notes: _notes.Notes, told: list[lines.Lesson]) -> list[Line]:
         if one.subject is None and one.rollouts >= ROLLOUTS_MIN
     ]
     worked += _agreed(all_notes, None, ("knowledge", "failures"))
-    facts = _within(worked, TIPS_TOKENS_MAX // 4)
-    return _within(cured, TIPS_TOKENS_MAX - sum(text.token_estimate(line) + 1 for line, _ in facts)) + facts
+    facts = within(worked, TIPS_TOKENS_MAX // 4)
+    return within(cured, TIPS_TOKENS_MAX - sum(text.token_estimate(line) + 1 for line, _ in facts)) + facts
 
 
 def preferences(all_notes: _notes.Notes, subject: str | None) -> list[Line]:
@@ -215,7 +215,7 @@ def preferences(all_notes: _notes.Notes, subject: str | None) -> list[Line]:
             said = documents.correction(entry["support"][newest], entry["key"]["text"])
             out.append((-len(entry["support"]), edited.mark(identity, f"- {said}"), identity))
     told = [(line, note) for _, line, note in sorted(out)]
-    return _within([*told, *_agreed(all_notes, subject, ("preferences",))], PREFERENCES_TOKENS_MAX)
+    return within([*told, *_agreed(all_notes, subject, ("preferences",))], PREFERENCES_TOKENS_MAX)
 
 
 def _agreed(all_notes: _notes.Notes, subject: str | None, sections: tuple[str, ...]) -> list[Line]:
@@ -264,7 +264,7 @@ def _shorter(out: list[Line]) -> list[Line]:
     return out
 
 
-def _within(bullets: Iterable[Line], tokens: int) -> list[Line]:
+def within(bullets: Iterable[Line], tokens: int) -> list[Line]:
     """The bullets that fit, in order; a long one does not keep shorter ones out."""
     kept, left = [], tokens
     for line, note in bullets:

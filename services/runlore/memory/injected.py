@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from runlore.memory import instructions, render, text
+from runlore.memory import instructions, joint, render, text
 from runlore.memory import notes as _notes
 
 _QUOTED = re.compile(r'"([^"]+)"|`([^`]+)`')
@@ -98,7 +98,7 @@ def _judged(
         return
     whole = part.text.split("\n")[one.first - 1] if one.first == one.last else one.body
     # A line without a note is a frame of the file's: nobody may have put such words there.
-    source = _least({_source(entry, whole) for entry in behind.values()})
+    source = _least({_source(after, entry, whole) for entry in behind.values()})
     reasons = instructions.against(whole, source)
     if reasons:
         kinds = ", ".join(dict.fromkeys(reason.kind for reason in reasons))
@@ -123,8 +123,12 @@ def _least(sources: set[str]) -> str:
     return next((one for one in _TRUST if one in sources), instructions.TOOL)
 
 
-def _source(entry: Mapping[str, Any], line: str) -> str:
+def _source(after: _notes.Notes, entry: Mapping[str, Any], line: str) -> str:
     """Where the words of a line came from that rests on this note."""
+    if entry["kind"] == joint.KIND:
+        # As a statement that cites them all: a model's words, of what it read there.
+        over = [found for note in entry["key"]["over"] if (found := after.get(note)) is not None]
+        return instructions.cited({_source(after, one, line) for one in over})
     if entry["kind"] == "correction":
         return instructions.USER
     if entry["kind"] == "fact":

@@ -16,7 +16,7 @@ import binascii
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from runlore.memory import instruction_words as words
@@ -48,6 +48,13 @@ _INVISIBLE = re.compile(
     f"[{_ZERO_WIDTH}\u200c\u200d\u202a-\u202e\u2066-\u2069\ufe00-\ufe0f\U000e0000-\U000e0fff]"
 )
 _SPELT = re.compile(r"\b(?:\w{1,14}[.*_|/~-] ?){3,}\w{1,14}")
+
+
+def cited(said: Collection[str]) -> str:
+    """Where a statement came from that cites these: a tool's words alone count least, the person's alone most."""
+    if set(said) == {USER}:
+        return USER
+    return TOOL if TOOL in said and USER not in said else AGENT
 
 
 def folded(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runlore.memory import crossing, edits, summary, text, values
+from runlore.memory import crossing, edits, joint, summary, text, values
 from runlore.memory import notes as _notes
 
 COMMAND_CHARS_MAX = 160
@@ -431,11 +431,19 @@ class Statement:
 
 
 def statements(all_notes: _notes.Notes) -> list[Statement]:
-    """The statements that stand: not retired since they were last said, and not merged into another.
+    """The statements that stand: not retired since they were last said, and not merged into another or covered by one.
 
     The newest wording is shown. All is decided by the times that the contributions carry, so the order in
     which they came does not matter.
     """
+    if "statements" not in all_notes.memo:
+        # Each subject's pages ask for them.
+        all_notes.memo["statements"] = _statements(all_notes)
+    found: list[Statement] = all_notes.memo["statements"]
+    return found
+
+
+def _statements(all_notes: _notes.Notes) -> list[Statement]:
     edited = edits.verdict(all_notes)
     merged: dict[str, set[str]] = defaultdict(set)
     standing: dict[str, tuple[dict[str, Any], set[str]]] = {}
@@ -452,8 +460,13 @@ def statements(all_notes: _notes.Notes) -> list[Statement]:
             for other in into:
                 merged[other] |= {rollout for _, rollout in said}
     out = []
+    joints = joint.standing(all_notes)
+    for identity, entry in joints.joints.items():
+        if identity not in edited.hidden and entry["key"]["section"] != joint.SKILLS:
+            one = _statement(identity, entry, set(entry["support"]))
+            out.append(dataclasses.replace(one, text=edited.mark(identity, one.text)))
     for identity, (entry, rollouts) in standing.items():
-        if any(
+        if identity in joints.covered or any(
             one.get("action") == "merge" and one.get("into") in standing for one in entry["support"].values()
         ):
             continue

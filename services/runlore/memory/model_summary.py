@@ -143,13 +143,7 @@ def _said_by(numbers: Sequence[int], shown: showing.Shown) -> str:
         _SPEAKERS.get(shown.kinds[number]) or shown.known_by.get(number, instructions.TOOL)
         for number in numbers
     }
-    if said == {instructions.USER}:
-        return instructions.USER
-    return (
-        instructions.TOOL
-        if instructions.TOOL in said and instructions.USER not in said
-        else instructions.AGENT
-    )
+    return instructions.cited(said)
 
 
 def _evidence(numbers: Sequence[int], shown: showing.Shown) -> list[list[Any]]:

@@ -3,7 +3,8 @@
 A note is `{"kind", "key", "support": {rollout: contribution}}`; its id is a hash of kind and key. A
 contribution is a function of its rollout's summary alone, and what a note says is computed from all of its
 contributions when it is rendered. So adding and dropping rollouts commute: the same rollouts give the same
-notes, byte for byte, in whatever order and batches they came, and dropping one needs no model.
+notes, byte for byte, in whatever order and batches they came, and dropping one needs no model. (Which `joint`
+notes there are depends on what a model was asked, and when; what supports them does not: `joint.py`.)
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-KINDS = ("rollout", "failure", "fact", "correction", "tool", "text", "edit")
+KINDS = ("rollout", "failure", "fact", "correction", "tool", "text", "edit", "joint", "shown")
 """`rollout`: the card of one rollout. `text`: a statement of a model or of a live edit. `edit`: what live edits say
-against the note that its key names (`edits.py`). The others are the rules' own."""
+against the note that its key names (`edits.py`). `joint`: what a model made of the statements of several rollouts, and
+`shown`: which of a rollout's it was shown for that (`joint.py`). The others are the rules' own."""
 MIXED = "*"
 """The subject of a rollout whose runs were for different subjects: it matches no seed's subject."""
 SHARE_SUBJECTS_MIN = 2
@@ -104,7 +106,7 @@ def without(entry: dict[str, Any], rollout: str) -> dict[str, Any]:
 
 def owner(entry: dict[str, Any]) -> str | None:
     """Whose seeds may show a note: a subject's, or everybody's (None)."""
-    if entry["kind"] in ("text", "correction"):
+    if entry["kind"] in ("text", "correction", "joint"):
         subject: str | None = entry["key"]["subject"]
         return subject
     if entry["kind"] != "fact":

@@ -2,7 +2,7 @@
 
 Whoever thinks proposes operations; code checks every one and applies those that stand. Each belongs to one
 rollout and cites the items that bear it, so a note can always be asked "why", and taking a rollout away
-takes away what it said.
+takes away what it said. (What a model makes of the notes of several rollouts is not theirs: see `joining.py`.)
 
 ==========  =======================================================================================
 `add`       this rollout supports the note about `key` (a new one, or one that others support too)
@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from runlore.memory import edits, handbook, instructions, redact, signatures, text, values
+from runlore.memory import edits, handbook, instructions, joint, redact, signatures, text, values
 from runlore.memory import notes as _notes
 
 ACTIONS = ("add", "amend", "retire", "merge")
@@ -74,7 +74,7 @@ def propose(notes: Notes, rollout: str, summary: dict[str, Any], told: Told | No
     wanted = {op.note: op for op in _said(rollout, summary, told)} if summary else {}
     out = []
     for identity, entry in notes.supported_by(rollout).items():
-        if identity not in wanted:
+        if identity not in wanted and entry["kind"] not in joint.COMPUTED:
             out.append(_withdrawal(rollout, identity, entry))
     for identity, op in wanted.items():
         known = notes.get(identity)
@@ -224,7 +224,7 @@ def _cited(op: Operation) -> dict[str, Any]:
 def _reason_against(
     op: Operation, entry: dict[str, Any] | None, notes: Notes, shown: Collection[values.Evidence] | None
 ) -> str | None:
-    if op.action not in ACTIONS or op.kind not in _notes.KINDS:
+    if op.action not in ACTIONS or op.kind not in _notes.KINDS or op.kind in joint.COMPUTED:
         return f"there is no operation {op.action!r} on notes of kind {op.kind!r}"
     if not op.evidence or len(op.evidence) > EVIDENCE_MAX:
         return f"it must cite 1 to {EVIDENCE_MAX} items"

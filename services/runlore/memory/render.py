@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runlore.memory import documents, handbook, lines, redact, values
+from runlore.memory import documents, handbook, joint, lines, redact, skills, values
 from runlore.memory import notes as _notes
 from runlore.memory import text as _text
 
@@ -119,7 +119,9 @@ def _shared_parts(
         "index.md": handbook.index(cards, told, name if subject is None else f"{name}, this user"),
     }
     if subject is None:
-        pages["tips.md"] = handbook.tips(notes, told)
+        tips = [*skills.tips(notes), *handbook.tips(notes, told)]
+        pages["tips.md"] = handbook.within(tips, handbook.TIPS_TOKENS_MAX)
+    pages |= skills.pages(notes, subject)
     return {f"{owner}/{file}": _part(page, subject=subject) for file, page in pages.items() if page}
 
 
@@ -198,6 +200,10 @@ def compose(
         "MEMORY.md": _stacked(_owned(seen, "MEMORY.md", subject)),
         "memory_summary.md": _summary(seen, subject, rollout),
     }
+    for owner in [BASE, *([f"subject.{subject}"] if subject else [])]:
+        # A subject's own skill goes before everybody's of that name.
+        named = {name: part for name, part in seen.items() if name.startswith(f"{owner}/{joint.SKILLS}/")}
+        out |= {name.partition("/")[2]: Composed(part.text, part.why) for name, part in named.items()}
     rows = _rows(seen)
     raw = []
     for row in rows:

@@ -12,6 +12,7 @@ No error holds the endpoint's own words: it may repeat a key, or what it was ask
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -111,8 +112,9 @@ class Engine(Protocol):
         ...
 
 
+@functools.cache
 def schema_of(answer: type[pydantic.BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of an answer, as strict structured output wants it.
+    """The JSON Schema of an answer, as strict structured output wants it. Made once: nobody changes it.
 
     Raises `errors.Fatal` for a shape with an optional field or room for others: endpoints refuse it, or do not hold
     the model to it.

@@ -21,7 +21,8 @@ from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, packs, revisions, rollouts
 from runlore.consumers import approvals, consolidate, dead, record, summarize
-from runlore.memory import rules
+from runlore.memory import joint, rules
+from runlore.memory import notes as _notes
 from runlore.store import port as store_port
 
 DANGLING = "1 heads name what exists"
@@ -410,6 +411,9 @@ async def projects_and_subjects_are_apart(store: store_port.ObjectStore, view: M
     said = (view.revision.body["project"], view.revision.body["memory"])
     if said != (view.project, view.memory):
         out.append(Violation(APART, view.name, f"its manifest is of {'/'.join(said)}"))
+    known = _notes.Notes.load(dict(view.revision.map("notes").items()))
+    if joint.settle(known) is not known:
+        out.append(Violation(APART, view.name, "a joint statement has other support than its notes give it"))
     for path, entry in view.revision.map("files").items():
         owner, subject = entry.get("rollout"), entry.get("subject")
         head = view.rollouts.get(owner) if owner else None

@@ -44,7 +44,7 @@ class Word(pydantic.BaseModel):
 
 
 async def of_model(settings: Settings) -> list[doctor.Check]:
-    """Whether the model that is set answers in the shape that it is given; nothing where none is."""
+    """Whether the models that are set answer in the shape that they are given; nothing where none is."""
     try:
         engine = wiring.engine_of(settings)
         chosen = choices.load(settings.models_file)
@@ -53,8 +53,11 @@ async def of_model(settings: Settings) -> list[doctor.Check]:
     if engine is None:
         return []
     try:
-        one = chosen.first(models_port.SUMMARIZE)
-        return [await doctor.tried(f"model {one.model}", lambda: _word(engine, one))]
+        asked = {(one.model, one.effort, one.tier): one for one in map(chosen.first, models_port.PHASES)}
+        return [
+            await doctor.tried(f"model {one.model}", lambda one=one: _word(engine, one))
+            for one in asked.values()
+        ]
     finally:
         await engine.close()
 

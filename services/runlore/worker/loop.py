@@ -17,7 +17,7 @@ import structlog
 from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import keys, marks, redaction, revisions
-from runlore.consumers import consolidate, dead, model_summaries, record, snapshot
+from runlore.consumers import consolidate, dead, model_notes, model_summaries, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
 from runlore.models import choices
@@ -37,12 +37,13 @@ MEMORIES_MAX = 4
 RUNNING, WAITING, BLOCKED, FAILED = progress.RUNNING, progress.WAITING, progress.BLOCKED, progress.FAILED
 StageStatus, Progress = progress.StageStatus, progress.Progress
 STAGES = ("record", "summarize", "consolidate", "snapshot", "index")
-"""`summarize` runs only where there is a model: the rules' summary is part of record."""
+"""`summarize` is all that asks a model: summaries, then its consolidation of what the rules have consolidated. It
+runs only where there is a model: the rules' summary is part of record."""
 
 
 @dataclass(frozen=True)
 class Summaries:
-    """The model that writes summaries, where there is one."""
+    """The model that writes summaries and brings them together, where there is one."""
 
     engine: models_port.Engine
     chosen: choices.Choices
@@ -74,15 +75,16 @@ class Worker:
             )
         self._store, self._bus, self._settings = store, bus, settings
         runtime = concurrency.runtime(settings.lanes)
-        hashing = redaction.Keys(store)
-        self._record = record.RecordStage(
-            store, bus, runtime=runtime, asks=settings.has_model or summaries is not None, hashing=hashing
-        )
+        hashing, has_model = redaction.Keys(store), settings.has_model or summaries is not None
+        self._record = record.RecordStage(store, bus, runtime=runtime, asks=has_model, hashing=hashing)
         self._summaries = summaries and model_summaries.ModelSummariesStage(
             store, bus, summaries.engine, summaries.chosen, runtime=runtime, hashing=hashing
         )
         self._consolidate = consolidate.ConsolidateStage(
-            store, bus, reader=revisions.Reader(store), runtime=runtime
+            store, bus, reader=revisions.Reader(store), runtime=runtime, joins=has_model
+        )
+        self._model_notes = summaries and model_notes.ModelNotesStage(
+            store, bus, summaries.engine, summaries.chosen, runtime=runtime
         )
         self._snapshot = snapshot.SnapshotStage(
             store,
@@ -169,7 +171,7 @@ class Worker:
 
     async def _summarize_loop(self) -> None:
         # Found by a LIST alone: an answer takes longer than the time between two of them.
-        await self._memories_loop("summarize", self._asked, self._summarize, set())
+        await self._memories_loop("summarize", self._for_a_model, self._ask, set())
 
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
@@ -278,6 +280,7 @@ class Worker:
         for stage, marked, work in (
             ("summarize", self._asked, self._summarize),
             ("consolidate", self._marked, self._work_marks),
+            ("summarize", self._joinable, self._join),
         ):
             if stage not in self.stages:
                 continue
@@ -403,6 +406,33 @@ class Worker:
             self._tell()
             if not done.more or self.stopping.is_set():
                 return
+
+    async def _joinable(self) -> set[tuple[str, str]]:
+        """Every memory in which a model may bring statements together."""
+        return set(await marks.standing(self._store, keys.JOINS))
+
+    async def _join(self, project: str, memory: str) -> None:
+        assert self._model_notes is not None
+        # It asks a model, and it moves the memory's head: a pause of either holds it.
+        while all(
+            [await self._pauses.of(stage, project, memory) is None for stage in ("summarize", "consolidate")]
+        ):
+            with telemetry.processing("summarize", "joins"):
+                done = await self._model_notes.work(project, memory)
+            telemetry.consolidated(done.revision is not None, 0, 0)
+            self.progress.revisions += done.revision is not None
+            self.progress.stages["summarize"].done += done.joins_deleted
+            self._tell()
+            if not done.more or self.stopping.is_set():
+                return
+
+    async def _for_a_model(self) -> set[tuple[str, str]]:
+        return await self._asked() | await self._joinable()
+
+    async def _ask(self, project: str, memory: str) -> None:
+        await self._summarize(project, memory)
+        if not self.stopping.is_set():
+            await self._join(project, memory)
 
     async def _work_memory(
         self, stage: str, one: tuple[str, str], work: Callable[[str, str], Awaitable[None]]

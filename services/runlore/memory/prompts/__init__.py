@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 
-NAMES = ("summary",)
+NAMES = ("summary", "consolidate")
 
 
 @functools.cache
