@@ -20,6 +20,7 @@ locals {
     requests   = "*/requests/??/*"
     answers    = "*/answers/??/*"
     asks       = "*/asks/??/*"
+    spend      = "*/spend/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -33,22 +34,22 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "spend", "keys", "secrets"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks and asks that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "pauses", "workers", "probes"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "_dead", "workers", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "pauses", "workers", "probes"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "_dead", "workers", "probes"]
       delete = ["marks", "asks", "workers", "probes"]
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
     # a line's branches. It keeps this machine's index, and says how it is.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes"]
-      write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "probes"]
+      write  = ["claims", "requests", "asks", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
       delete = ["workers"]
     }
 
@@ -75,8 +76,8 @@ locals {
 
     # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys"]
-      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys"]
+      write  = ["marks", "asks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }
 

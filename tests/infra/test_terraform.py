@@ -230,6 +230,7 @@ def objects(draw):
                 (keys.REQUESTS, keys.request(project, SHA)),
                 (keys.ANSWERS, keys.answer(project, SHA)),
                 (keys.ASKS, keys.mark(project, memory, "0" * 32, keys.ASKS)),
+                (keys.SPEND, keys.spend(project, "2026-11")),
             ]
         )
     )

@@ -145,7 +145,10 @@ async def working(
 
     found = Index(opened.index_path)
     engine = wiring.engine_of(opened.settings)
-    summaries = engine and loop.Summaries(engine, choices.load(opened.settings.models_file))
+    summaries = None
+    if engine is not None:
+        watched = choices.Watched(opened.settings.models_file)
+        summaries = loop.Summaries(engine, watched(), reload=watched)
     try:
         yield loop.Worker(
             opened.store,

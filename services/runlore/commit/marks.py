@@ -30,6 +30,10 @@ class Mark:
     """Rollout → the hold on it that this mark lifts (the counter of the head's move that made the hold)."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """Rollout → the counter at which its head covers what this mark waits for, where whoever put it saw that."""
+    sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Rollout → the runs that an ask waits for (`<run>.<attempt>`) → their size in tokens, estimated."""
+    is_refresh: bool = False
+    """Whether it says that all that waits beside it is to be worked now."""
 
 
 async def put(
@@ -42,12 +46,14 @@ async def put(
     releases: Mapping[str, int] | None = None,
     reason: str | None = None,
     kind: str = keys.MARKS,
+    sizes: Mapping[str, Mapping[str, int]] | None = None,
+    is_refresh: bool = False,
 ) -> str:
     """Put one mark for `rollouts` of a memory; its key.
 
     `kind`: what they wait for, consolidation or (`keys.ASKS`) a model's summary. Each wait has marks of its own.
     `counters`: where each one's head stands that covers the runs which the mark is put for. `releases` and `reason`:
-    the holds that a person lifts.
+    the holds that a person lifts. `sizes` and `is_refresh`: of an ask, for when it is due (`models/due.py`).
     """
     body = {
         "format": FORMAT,
@@ -60,6 +66,10 @@ async def put(
         body["counters"] = dict(counters)
     if releases:
         body |= {"releases": dict(releases), "reason": reason}
+    if sizes:
+        body["sizes"] = {rollout: dict(runs) for rollout, runs in sizes.items()}
+    if is_refresh:
+        body["refresh"] = True
 
     async def put_one() -> str:
         # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
@@ -91,8 +101,16 @@ def parse(key: str, raw: bytes) -> Mark:
     try:
         body = json.loads(raw)
         releases, counters = body.get("releases", {}), body.get("counters", {})
-        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), releases, counters)
-    except (ValueError, KeyError, TypeError):
+        return Mark(
+            key,
+            tuple(body["rollouts"]),
+            str(body.get("put_at", "")),
+            releases,
+            counters,
+            {rollout: dict(runs) for rollout, runs in body.get("sizes", {}).items()},
+            bool(body.get("refresh", False)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None
 
 

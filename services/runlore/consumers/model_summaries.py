@@ -8,26 +8,30 @@ model's part of the head says which runs it covers; whoever works an ask compare
 from the last point that holds (`memory/rolling.py`). An older part never replaces a newer: a head moves only from the
 version that was read, and what was paid for by then is found again under its name (`models/answers.py`).
 
+When asks are worked, their memory's policy says (`models/due.py`); each call is counted before it is made
+(`models/ledger.py`), and over budget the rollout's ask stands, deferred, while other memories go on.
+
 Where a model gives no answer that can be used, the part says so, the statements so far stay, and it is asked again
 with the rollout's next run. What may pass, and what a person must mend, is raised: the asks stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from runlore import clock, errors
+from runlore import clock, errors, telemetry
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, rollouts
-from runlore.consumers import record, summarize
+from runlore.consumers import asks, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import models as events
 from runlore.memory import model_summary, prompts, rolling, showing
-from runlore.models import answers, choices, port
+from runlore.models import answers, choices, ledger, port, spend
 from runlore.store import port as store_port
 
 log = structlog.get_logger("runlore.summarize")
@@ -50,7 +54,18 @@ class Pass:
     moved: int = 0
     """Heads that have a new part of a model."""
     asks_deleted: int = 0
+    deferred: int = 0
+    """Rollouts that wait for budget."""
     more: bool = False
+
+
+@dataclass(frozen=True)
+class _Worked:
+    """What became of one rollout."""
+
+    head: heads.Head
+    moved: bool
+    is_deferred: bool = False
 
 
 class ModelSummariesStage:
@@ -64,10 +79,35 @@ class ModelSummariesStage:
         chosen: choices.Choices,
         *,
         runtime: Runtime = SEQUENTIAL,
+        reload: Callable[[], choices.Choices] | None = None,
     ) -> None:
         self._store, self._bus = store, bus
-        self._engine, self._chosen = engine, chosen
+        self._engine, self._chosen, self._reload = engine, chosen, reload
         self._runtime = runtime
+        self._asks = asks.Asks(store, keys.ASKS)
+        self._ledger = ledger.Ledger(store)
+        self._deferred: dict[tuple[str, str], spend.Bound] = {}
+        """Memories whose last call was refused, and what it could have taken: not worked again until that has room."""
+        self.next_at: dt.datetime | None = None
+        """When the next memory becomes due by time, by the last look."""
+
+    async def due(self) -> set[tuple[str, str]]:
+        """Every memory whose asks are due, and not deferred."""
+        if self._reload is not None:
+            self._chosen = await self._runtime.offload(self._reload)
+        verdicts = await self._asks.verdicts(
+            lambda project, memory: self._chosen.due(project, memory, port.SUMMARIZE)
+        )
+        self.next_at = asks.next_at(list(verdicts.values()))
+        found = {one for one, verdict in verdicts.items() if verdict.is_due}
+        for one, wanted in list(self._deferred.items()):
+            budgets = self._chosen.budgets(*one)
+            if one in found and await self._ledger.refusal(*one, budgets, wanted) is not None:
+                found.discard(one)
+            elif one in found or one not in verdicts:
+                self._deferred.pop(one, None)
+        telemetry.MODEL_DEFERRED.set(len(self._deferred))
+        return found
 
     async def work(self, project: str, memory: str) -> Pass:
         """One pass. Raises `errors.Retryable` or `errors.Blocked` as the store and the engine do; the asks stand."""
@@ -80,18 +120,22 @@ class ModelSummariesStage:
         covered = marks.covered_from(found)
         named = sorted({name for one in found for name in one.rollouts})
         jobs = [lambda name=name: self._rollout(project, memory, name, covered.get(name)) for name in named]
-        worked = [
-            one for one in await self._runtime.gather(jobs) if one[0].counter
-        ]  # A rollout without a head has no records: its ask was put by hand.
+        results = dict(zip(named, await self._runtime.gather(jobs), strict=True))
+        # A rollout without a head has no records: its ask was put by hand.
+        worked = [one for one in results.values() if one.head.counter]
         # Also where nothing moved: whoever moved it may have died before its mark.
-        counters = {str(head.body["rollout"]): head.counter for head, _ in worked}
+        counters = {str(one.head.body["rollout"]): one.head.counter for one in worked}
         if counters:
             await marks.put(self._store, project, memory, counters, counters=counters)
-        await self._ring(project, memory, [head for head, moved in worked if moved])
-        await marks.delete(self._store, found)
-        moved = sum(1 for _, one in worked if one)
-        more = len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX
-        return Pass(len(worked), moved, len(found), more)
+        await self._ring(project, memory, [one.head for one in worked if one.moved])
+        deferred = {name for name, one in results.items() if one.is_deferred}
+        done = [mark for mark in found if deferred.isdisjoint(mark.rollouts)]
+        if deferred:
+            done = [mark for mark in done if not mark.is_refresh]  # It is for what is left, too.
+        await marks.delete(self._store, done)
+        moved = sum(one.moved for one in worked)
+        more = not deferred and (len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX)
+        return Pass(len(worked), moved, len(done), len(deferred), more)
 
     async def _ring(self, project: str, memory: str, moved: list[heads.Head]) -> None:
         bells = [
@@ -107,10 +151,8 @@ class ModelSummariesStage:
         bells += [events.Changed(kind="mark", project=project, memory=memory)]
         await record.ring(self._bus, bells)
 
-    async def _rollout(
-        self, project: str, memory: str, rollout: str, covered: int | None
-    ) -> tuple[heads.Head, bool]:
-        """The rollout's head once its part covers all its runs; whether this moved it."""
+    async def _rollout(self, project: str, memory: str, rollout: str, covered: int | None) -> _Worked:
+        """The rollout's head once its part covers all its runs, or there is no budget for that."""
         moved = False
         late: tuple[Any, dict[str, Any]] | None = None
         for restart in range(summarize.RESTARTS_MAX + STEPS_MAX):
@@ -125,8 +167,12 @@ class ModelSummariesStage:
             else:
                 plan = rolling.plan(runs, before)
                 if plan is None:
-                    return head, moved
-                part = await self._part(project, memory, head, *await self._base(project, runs, plan))
+                    return _Worked(head, moved)
+                base = await self._base(project, runs, plan)
+                try:
+                    part = await self._part(project, memory, head, *base)
+                except errors.OverBudget:
+                    return _Worked(head, moved, is_deferred=True)
             try:
                 head = await heads.move(self._store, head, {"model": part}, fmt=rollouts.HEAD_FORMAT)
                 moved, late = True, None
@@ -210,19 +256,32 @@ class ModelSummariesStage:
             answer=model_summary.Summary,
             output_tokens_max=choice.output_tokens_max,
         )
+        engine = self.metered(project, memory)
         for number in range(TRIES_MAX):
             try:
                 return await answers.ask(
                     self._store,
-                    self._engine,
+                    engine,
                     project,
                     replace(ask, number=number),
                     lambda said: model_summary.accept(said, shown),
                 )
+            except errors.OverBudget as exc:
+                assert engine.refused is not None
+                if (project, memory) not in self._deferred:
+                    log.warning("memory waits for budget", project=project, memory=memory, cause=exc.message)
+                    telemetry.MODEL_REFUSED.inc()
+                self._deferred[project, memory] = engine.refused
+                raise
             except errors.BadAnswer:
                 if number == TRIES_MAX - 1:
                     raise
         raise AssertionError("unreachable")
+
+    def metered(self, project: str, memory: str) -> ledger.Metered:
+        """The engine, counted for this memory."""
+        budgets, table = self._chosen.budgets(project, memory), self._chosen.table()
+        return ledger.Metered(self._engine, self._ledger, project, memory, budgets=budgets, table=table)
 
 
 def _first(standing: Sequence[marks.Mark]) -> list[marks.Mark]:

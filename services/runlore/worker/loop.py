@@ -8,6 +8,7 @@ Nothing is dead-lettered for a fault of the store, the bus or the machine.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import structlog
 
 from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
-from runlore.commit import keys, marks, revisions
+from runlore.commit import marks, revisions
 from runlore.consumers import consolidate, dead, model_summaries, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
@@ -31,6 +32,8 @@ log = structlog.get_logger("runlore.worker")
 
 RECONCILE_EVERY = 12
 """The index compares its rows with a LIST so many times less often than marks are listed, and less with many heads."""
+LOOK_SECONDS_MIN = 0.05
+"""Between two LISTs of marks, however soon something becomes due."""
 MEMORIES_MAX = 4
 """Memories that are consolidated at the same time: one with a slow model does not stall the others."""
 
@@ -46,6 +49,8 @@ class Summaries:
 
     engine: models_port.Engine
     chosen: choices.Choices
+    reload: Callable[[], choices.Choices] | None = None
+    """Gives them again, from a file that may have changed."""
 
 
 class Worker:
@@ -78,7 +83,7 @@ class Worker:
             store, bus, runtime=runtime, asks=settings.has_model or summaries is not None
         )
         self._summaries = summaries and model_summaries.ModelSummariesStage(
-            store, bus, summaries.engine, summaries.chosen, runtime=runtime
+            store, bus, summaries.engine, summaries.chosen, runtime=runtime, reload=summaries.reload
         )
         self._consolidate = consolidate.ConsolidateStage(
             store, bus, reader=revisions.Reader(store), runtime=runtime
@@ -168,7 +173,11 @@ class Worker:
 
     async def _summarize_loop(self) -> None:
         # Found by a LIST alone: an answer takes longer than the time between two of them.
-        await self._memories_loop("summarize", self._asked, self._summarize, set())
+        assert self._summaries is not None
+        stage = self._summaries
+        await self._memories_loop(
+            "summarize", self._asked, self._summarize, set(), wakes_at=lambda: stage.next_at
+        )
 
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
@@ -197,10 +206,15 @@ class Worker:
         marked: Callable[[], Awaitable[set[tuple[str, str]]]],
         work: Callable[[str, str], Awaitable[None]],
         due: set[tuple[str, str]],
+        *,
+        wakes_at: Callable[[], dt.datetime | None] = lambda: None,
     ) -> None:
-        """Work every memory that was rung for or has a mark, each once at a time, a few at the same time."""
+        """Work every memory that was rung for or has a mark, each once at a time, a few at the same time.
+
+        `wakes_at`: when, by the last look, something that waits becomes due before the next look.
+        """
         rung = self._rung if stage == "consolidate" else asyncio.Event()
-        listed = -self._settings.marks_interval_seconds
+        next_look = clock.monotonic()
         at_work: dict[tuple[str, str], asyncio.Task] = {}
 
         failed: list[BaseException] = []
@@ -213,11 +227,11 @@ class Worker:
 
         try:
             while not self.stopping.is_set():
-                if clock.monotonic() - listed >= self._settings.marks_interval_seconds:
+                if clock.monotonic() >= next_look:
                     found = await self._attempt(stage, "marks", marked) or set()
                     self._forget_but(stage, found)
                     due |= found
-                    listed = clock.monotonic()
+                    next_look = clock.monotonic() + self._until_look(wakes_at())
                 rung.clear()
                 for one in sorted(due - at_work.keys())[: MEMORIES_MAX - len(at_work)]:
                     due.discard(one)
@@ -228,7 +242,6 @@ class Worker:
                     )
                     at_work[one].add_done_callback(lambda task, one=one: ended(one))
                 # A bell, the end of a memory's work, the stop, or the next look at the marks.
-                next_look = listed + self._settings.marks_interval_seconds
                 await tasks.any_of(rung, self.stopping, seconds_max=next_look - clock.monotonic())
                 if failed:
                     raise failed[0]
@@ -238,6 +251,13 @@ class Worker:
             for task in at_work.values():
                 task.cancel()
             await asyncio.gather(*at_work.values(), return_exceptions=True)
+
+    def _until_look(self, wakes_at: dt.datetime | None) -> float:
+        """Seconds until marks are listed again."""
+        most = self._settings.marks_interval_seconds
+        if wakes_at is None:
+            return most
+        return min(most, max(LOOK_SECONDS_MIN, (wakes_at - clock.now()).total_seconds()))
 
     async def _reconcile_loop(self) -> None:
         while not self.stopping.is_set():
@@ -390,8 +410,9 @@ class Worker:
                 return
 
     async def _asked(self) -> set[tuple[str, str]]:
-        """Every memory in which a rollout waits for a model's summary."""
-        return set(await marks.standing(self._store, keys.ASKS))
+        """Every memory in which what waits for a model's summary is due."""
+        assert self._summaries is not None
+        return await self._summaries.due()
 
     async def _summarize(self, project: str, memory: str) -> None:
         assert self._summaries is not None

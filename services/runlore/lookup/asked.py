@@ -1,0 +1,105 @@
+"""Asked: what waits for a model, and for what that waits: more runs, time, budget, or a person.
+
+From the asks and the ledger in the store alone; when asks are due, the file of models says, where whoever asks has the
+settings that the workers have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runlore import clock
+from runlore.commit import marks
+from runlore.consumers import asks
+from runlore.models import choices, due, ledger, spend
+from runlore.store import port as store_port
+from runlore.upkeep import pauses
+
+WAITS, DUE, DEFERRED, BLOCKED = "waits", "due", "deferred", "blocked"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a memory's asks wait for."""
+
+    state: str
+    """`waits` (for its policy), `due` (the next worker works it), `deferred` (budget) or `blocked` (a person)."""
+    told: str
+    asks: int = 0
+    since: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"state": self.state, "told": self.told, "asks": self.asks, "since": self.since}
+
+
+async def of_memory(
+    store: store_port.ObjectStore,
+    project: str,
+    memory: str,
+    *,
+    rollout: str | None = None,
+    chosen: choices.Choices | None = None,
+    stages: Mapping[str, Any] | None = None,
+) -> Asked | None:
+    """What a memory waits for; with `rollout`: if that is among what waits."""
+    for phase, kind in due.KINDS.items():
+        found = await marks.read_all(store, project, memory, marks_max=due.ASKS_MAX, kind=kind)
+        if not found or not (rollout is None or any(rollout in one.rollouts for one in found)):
+            continue
+        standing = list((await pauses.read_all(store)).values())
+        month = await ledger.Ledger(store).month(project, spend.month_of(clock.now()))
+        return _judge(project, memory, phase, found, month, chosen, stages, standing)
+    return None
+
+
+async def of_all(
+    store: store_port.ObjectStore,
+    *,
+    chosen: choices.Choices | None = None,
+    stages: Mapping[str, Any] | None = None,
+) -> dict[str, Asked]:
+    """What every memory with asks waits for, by `<project>/<memory>`."""
+    out: dict[str, Asked] = {}
+    kept = ledger.Ledger(store)
+    held = list((await pauses.read_all(store)).values())
+    for phase, kind in due.KINDS.items():
+        for (project, memory), found in sorted((await asks.Asks(store, kind).standing()).items()):
+            month = await kept.month(project, spend.month_of(clock.now()), seconds_max=60)
+            out.setdefault(
+                f"{project}/{memory}", _judge(project, memory, phase, found, month, chosen, stages, held)
+            )
+    return out
+
+
+def _judge(
+    project: str,
+    memory: str,
+    phase: str,
+    found: Sequence[marks.Mark],
+    month: Mapping[str, Any],
+    chosen: choices.Choices | None,
+    stages: Mapping[str, Any] | None,
+    held: Sequence[pauses.Pause],
+) -> Asked:
+    now, since = clock.now(), found[0].put_at
+    paused = next((one for one in held if one.holds(phase, project, memory)), None)
+    if paused is not None:
+        return Asked(BLOCKED, f"{paused} (`{paused.end}`)", len(found), paused.at)
+    stage = (stages or {}).get(phase, {})
+    if stage.get("state") in ("blocked", "failed"):
+        return Asked(
+            BLOCKED, f"{phase} is {stage['state']}: {stage.get('cause')}", len(found), stage.get("since")
+        )
+    waits = spend.deferred(month, memory, now)
+    if waits is not None:
+        told = (
+            f"waits for budget: {waits['cause']}; goes on at {waits['until']}, or once the budget is raised"
+        )
+        return Asked(DEFERRED, told, len(found), waits["since"])
+    verdict = due.is_due(found, chosen.due(project, memory, phase) if chosen else due.Policy(), now)
+    if verdict.is_due:
+        cause = f"; {phase}: {stage['cause']}" if stage.get("cause") else ""
+        return Asked(DUE, f"{verdict.told(now)}{cause}", len(found), since)
+    return Asked(WAITS, verdict.told(now), len(found), since)
