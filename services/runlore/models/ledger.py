@@ -1,6 +1,6 @@
 """The ledger: what calls to models took, kept in the store, and asked before each of them.
 
-    CAS: open the call at its bound (or refuse it) → ask → CAS: settle it at what it took
+    CAS: open the call at its bound (or refuse it) → ask → put the answer → CAS: settle it at what it took
 
 One object for a project and UTC month, so that the budgets of all its memories are judged on one version of it:
 several workers together never pass a budget by more than what their calls take above their bounds. A lost reply is
@@ -12,9 +12,10 @@ GET where somebody else wrote meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -169,6 +170,14 @@ class Metered:
 
     async def ask(self, ask: port.Ask) -> port.Answer:
         """As the engine's. Raises `errors.OverBudget` before anything is asked."""
+        async with self.counted(ask) as answer:
+            return answer
+
+    @contextlib.asynccontextmanager
+    async def counted(self, ask: port.Ask) -> AsyncIterator[port.Answer]:
+        """The answer, to be kept within: only then what it took is settled, so a crash before that pays for nothing
+        twice, and leaves a call open. Raises as `ask`.
+        """
         wanted = spend.bound(ask, self._table)
         try:
             call = await self._ledger.open(self._project, self._memory, self._budgets, wanted)
@@ -186,8 +195,12 @@ class Metered:
         except errors.RunloreError as exc:
             await self._end(call, None, None, is_billed=bool(exc.context.get("may_be_paid")))
             raise
+        try:
+            yield answer
+        except Exception:
+            await self._end(call, answer.usage, answer.cost_usd)
+            raise
         await self._end(call, answer.usage, answer.cost_usd)
-        return answer
 
     async def close(self) -> None:
         await self._engine.close()
