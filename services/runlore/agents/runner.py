@@ -31,6 +31,7 @@ from runlore.agents import (
     workspace,
 )
 from runlore.events import ids
+from runlore.lookup import waiting
 from runlore.settings import Settings
 from runlore.sources import payloads
 
@@ -214,22 +215,31 @@ class Runlore:
         return await runs.Run(self.link, None, [], ask, parent=None, resumed={}).seeded()
 
     async def wait_for(
-        self, run: str, *, rollout: str | None = None, seconds: float = 60.0, with_model: bool = False
+        self,
+        run: str | None = None,
+        *,
+        rollout: str | None = None,
+        seconds: float = 60.0,
+        with_model: bool = False,
     ) -> port.Ended:
-        """How a run has ended (docs/CLI.md lists the ends), once it has: its record is in memory, or what stops it.
+        """How a run has ended (docs/CLI.md lists the ends), once it has; of a rollout without `run`, all its runs.
 
-        Raises `errors.WaitTimeout`, which says what the run waits for. Not bound by the deadline of runs.
+        Of several ends the one that asks for a person is told. Raises `errors.WaitTimeout`, which says what is waited
+        for. Not bound by the deadline of runs.
         """
+        name = run or rollout
+        if not name:
+            raise errors.InvalidInput("say for which run, or for which rollout")
         give_up = clock.monotonic() + seconds
         async with asyncio.timeout(seconds + WAIT_MORE_SECONDS):
             await self.link.delivery.flush()
             await self.link.backend.settle()
             left = max(0.0, give_up - clock.monotonic())
             found = await self.link.backend.wait_for(
-                run, rollout=rollout, seconds=left, with_model=with_model
+                name, rollout=rollout, seconds=left, with_model=with_model
             )
-        # Of several attempts the last counts; the others are superseded.
-        return next((one for one in found if one.end != "superseded"), found[0])
+        standing = [one for one in found if one.end != waiting.SUPERSEDED] or list(found)
+        return next((one for one in standing if one.end not in waiting.GOOD), standing[-1])
 
     async def aclose(self) -> None:
         """Hand over what waits, and work it off where this process does that; for at most the deadline."""

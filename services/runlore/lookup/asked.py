@@ -84,22 +84,21 @@ def _judge(
     held: Sequence[pauses.Pause],
 ) -> Asked:
     now, since = clock.now(), found[0].put_at
+    count = sum(not one.is_refresh for one in found)
     paused = next((one for one in held if one.holds(phase, project, memory)), None)
     if paused is not None:
-        return Asked(BLOCKED, f"{paused} (`{paused.end}`)", len(found), paused.at)
+        return Asked(BLOCKED, f"{paused} (`{paused.end}`)", count, paused.at)
     stage = (stages or {}).get(phase, {})
     if stage.get("state") in ("blocked", "failed"):
-        return Asked(
-            BLOCKED, f"{phase} is {stage['state']}: {stage.get('cause')}", len(found), stage.get("since")
-        )
+        return Asked(BLOCKED, f"{phase} is {stage['state']}: {stage.get('cause')}", count, stage.get("since"))
     waits = spend.deferred(month, memory, now)
     if waits is not None:
         told = (
             f"waits for budget: {waits['cause']}; goes on at {waits['until']}, or once the budget is raised"
         )
-        return Asked(DEFERRED, told, len(found), waits["since"])
+        return Asked(DEFERRED, told, count, waits["since"])
     verdict = due.is_due(found, chosen.due(project, memory, phase) if chosen else due.Policy(), now)
     if verdict.is_due:
         cause = f"; {phase}: {stage['cause']}" if stage.get("cause") else ""
-        return Asked(DUE, f"{verdict.told(now)}{cause}", len(found), since)
-    return Asked(WAITS, verdict.told(now), len(found), since)
+        return Asked(DUE, f"{verdict.told(now)}{cause}", count, since)
+    return Asked(WAITS, verdict.told(now), count, since)

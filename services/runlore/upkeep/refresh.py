@@ -34,7 +34,8 @@ async def refresh(store: port.ObjectStore, project: str, memory: str | None = No
         for (at, name), found in sorted((await asks.Asks(store, kind).standing(project)).items()):
             if at == project and memory in (None, name):
                 mark = await marks.put(store, project, name, (), kind=kind, is_refresh=True)
-                out.append(Asked(project, name, len(found), mark))
+                count = sum(not one.is_refresh for one in found)
+                out.append(Asked(project, name, count, mark))
     return out
 
 
