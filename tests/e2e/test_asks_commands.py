@@ -43,7 +43,7 @@ def test_what_waits_is_told_and_a_refresh_works_it_while_up_runs(home_with, endp
     assert not endpoint.seen
     waits = home.json("status")["summarize"]["waits"]["acme/support"]
     assert waits["state"] == "waits" and waits["told"].endswith("with 7 more runs")
-    assert "with 7 more runs" in home.call("status").out
+    assert "with 7 more runs" in home.call("status").out and "with 7 more runs" in home.call("refresh").out
     assert home.json("wait", "run-1")["runs"][0]["end"] == "consolidated"
     ended = home.json("wait", "run-1", "--model", "--timeout", "0", code=5)
     assert ended["error"]["kind"] == "wait_timeout" and "with 7 more runs" in ended["error"]["message"]
@@ -94,7 +94,9 @@ def test_each_end_has_its_exit_code_and_what_is_meant_must_be_said(home_with):
     dead = home.json("wait", letter["id"], code=4)
     assert dead["runs"][0]["end"] == "dead"
     assert home.json("wait", "--rollout", "conv-1", "--run", "run-1")["runs"][0]["run"] == "run-1"
-    for words in (["wait"], ["wait", "x", "--run", "y"], ["refresh"], ["refresh", "support"]):
+    assert [row["run"] for row in home.json("wait")["runs"]] == ["run-1"]
+    assert home.json("refresh")["waits"] == {}
+    for words in (["wait", "x", "--run", "y"], ["refresh", "support"], ["refresh", "--all"]):
         assert home.json(*words, code=2)["error"]["kind"] == "invalid_input", words
     for words in (["refresh", "support", "--project", "acme", "--all"], ["spend", "--by", "colour"]):
         assert home.json(*words, code=2)["error"]["kind"] == "invalid_input", words

@@ -9,6 +9,7 @@ import typer
 from runlore.cli import inspect, ui
 
 if TYPE_CHECKING:
+    from runlore.settings import Settings
     from runlore.wiring import Home
 
 POLL_SECONDS = 0.5
@@ -37,7 +38,9 @@ def refresh(
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Work what waits for a model until it is due (docs/MODELS.md) now. It puts a mark, which any worker takes up.
+    """Work what waits for a model until it is due (docs/MODELS.md) now. Without a MEMORY: list what waits.
+
+    It puts a mark, which any worker takes up.
 
     With --wait it ends when all of it is in a revision, when it waits for budget or for a person (exit code 5), or as
     wait_timeout. A worker, or `runlore up`, has to run.
@@ -52,9 +55,12 @@ def refresh(
         from runlore.events import ids
         from runlore.upkeep import refresh as upkeep_refresh
 
-        if not project or bool(memory) == every:
+        if not memory and not every:
+            await _list_waits(out, ui.settings_of(home), project)
+            return
+        if not project or (memory and every):
             raise errors.InvalidInput(
-                "say which: MEMORY, or --all, of --project P", hint="`runlore status` shows what waits"
+                "say which: MEMORY, or --all, of --project P", hint="`runlore refresh` lists what waits"
             )
         ids.check_name(project, "project")
         if memory:
@@ -77,6 +83,21 @@ def refresh(
             raise errors.RunStandsStill(f"{still[0]['project']}/{still[0]['memory']}: {still[0]['cause']}")
 
     ui.run(work, as_json=as_json)
+
+
+async def _list_waits(out: ui.Out, settings: Settings, project: str | None) -> None:
+    from runlore import wiring
+    from runlore.lookup import asked as lookup_asked
+
+    async with wiring.open_home(settings) as opened:
+        known = await inspect.known_of(opened)
+        found = await lookup_asked.of_all(opened.store, chosen=known.chosen, stages=known.stages)
+    shown = {name: one for name, one in found.items() if project in (None, name.split("/")[0])}
+    out.answer({"waits": {name: one.as_dict() for name, one in shown.items()}})
+    for name, one in shown.items():
+        out.say(f"{name}: {one.asks} asks, {one.told}")
+    if not shown:
+        out.note("nothing waits for a model")
 
 
 async def _wait_refreshed(out: ui.Out, opened: Home, asked: Any, seconds: float) -> list[dict[str, Any]]:
@@ -141,7 +162,7 @@ def wait(
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Wait until a run has come to an end, and say which.
+    """Wait until a run has come to an end, and say which. Without an id: list the newest runs.
 
     consolidated, not_selected, superseded and branched exit with 0: memory has the run. held and dead exit with 4,
     deferred (budget) and blocked (a person) with 5, and so does wait_timeout, which says what the run waits for.
@@ -156,13 +177,13 @@ def wait(
         from runlore.lookup import explain as lookup_explain
 
         wanted = name or run or rollout or ""
-        if not wanted or (name and run):
-            raise errors.InvalidInput(
-                "say for what: EVENT_ID, or --run and --rollout",
-                hint="`runlore explain` lists the newest runs",
-            )
+        if name and run:
+            raise errors.InvalidInput("say for what: EVENT_ID, or --run")
         alias = ids.alias(rollout.strip()) if rollout and rollout.strip() else None
         async with inspect.looking(home) as (opened, index):
+            if not wanted:
+                inspect.list_runs(out, index, project)
+                return
 
             async def tell() -> list[Any]:
                 where = (opened.store, opened.bus, opened.reader, index, wanted)

@@ -350,12 +350,7 @@ def explain(
 
         async with _open(home) as (opened, index):
             if not event_id:
-                rows = index.recent_runs(project)
-                out.answer({"runs": rows})
-                columns = ("event", "run", "attempt", "rollout", "ended_at")
-                out.table(columns, [[row[name] for name in columns] for row in rows])
-                if not rows:
-                    out.note("no run is recorded yet; `runlore status` shows what waits")
+                list_runs(out, index, project)
                 return
             known = await known_of(opened)
 
@@ -374,6 +369,16 @@ def explain(
                 _tell_story(out, story)
 
     ui.run(work, as_json=as_json)
+
+
+def list_runs(out: ui.Out, index: Index, project: str | None) -> None:
+    """The newest runs, where none was named."""
+    rows = index.recent_runs(project)
+    out.answer({"runs": rows})
+    columns = ("event", "run", "attempt", "rollout", "ended_at")
+    out.table(columns, [[row[name] for name in columns] for row in rows])
+    if not rows:
+        out.note("no run is recorded yet; `runlore status` shows what waits")
 
 
 async def known_of(opened: Home) -> Any:
