@@ -205,7 +205,7 @@ class RecordStage:
     async def _mark(
         self,
         counters: Mapping[tuple[str, str, str], int],
-        sizes: Mapping[tuple[str, str], Mapping[str, Mapping[str, int]]],
+        sizes: Mapping[tuple[str, str], Mapping[str, Mapping[str, int]]] | None = None,
     ) -> None:
         """One mark per memory for the whole batch, after its effects: also where they were there before."""
         by_memory: dict[tuple[str, str], dict[str, int]] = {}
@@ -221,7 +221,7 @@ class RecordStage:
                     found,
                     counters=found,
                     kind=keys.ASKS,
-                    sizes=sizes.get((project, memory)),
+                    sizes=(sizes or {}).get((project, memory)),
                 )
 
     async def _bury(self, outcomes: Sequence[Outcome]) -> None:
