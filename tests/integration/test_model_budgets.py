@@ -16,7 +16,7 @@ from runlore.lookup import asked as lookup_asked
 from runlore.lookup import asking, explain, spending, waiting
 from runlore.lookup import index as lookup_index
 from runlore.lookup import status as lookup_status
-from runlore.models import choices, spend
+from runlore.models import choices, ledger, spend
 from runlore.settings import Settings
 from runlore.testing import invariants, models
 from runlore.testing.buses import MemoryBus
@@ -315,8 +315,6 @@ async def test_two_workers_on_one_budget_pay_no_more_than_it(worlds):
 
 
 async def world_month(world):
-    from runlore.models import ledger
-
     return await ledger.Ledger(world.store).month("acme", spend.month_of(clock.now()))
 
 
@@ -450,3 +448,30 @@ async def test_a_rollout_that_is_not_selected_ends_as_such(worlds, monkeypatch):
 
 def test_every_end_is_in_the_list_and_each_has_its_words():
     assert set(waiting.GOOD) < set(waiting.ENDS) and all(waiting.ENDS.values())
+
+
+async def test_an_ask_that_is_none_stops_its_own_memory_alone(worlds):
+    world = worlds()
+    await world.store.put(keys.mark(*SUPPORT, "0" * 32, keys.ASKS), b"not an ask")
+    await world.runs(1, memory="sales")
+    async with world.up() as (worker,):
+
+        async def is_told():
+            stuck = worker.progress.stages["summarize"].memories
+            return "acme/support" in stuck or worker.progress.stages["summarize"].state == loop.FAILED
+
+        await until(is_told)
+
+        async def is_done():
+            return not await world.asks("sales") and bool(world.engine.asked)
+
+        await until(is_done)
+
+
+async def test_a_dead_workers_open_call_makes_the_memory_wait_and_says_so(worlds):
+    limit = await bound_of_a_call(worlds) + 1000
+    world = worlds(budget={"day_tokens": limit})
+    await ledger.Ledger(world.store).open(*SUPPORT, spend.Budgets(), spend.Bound("gpt-5.4-mini", limit, 0.0))
+    await world.runs(1)
+    await world.worker().drain()
+    assert not world.engine.asked and (await world.told()).state == "deferred"

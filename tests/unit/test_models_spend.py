@@ -415,3 +415,29 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_what_was(tmp_path)
     path.write_text("[budget]\nday_usd = 3.25\n")
     assert watched().budget.day_usd == 3.25
     assert choices.Watched(None)() == choices.Choices()
+
+
+async def test_what_only_open_calls_keep_out_is_no_deferral_until_somebody_says_so():
+    store = MemoryStore()
+    kept, within = ledger.Ledger(store), budgets(day_tokens=1500)
+    call = await kept.open("acme", "support", within, PRICED)
+    with pytest.raises(errors.OverBudget) as refused:
+        await kept.open("acme", "support", within, PRICED)
+    assert refused.value.context["is_open"] and body_of(store)["deferred"] == {}
+    assert await kept.defer("acme", "support", within, PRICED) is not None
+    assert spend.deferred(body_of(store), "support", NOON) is not None
+    await kept.settle(call, port.Usage(input_tokens=100, output_tokens=10), 0.001)
+    assert await kept.defer("acme", "support", within, PRICED) is None
+    await kept.open("acme", "support", within, PRICED)
+    assert body_of(store)["deferred"] == {}
+
+
+async def test_no_more_months_are_remembered_than_may_be(monkeypatch):
+    monkeypatch.setattr(ledger, "MONTHS_KNOWN_MAX", 2)
+    store = MemoryStore()
+    kept = ledger.Ledger(store)
+    for project in ("a", "b", "c", "a"):
+        call = await kept.open(project, "support", spend.Budgets(), PRICED)
+        await kept.settle(call, port.Usage(input_tokens=10, output_tokens=0), 0.0)
+    assert len(kept._known) == 2
+    assert spend.used(await kept.month("a", "2026-11")).tokens == 20

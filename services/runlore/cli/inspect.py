@@ -386,11 +386,21 @@ async def known_of(opened: Home) -> Any:
     from runlore import wiring
     from runlore.lookup import explain as lookup_explain
     from runlore.lookup import status as lookup_status
-    from runlore.models import choices
 
     up = wiring.up_is_running(opened.root)
     stages = await lookup_status.stages_told(opened.store, opened.status_path, up)
-    return lookup_explain.Known(choices.load(opened.settings.models_file), stages)
+    return lookup_explain.Known(_chosen(opened)[0], stages)
+
+
+def _chosen(opened: Home) -> tuple[Any, str]:
+    """The file of models, or what is wrong with it: whoever looks is not kept from looking by that."""
+    from runlore import errors
+    from runlore.models import choices
+
+    try:
+        return choices.load(opened.settings.models_file), ""
+    except errors.BadModels as exc:
+        return None, exc.message
 
 
 def _tell_story(out: ui.Out, story: Any) -> None:
@@ -414,15 +424,15 @@ def status(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
         from runlore import wiring
         from runlore.lookup import index as lookup_index
         from runlore.lookup import status as lookup_status
-        from runlore.models import choices
 
         async with wiring.open_home(ui.settings_of(home)) as opened:
             index = lookup_index.Index(opened.index_path)
             try:
                 up = wiring.up_is_running(opened.root)
-                chosen = choices.load(opened.settings.models_file)
+                chosen, wrong = _chosen(opened)
                 where = (opened.store, opened.bus, index, opened.status_path, up)
                 found = await lookup_status.status(*where, chosen=chosen)
+                found["causes"] += [f"the file of models can not be read: {wrong}"] if wrong else []
             finally:
                 index.close()
         out.answer({"home": str(opened.root), **found})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Sequence
 
-from runlore import clock
+from runlore import clock, errors
 from runlore.commit import marks
 from runlore.models import due
 from runlore.store import port
@@ -38,7 +38,7 @@ class Asks:
         read = await self._store.get_many(fresh)
         known = {key: self._known[key] for key in wanted if key in self._known}
         known |= {
-            key: marks.parse(key, stored.body)
+            key: _parsed(key, stored.body)
             for key, stored in zip(fresh, read, strict=True)
             if stored is not None
         }
@@ -51,6 +51,14 @@ class Asks:
         """Every memory with asks, and whether they are due."""
         now = clock.now()
         return {one: due.is_due(asks, policy_of(*one), now) for one, asks in (await self.standing()).items()}
+
+
+def _parsed(key: str, raw: bytes) -> marks.Mark:
+    """The ask; one that is none is due, so that whoever works its memory says so, and the others go on."""
+    try:
+        return marks.parse(key, raw)
+    except errors.Corrupt:
+        return marks.Mark(key, (), "")
 
 
 def next_at(verdicts: Sequence[due.Verdict]) -> dt.datetime | None:

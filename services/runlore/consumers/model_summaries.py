@@ -66,6 +66,8 @@ class _Worked:
     head: heads.Head
     moved: bool
     is_deferred: bool = False
+    is_open: bool = False
+    """Whether there may be budget once other calls are settled at what they took."""
 
 
 class ModelSummariesStage:
@@ -86,6 +88,8 @@ class ModelSummariesStage:
         self._runtime = runtime
         self._asks = asks.Asks(store, keys.ASKS)
         self._ledger = ledger.Ledger(store)
+        self._refused: dict[tuple[str, str], spend.Bound] = {}
+        """What the last call that was refused for a memory could have taken."""
         self._deferred: dict[tuple[str, str], spend.Bound] = {}
         """Memories whose last call was refused, and what it could have taken: not worked again until that has room."""
         self.next_at: dt.datetime | None = None
@@ -93,6 +97,7 @@ class ModelSummariesStage:
 
     async def due(self) -> set[tuple[str, str]]:
         """Every memory whose asks are due, and not deferred."""
+        self.next_at = None
         if self._reload is not None:
             self._chosen = await self._runtime.offload(self._reload)
         verdicts = await self._asks.verdicts(
@@ -134,8 +139,28 @@ class ModelSummariesStage:
             done = [mark for mark in done if not mark.is_refresh]  # It is for what is left, too.
         await marks.delete(self._store, done)
         moved = sum(one.moved for one in worked)
-        more = not deferred and (len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX)
+        if deferred:
+            # What is left may fit now that what this pass paid is counted at what it took.
+            more = moved > 0 and all(one.is_open for one in results.values() if one.is_deferred)
+            if not more:
+                await self._defer(project, memory)
+        else:
+            more = len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX
         return Pass(len(worked), moved, len(done), len(deferred), more)
+
+    async def _defer(self, project: str, memory: str) -> None:
+        """Leave a memory alone until there is room for the call that was refused last, and say so once."""
+        wanted = self._refused[project, memory]
+        budgets = self._chosen.budgets(project, memory)
+        why = await self._ledger.defer(project, memory, budgets, wanted)
+        if why is None:
+            return
+        if (project, memory) not in self._deferred:
+            log.warning(
+                "memory waits for budget", project=project, memory=memory, cause=why.cause, until=why.until
+            )
+            telemetry.MODEL_REFUSED.inc()
+        self._deferred[project, memory] = wanted
 
     async def _ring(self, project: str, memory: str, moved: list[heads.Head]) -> None:
         bells = [
@@ -171,8 +196,8 @@ class ModelSummariesStage:
                 base = await self._base(project, runs, plan)
                 try:
                     part = await self._part(project, memory, head, *base)
-                except errors.OverBudget:
-                    return _Worked(head, moved, is_deferred=True)
+                except errors.OverBudget as exc:
+                    return _Worked(head, moved, is_deferred=True, is_open=bool(exc.context["is_open"]))
             try:
                 head = await heads.move(self._store, head, {"model": part}, fmt=rollouts.HEAD_FORMAT)
                 moved, late = True, None
@@ -266,12 +291,9 @@ class ModelSummariesStage:
                     replace(ask, number=number),
                     lambda said: model_summary.accept(said, shown),
                 )
-            except errors.OverBudget as exc:
+            except errors.OverBudget:
                 assert engine.refused is not None
-                if (project, memory) not in self._deferred:
-                    log.warning("memory waits for budget", project=project, memory=memory, cause=exc.message)
-                    telemetry.MODEL_REFUSED.inc()
-                self._deferred[project, memory] = engine.refused
+                self._refused[project, memory] = engine.refused
                 raise
             except errors.BadAnswer:
                 if number == TRIES_MAX - 1:

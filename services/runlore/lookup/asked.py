@@ -6,7 +6,7 @@ settings that the workers have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,24 +34,48 @@ class Asked:
         return {"state": self.state, "told": self.told, "asks": self.asks, "since": self.since}
 
 
+class Asks:
+    """The asks of some memories, each read once; what is read is as old as this object."""
+
+    def __init__(
+        self,
+        store: store_port.ObjectStore,
+        *,
+        chosen: choices.Choices | None = None,
+        stages: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._store, self._chosen, self._stages = store, chosen, stages
+        self._read: dict[tuple[str, str], list[tuple[Asked, set[str]]]] = {}
+
+    async def of(self, project: str, memory: str, rollout: str | None = None) -> Asked | None:
+        """What a memory waits for; with `rollout`: if that is among what waits."""
+        if (project, memory) not in self._read:
+            self._read[project, memory] = [one async for one in self._look(project, memory)]
+        for one, named in self._read[project, memory]:
+            if rollout is None or rollout in named:
+                return one
+        return None
+
+    async def _look(self, project: str, memory: str) -> AsyncIterator[tuple[Asked, set[str]]]:
+        for phase, kind in due.KINDS.items():
+            found = await marks.read_all(self._store, project, memory, marks_max=due.ASKS_MAX, kind=kind)
+            if found:
+                held = list((await pauses.read_all(self._store)).values())
+                month = await ledger.Ledger(self._store).month(project, spend.month_of(clock.now()))
+                judged = _judge(project, memory, phase, found, month, self._chosen, self._stages, held)
+                yield judged, {name for one in found for name in one.rollouts}
+
+
 async def of_memory(
     store: store_port.ObjectStore,
     project: str,
     memory: str,
     *,
-    rollout: str | None = None,
     chosen: choices.Choices | None = None,
     stages: Mapping[str, Any] | None = None,
 ) -> Asked | None:
-    """What a memory waits for; with `rollout`: if that is among what waits."""
-    for phase, kind in due.KINDS.items():
-        found = await marks.read_all(store, project, memory, marks_max=due.ASKS_MAX, kind=kind)
-        if not found or not (rollout is None or any(rollout in one.rollouts for one in found)):
-            continue
-        standing = list((await pauses.read_all(store)).values())
-        month = await ledger.Ledger(store).month(project, spend.month_of(clock.now()))
-        return _judge(project, memory, phase, found, month, chosen, stages, standing)
-    return None
+    """What a memory waits for now."""
+    return await Asks(store, chosen=chosen, stages=stages).of(project, memory)
 
 
 async def of_all(

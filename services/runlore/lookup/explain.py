@@ -120,7 +120,10 @@ async def tell(
 ) -> list[Story]:
     """The stories of what the index knows under a name (`rows`), and of what waits on the bus or is dead under it."""
     wanted = _meanings(name)
-    stories = [await _recorded(store, reader, row, known) for row in rows]
+    # The asks of a memory are read before the first of its heads: a stage moves a head, and puts its mark, before it
+    # takes the ask away.
+    waits = asked.Asks(store, chosen=known.chosen, stages=known.stages)
+    stories = [await _recorded(store, reader, row, waits) for row in rows]
     waiting = await _waiting(bus, wanted, {story.event for story in stories})
     stories += [story for story in waiting if project in (None, story.project)]
     stories += [story for story in await _dead(bus, wanted) if project in (None, story.project)]
@@ -138,15 +141,12 @@ async def tell(
 
 
 async def _recorded(
-    store: store_port.ObjectStore, reader: revisions.Reader, row: dict[str, Any], known: Known
+    store: store_port.ObjectStore, reader: revisions.Reader, row: dict[str, Any], asks: asked.Asks
 ) -> Story:
     """The story of a run that has a record."""
     project, memory, rollout = row["project"], row["memory"], row["rollout"]
     story = Story(RECORDED, project, memory, rollout, row["run"], row["attempt"], row["event"])
-    # Before the heads: a stage moves them, and puts its mark, before it takes the ask away.
-    waits = await asked.of_memory(
-        store, project, memory, rollout=rollout, chosen=known.chosen, stages=known.stages
-    )
+    waits = await asks.of(project, memory, rollout)
     story.model = waits.as_dict() if waits is not None else None
     key = keys.record(project, memory, rollout, row["run"], row["attempt"])
     for one in await summarize.load(store, [key]):

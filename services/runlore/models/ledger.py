@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ log = structlog.get_logger("runlore.models")
 
 TRIES_MAX = 64
 """How often one change starts again where others write the same month."""
+MONTHS_KNOWN_MAX = 256
+"""Months, of all projects, that are remembered as they were read last."""
 FRESH_SECONDS = 5.0
 """How old what was read may be where a call is refused by it."""
 
@@ -55,7 +58,7 @@ class Ledger:
 
     def __init__(self, store: store_port.ObjectStore) -> None:
         self._store = store
-        self._known: dict[str, _Read] = {}
+        self._known: OrderedDict[str, _Read] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def month(self, project: str, month: str, *, seconds_max: float = 0.0) -> spend.Body:
@@ -87,7 +90,7 @@ class Ledger:
                 return body
             why = spend.refusal(body, budgets, memory, now, wanted)
             if why is not None:
-                return spend.deferring(body, memory, why, now)
+                return body if why.is_open else spend.deferring(body, memory, why, now)
             return spend.opened(body, call.id, memory, wanted, now=now)
 
         await self._change(call.project, call.month, change, is_refused=lambda: why is not None)
@@ -96,8 +99,24 @@ class Ledger:
                 f"{why.cause}; it goes on at {why.until}, or once the budget is raised",
                 hint="`runlore spend` shows what was spent; budgets are in the file of models",
                 until=why.until,
+                is_open=why.is_open,
             )
         return call
+
+    async def defer(
+        self, project: str, memory: str, budgets: spend.Budgets, wanted: spend.Bound
+    ) -> spend.Refusal | None:
+        """Say that a memory waits for budget, also where what is open alone keeps it out; why it does, if it does."""
+        now = clock.now()
+        why: spend.Refusal | None = None
+
+        def change(body: spend.Body) -> spend.Body:
+            nonlocal why
+            why = spend.refusal(body, budgets, memory, now, wanted)
+            return body if why is None else spend.deferring(body, memory, why, now)
+
+        await self._change(project, spend.month_of(now), change, is_refused=lambda: why is not None)
+        return why
 
     async def settle(self, call: Call, usage: port.Usage | None, cost_usd: float | None) -> None:
         """Count an open call at what it took; at its bound where the endpoint did not say (`usage` None)."""
@@ -131,7 +150,7 @@ class Ledger:
                     return
                 try:
                     etag = await self._store.compare_and_set(key, envelope.dump(body), known.etag)
-                    self._known[key] = _Read(body, etag, clock.monotonic())
+                    self._remember(key, _Read(body, etag, clock.monotonic()))
                     return
                 except (errors.PreconditionFailed, errors.OutcomeUnknown) as exc:
                     self._known.pop(key, None)  # Somebody else's write, or this one: the next look tells.
@@ -145,8 +164,15 @@ class Ledger:
         key, began = keys.spend(project, month), clock.monotonic()
         stored = await self._store.get(key)
         body = parse(key, stored.body) if stored is not None else spend.empty(project, month)
-        self._known[key] = _Read(body, stored.etag if stored is not None else None, began)
-        return self._known[key]
+        found = _Read(body, stored.etag if stored is not None else None, began)
+        self._remember(key, found)
+        return found
+
+    def _remember(self, key: str, found: _Read) -> None:
+        self._known[key] = found
+        self._known.move_to_end(key)
+        while len(self._known) > MONTHS_KNOWN_MAX:
+            self._known.popitem(last=False)
 
 
 class Metered:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pydantic
@@ -85,6 +85,8 @@ class Refusal:
 
     cause: str
     until: str
+    is_open: bool = False
+    """Whether there would be room if nothing else were open: it may come once that is settled."""
 
 
 def bound(ask: port.Ask, table: prices.Table) -> Bound:
@@ -131,6 +133,16 @@ def refusal(
     body: Mapping[str, Any], budgets: Budgets, memory: str, now: dt.datetime, wanted: Bound
 ) -> Refusal | None:
     """Why a call of this memory may not be made now; None: it may."""
+    why = _refusal(body, budgets, memory, now, wanted)
+    if why is None or not body["open"]:
+        return why
+    alone = _refusal({**body, "open": {}}, budgets, memory, now, wanted)
+    return replace(why, is_open=alone is None)
+
+
+def _refusal(
+    body: Mapping[str, Any], budgets: Budgets, memory: str, now: dt.datetime, wanted: Bound
+) -> Refusal | None:
     day = day_of(now)
     for scope, budget, name in (("project", budgets.project, None), ("memory", budgets.memory, memory)):
         for length in (DAY, MONTH):
