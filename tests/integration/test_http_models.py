@@ -9,8 +9,9 @@ pytest.importorskip("fastapi", reason="runlore[server] is not installed")
 import made
 from lookup_service import kind, served
 from runlore.commit import keys, marks
-from runlore.consumers import model_summaries, record
+from runlore.consumers import consolidate, model_summaries, record, snapshot
 from runlore.lookup import explain
+from runlore.memory import guards
 from runlore.models import choices
 from runlore.testing import models
 from runlore.upkeep import audit
@@ -76,3 +77,29 @@ async def test_a_refresh_makes_it_due_and_what_it_cost_is_told(tmp_path):
         acts = await audit.read_all(one.store, project="acme", since=None)
         assert [act.what for act in acts] == ["refresh", "refresh"] and acts[0].state == audit.DONE
         assert await marks.read_all(one.store, *SUPPORT, marks_max=9)
+
+
+async def test_a_run_whose_workspace_is_a_branch_ends_so_and_its_workspace_is_waited_for(tmp_path):
+    async with served(tmp_path) as one:
+        for number in (1, 2):
+            claim = await one.archive(("a.txt", b"%d" % number))
+            data = made.data(number, rollout="conv", workspaces=[{"archive": claim}])
+            await one.post("events", data, status=202)
+            taken = [message async for message in one.bus.read("runs")]
+            await record.RecordStage(one.store, one.bus).process(taken)
+            await consolidate.ConsolidateStage(one.store, one.bus).work(*SUPPORT)
+            late = await one.get(f"runs/run-{number}?wait_seconds=0.2", status=504)
+            assert "the snapshot stage" in late.json()["detail"], "its workspace is not in its line yet"
+            await snapshot.SnapshotStage(one.store, one.bus).process(taken)
+        ends = [
+            (await one.get(f"runs/run-{number}?wait_seconds=5")).json()["runs"][0]["end"] for number in (1, 2)
+        ]
+        assert ends == ["consolidated", "branched"]
+
+
+async def test_a_held_run_ends_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "check", lambda *_: [guards.Violation("leak", "x", ())])
+    async with served(tmp_path) as one:
+        await one.events(made.data(1))
+        (ended,) = (await one.get("runs/run-1?wait_seconds=5")).json()["runs"]
+        assert ended["end"] == "held" and "runlore review" in ended["cause"]
