@@ -60,10 +60,10 @@ async def test_a_refresh_makes_it_due_and_what_it_cost_is_told(tmp_path):
         await recorded(one, 1, 2)
         engine = models.ScriptedEngine()
         stage = model_summaries.ModelSummariesStage(one.store, one.bus, engine, chosen)
-        assert await stage.due() == set()
+        assert await stage.model.due() == set()
         assert (await one.post("memories/support/refresh", status=202))["asks"] == 1
         assert (await one.post("memories/sales/refresh", status=202))["asks"] == 0
-        assert await stage.due() == {SUPPORT}
+        assert await stage.model.due() == {SUPPORT}
         await stage.work(*SUPPORT)
         assert not [one async for one in one.store.list(keys.marks(*SUPPORT, keys.ASKS))]
         found = (await one.get("spend?by=model")).json()

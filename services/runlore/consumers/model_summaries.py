@@ -17,21 +17,20 @@ with the rollout's next run. What may pass, and what a person must mend, is rais
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from runlore import clock, errors, telemetry
+from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, rollouts
 from runlore.consumers import asks, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import models as events
 from runlore.memory import model_summary, prompts, rolling, showing
-from runlore.models import answers, choices, ledger, port, spend
+from runlore.models import answers, choices, port
 from runlore.store import port as store_port
 
 log = structlog.get_logger("runlore.summarize")
@@ -84,35 +83,9 @@ class ModelSummariesStage:
         reload: Callable[[], choices.Choices] | None = None,
     ) -> None:
         self._store, self._bus = store, bus
-        self._engine, self._chosen, self._reload = engine, chosen, reload
         self._runtime = runtime
-        self._asks = asks.Asks(store, keys.ASKS)
-        self._ledger = ledger.Ledger(store)
-        self._refused: dict[tuple[str, str], spend.Bound] = {}
-        """What the last call that was refused for a memory could have taken."""
-        self._deferred: dict[tuple[str, str], spend.Bound] = {}
-        """Memories whose last call was refused, and what it could have taken: not worked again until that has room."""
-        self.next_at: dt.datetime | None = None
-        """When the next memory becomes due by time, by the last look."""
-
-    async def due(self) -> set[tuple[str, str]]:
-        """Every memory whose asks are due, and not deferred."""
-        self.next_at = None
-        if self._reload is not None:
-            self._chosen = await self._runtime.offload(self._reload)
-        verdicts = await self._asks.verdicts(
-            lambda project, memory: self._chosen.due(project, memory, port.SUMMARIZE)
-        )
-        self.next_at = asks.next_at(list(verdicts.values()))
-        found = {one for one, verdict in verdicts.items() if verdict.is_due}
-        for one, wanted in list(self._deferred.items()):
-            budgets = self._chosen.budgets(*one)
-            if one in found and await self._ledger.refusal(*one, budgets, wanted) is not None:
-                found.discard(one)
-            elif one in found or one not in verdicts:
-                self._deferred.pop(one, None)
-        telemetry.MODEL_DEFERRED.set(len(self._deferred))
-        return found
+        self.model = asks.Phase(store, engine, chosen, phase=port.SUMMARIZE, runtime=runtime, reload=reload)
+        """When asks are due, and what asking may cost."""
 
     async def work(self, project: str, memory: str) -> Pass:
         """One pass. Raises `errors.Retryable` or `errors.Blocked` as the store and the engine do; the asks stand."""
@@ -143,24 +116,10 @@ class ModelSummariesStage:
             # What is left may fit now that what this pass paid is counted at what it took.
             more = moved > 0 and all(one.is_open for one in results.values() if one.is_deferred)
             if not more:
-                await self._defer(project, memory)
+                await self.model.defer(project, memory)
         else:
             more = len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX
         return Pass(len(worked), moved, len(done), len(deferred), more)
-
-    async def _defer(self, project: str, memory: str) -> None:
-        """Leave a memory alone until there is room for the call that was refused last, and say so once."""
-        wanted = self._refused[project, memory]
-        budgets = self._chosen.budgets(project, memory)
-        why = await self._ledger.defer(project, memory, budgets, wanted)
-        if why is None:
-            return
-        if (project, memory) not in self._deferred:
-            log.warning(
-                "memory waits for budget", project=project, memory=memory, cause=why.cause, until=why.until
-            )
-            telemetry.MODEL_REFUSED.inc()
-        self._deferred[project, memory] = wanted
 
     async def _ring(self, project: str, memory: str, moved: list[heads.Head]) -> None:
         bells = [
@@ -258,7 +217,7 @@ class ModelSummariesStage:
         plan: rolling.Plan,
         known: Sequence[Mapping[str, Any]],
     ) -> answers.Kept:
-        choice = self._chosen.of(project, memory, port.SUMMARIZE)
+        choice = self.model.chosen.of(project, memory, port.SUMMARIZE)
         wanted = [*([plan.before] if plan.before else []), *plan.shown]
         named = [keys.record(project, memory, rollout, run, attempt) for run, attempt in wanted]
         runs = {
@@ -281,29 +240,18 @@ class ModelSummariesStage:
             answer=model_summary.Summary,
             output_tokens_max=choice.output_tokens_max,
         )
-        engine = self.metered(project, memory)
         for number in range(TRIES_MAX):
             try:
-                return await answers.ask(
-                    self._store,
-                    engine,
+                return await self.model.ask(
                     project,
+                    memory,
                     replace(ask, number=number),
                     lambda said: model_summary.accept(said, shown),
                 )
-            except errors.OverBudget:
-                assert engine.refused is not None
-                self._refused[project, memory] = engine.refused
-                raise
             except errors.BadAnswer:
                 if number == TRIES_MAX - 1:
                     raise
         raise AssertionError("unreachable")
-
-    def metered(self, project: str, memory: str) -> ledger.Metered:
-        """The engine, counted for this memory."""
-        budgets, table = self._chosen.budgets(project, memory), self._chosen.table()
-        return ledger.Metered(self._engine, self._ledger, project, memory, budgets=budgets, table=table)
 
 
 def _first(standing: Sequence[marks.Mark]) -> list[marks.Mark]:

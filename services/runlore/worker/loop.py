@@ -176,7 +176,7 @@ class Worker:
         assert self._summaries is not None
         stage = self._summaries
         await self._memories_loop(
-            "summarize", self._asked, self._summarize, set(), wakes_at=lambda: stage.next_at
+            "summarize", self._asked, self._summarize, set(), wakes_at=lambda: stage.model.next_at
         )
 
     async def _index_loop(self) -> None:
@@ -412,7 +412,7 @@ class Worker:
     async def _asked(self) -> set[tuple[str, str]]:
         """Every memory in which what waits for a model's summary is due."""
         assert self._summaries is not None
-        return await self._summaries.due()
+        return await self._summaries.model.due()
 
     async def _summarize(self, project: str, memory: str) -> None:
         assert self._summaries is not None
