@@ -102,3 +102,16 @@ def test_each_end_has_its_exit_code_and_what_is_meant_must_be_said(home_with):
         assert home.json(*words, code=2)["error"]["kind"] == "invalid_input", words
     assert home.json("spend", "--month", "2026-13", code=2)["error"]["kind"] == "invalid_input"
     assert "no model was asked" in home.call("spend", "--month", "2020-01").out
+
+
+@pytest.mark.process
+def test_a_file_of_models_that_is_broken_keeps_nobody_from_looking(home_with):
+    home = home_with()
+    emit(home, 1)
+    home.up_once()
+    home.models_file.write_text("[budget]\nday_usd = 'much'\n")
+    assert any(
+        "the file of models" in cause and "day_usd" in cause for cause in home.json("status")["causes"]
+    )
+    assert home.json("explain", "run-1")["runs"][0]["state"] == "consolidated"
+    assert home.json("spend", code=2)["error"]["kind"] == "bad_models"
