@@ -21,6 +21,7 @@ locals {
     answers    = "*/answers/??/*"
     asks       = "*/asks/??/*"
     joins      = "*/joins/??/*"
+    spend      = "*/spend/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -35,22 +36,22 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "joins", "keys", "secrets", "redaction"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "spend", "joins", "keys", "secrets", "redaction"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "joins", "pauses", "workers", "probes", "redaction"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "joins", "_dead", "workers", "probes", "redaction"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "pauses", "workers", "probes", "redaction"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "_dead", "workers", "probes", "redaction"]
       delete = ["marks", "asks", "joins", "workers", "probes"]
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
     # a line's branches. It keeps this machine's index, and says how it is.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes", "redaction"]
-      write  = ["claims", "requests", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "probes", "redaction"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
       delete = ["workers"]
     }
 
@@ -77,8 +78,8 @@ locals {
 
     # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
-      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
+      write  = ["marks", "asks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }
 

@@ -122,6 +122,12 @@ class Refused(RunloreError):
     exit_code = 4
 
 
+class RunNotTaken(Refused):
+    """The run is held for review, or dead: memory does not have it without a person."""
+
+    kind = "run_not_taken"
+
+
 class HomeInUse(Refused):
     """Another runlore process runs the stages of this home."""
 
@@ -488,6 +494,18 @@ class ModelBlocked(Blocked):
     """The model's endpoint takes nothing from us until a person acts: the key, the quota, the model's name."""
 
     kind = "model_blocked"
+
+
+class RunStandsStill(Blocked):
+    """What the run waits for next waits itself: for budget, or for a person."""
+
+    kind = "run_stands_still"
+
+
+class OverBudget(Blocked):
+    """A budget does not allow another call to the model; what waits for it is deferred."""
+
+    kind = "over_budget"
 
 
 # --- a model ------------------------------------------------------------------------------------------

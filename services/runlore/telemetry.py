@@ -190,13 +190,13 @@ STORE_SECONDS = Metric(
 STORE_BYTES = Metric(
     "counter", "runlore_store_bytes_total", "Bytes of bodies sent (out) and read (in).", ("direction",)
 )
-MODEL_REQUESTS = Metric(
-    "counter", "runlore_model_requests_total", "Requests to a model.", ("model", "status")
-)
+MODEL_REQUESTS = Metric("counter", "runlore_model_requests_total", "Requests to models.", ("model", "status"))
 MODEL_TOKENS = Metric(
     "counter", "runlore_model_tokens_total", "Tokens sent (in) and written (out).", ("model", "direction")
 )
 MODEL_COST = Metric("counter", "runlore_model_cost_usd_total", "What they cost, in US dollars.", ("model",))
+MODEL_DEFERRED = Metric("gauge", "runlore_model_budget_deferred_memories", "Memories that wait for budget.")
+MODEL_REFUSED = Metric("counter", "runlore_model_budget_refused_total", "Times that a memory came to wait.")
 
 _ROUTE = ("route", "method", "status")
 HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to the lookup service.", _ROUTE)

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("agents", reason="openai-agents is not installed")
 
+from runlore import errors
 from runlore.agents import Runlore
 from sandboxed import config, done, seen, shell, worker
 
@@ -25,6 +26,20 @@ async def test_where_up_holds_the_home_its_result_is_used(home):
     agent = worker(shell("cat a; ls memories"), done())
     result = await lore.run(agent, "go", conversation_id="c", run_config=config())
     assert "1" in seen(result).splitlines() and "MEMORY.md" in seen(result)
+    await lore.aclose()
+
+
+async def test_a_program_waits_until_its_run_has_come_to_an_end(home):
+    lore = Runlore("acme", memory="support", home=home.root)
+    with pytest.raises(errors.WaitTimeout, match="nothing has that name"):
+        await lore.wait_for("nobody", seconds=0)
+    for _ in range(2):
+        await lore.run(worker(shell("false"), done()), "go", conversation_id="c", run_config=config())
+    ended = await lore.wait_for(rollout="c", seconds=20)
+    assert (ended.end, ended.run[:4]) == ("consolidated", ended.run[:4])
+    assert (await lore.wait_for(ended.run, rollout="c", with_model=True)).run == ended.run
+    with pytest.raises(errors.WaitTimeout):
+        await lore.wait_for(ended.run, rollout="another", seconds=0)
     await lore.aclose()
 
 

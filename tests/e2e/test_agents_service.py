@@ -12,6 +12,7 @@ import serving
 from agents import RunState, function_tool
 from agents.testing import function_call
 
+from runlore import errors
 from runlore.agents import Runlore
 from sandboxed import config, done, seen, shell, worker
 
@@ -64,6 +65,16 @@ async def test_what_one_run_leaves_the_next_finds_over_http(lore, told):
     third = worker(shell("cat a.txt b.txt"), done())
     result = await lore.run(third, "Look", conversation_id="conv-1", run_config=config())
     assert {"one", "two"} <= set(seen(result).splitlines())
+    await lore.aclose()
+    assert told == []
+
+
+async def test_a_program_waits_over_http_until_its_run_has_come_to_an_end(lore, told):
+    await lore.run(worker(shell("false"), done()), "Fail", conversation_id="conv-1", run_config=config())
+    ended = await lore.wait_for(rollout="conv-1", seconds=30)
+    assert ended.end == "consolidated" and ended.cause
+    with pytest.raises(errors.WaitTimeout, match="nothing has that name"):
+        await lore.wait_for("nobody", seconds=0.2)
     await lore.aclose()
     assert told == []
 

@@ -233,6 +233,7 @@ def objects(draw):
                 (keys.ANSWERS, keys.answer(project, SHA)),
                 (keys.ASKS, keys.mark(project, memory, "0" * 32, keys.ASKS)),
                 (keys.JOINS, keys.mark(project, memory, "0" * 32, keys.JOINS)),
+                (keys.SPEND, keys.spend(project, "2026-11")),
             ]
         )
     )

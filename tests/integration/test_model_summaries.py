@@ -549,8 +549,8 @@ async def ends(store, crash_at, after):
 HOLES = {
     "no mark where nothing moved": (
         "work",
-        "for head, _ in worked}",
-        "for head, moved in worked if moved}",
+        "for one in worked}",
+        "for one in worked if one.moved}",
     ),
     "the ask is deleted before the mark is put": (
         "work",

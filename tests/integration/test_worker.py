@@ -13,9 +13,10 @@ from runlore import errors
 from runlore.commit import keys, marks, puts, revisions
 from runlore.consumers import consolidate, dead, record
 from runlore.events import envelope, models
-from runlore.lookup import explain
+from runlore.lookup import asking, explain
 from runlore.lookup import index as lookup_index
 from runlore.lookup import status as lookup_status
+from runlore.lookup import waiting as lookup_waiting
 from runlore.memory import guards
 from runlore.settings import Settings
 from runlore.testing import buses, invariants, stores
@@ -373,22 +374,27 @@ async def test_beyond_the_limit_the_newest_rollouts_have_notes_and_older_ones_st
     await world.check()
 
 
+def wait_for(world, name, seconds):
+    reader = revisions.Reader(world.store)
+    asker = asking.Asker(world.store, world.bus, reader)
+    where = (world.store, world.bus, reader, world.index, name)
+    return lookup_waiting.wait_for(lambda: explain.explain(*where), asker, name, seconds=seconds)
+
+
 async def test_who_waits_for_a_run_is_told_its_end_also_where_the_wait_began_before_the_event(world):
-    where = (world.store, world.bus, revisions.Reader(world.store), world.index, "run-0")
-    waiting = asyncio.create_task(explain.wait_for(*where, seconds=30))
+    waiting = asyncio.create_task(wait_for(world, "run-0", 30))
     await asyncio.sleep(0)
     await world.emit(made.event(0))
     await world.new_worker().drain()
-    assert [story.state for story in await waiting] == ["consolidated"]
+    assert [one.end for one in await waiting] == ["consolidated"]
 
 
 async def test_who_waits_in_vain_is_told_where_the_run_is(world):
-    where = (world.store, world.bus, revisions.Reader(world.store), world.index)
     with pytest.raises(errors.WaitTimeout, match="nothing has that name"):
-        await explain.wait_for(*where, "run-0", seconds=0.01)
+        await wait_for(world, "run-0", 0.01)
     await world.emit(made.event(0))
     with pytest.raises(errors.WaitTimeout, match="it is waiting: the next"):
-        await explain.wait_for(*where, "run-0", seconds=0.01)
+        await wait_for(world, "run-0", 0.01)
 
 
 async def test_every_job_has_ended_before_an_error_is_raised():

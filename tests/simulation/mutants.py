@@ -190,7 +190,11 @@ ORDER = [
                 "    moved: list[heads.Head] = []\n",
                 "    moved = []\n    await self._mark(dict.fromkeys(groups, 0))\n",
             ),
-            (record.RecordStage.process, "    await self._mark(counters)\n    ordered", "    ordered"),
+            (
+                record.RecordStage.process,
+                "    await self._mark(counters, _sizes(groups, outcomes))\n    ordered",
+                "    ordered",
+            ),
         ],
         loops(),
         {MARKED},
@@ -211,7 +215,11 @@ ORDER = [
     Mutant(
         "offset before the mark",
         [
-            (record.RecordStage.process, "    await self._mark(counters)\n", "    self.late = counters\n"),
+            (
+                record.RecordStage.process,
+                "    await self._mark(counters, _sizes(groups, outcomes))\n",
+                "    self.late = counters\n",
+            ),
             (
                 loop.Worker._take,
                 "    await consumer.commit(processed.offsets)\n",
@@ -223,7 +231,7 @@ ORDER = [
     ),
     Mutant(
         "the offset on a bell alone",
-        [(record.RecordStage.process, "    await self._mark(counters)\n", "")],
+        [(record.RecordStage.process, "    await self._mark(counters, _sizes(groups, outcomes))\n", "")],
         crash(0),
         {MARKED},
     ),
@@ -232,7 +240,7 @@ ORDER = [
         [
             (
                 record.RecordStage.process,
-                "    await self._mark(counters)\n",
+                "    await self._mark(counters, _sizes(groups, outcomes))\n",
                 "    there = {number for number, one in outcomes.items() if one.state == ALREADY}\n"
                 "    await self._mark({line: counters[line] for line, members in groups.items()"
                 " if not there.issuperset(number for number, _ in members)})\n",

@@ -20,7 +20,7 @@ from runlore import clock, errors, producer, wiring
 from runlore.agents import port, seen
 from runlore.commit import lines, marks, redaction
 from runlore.events import envelope, ids, models
-from runlore.lookup import asking, index, merging, seeds
+from runlore.lookup import asking, explain, index, merging, seeds, waiting
 from runlore.pipeline import RUNS
 from runlore.settings import Settings
 from runlore.snapshots import library
@@ -195,6 +195,25 @@ class Embedded:
 
     async def caught_up(self, ask: port.Ask, *, is_patient: bool = True) -> None:
         await self.settle()
+
+    async def wait_for(
+        self, run: str, *, rollout: str | None, seconds: float, with_model: bool
+    ) -> Sequence[port.Ended]:
+        async with self._open() as opened:
+            alias = ids.alias(rollout.strip()) if rollout and rollout.strip() else None
+            found = index.Index(opened.index_path)
+
+            async def tell() -> list[explain.Story]:
+                where = (opened.store, opened.bus, opened.reader, found, run)
+                told = await explain.explain(*where, project=self._project)
+                return [one for one in told if alias in (None, one.rollout) or one.rollout is None]
+
+            try:
+                asker = asking.Asker(opened.store, opened.bus, opened.reader)
+                ended = await waiting.wait_for(tell, asker, run, seconds=seconds, with_model=with_model)
+            finally:
+                found.close()
+        return [port.Ended(str(one.story.run or run), one.end, one.cause) for one in ended]
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
         async with self._open() as opened:

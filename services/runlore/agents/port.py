@@ -67,6 +67,15 @@ class Seeded:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How a run has ended: one of the ends of docs/CLI.md, and why."""
+
+    run: str
+    end: str
+    cause: str = ""
+
+
+@dataclass(frozen=True)
 class Left:
     """A workspace that a run left: a tar in the outbox, and what it began as."""
 
@@ -121,6 +130,12 @@ class Backend(Protocol):
 
         A merge is patient, a run is not.
         """
+        ...
+
+    async def wait_for(
+        self, run: str, *, rollout: str | None, seconds: float, with_model: bool
+    ) -> Sequence[Ended]:
+        """How a run that was handed over has ended. Raises `errors.WaitTimeout`."""
         ...
 
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from runlore import errors
+from runlore import clock, errors
 from runlore.agents import port, seen
 from runlore.events import models
 
@@ -41,6 +41,8 @@ WAIT_SECONDS_MAX = 2.0
 MERGE_WAIT_SECONDS_MAX = 30.0
 """How long a merge waits for each branch to be worked off, in seconds."""
 WAIT_SECONDS_OF_SERVICE = 60.0
+WAIT_SECONDS_AT_ONCE = IDLE_SECONDS - 10
+"""A longer wait is asked in parts: what says nothing for longer is taken for gone, here and by proxies."""
 BEHIND_SECONDS_MAX = 2.0
 """How long a replica that is behind what was seen may take to catch up, in seconds."""
 ROLLOUTS_MAX = 1000
@@ -303,6 +305,29 @@ class Remote:
             if not is_patient:
                 self._sent.pop(ask.rollout.original, None)
 
+    async def wait_for(
+        self, run: str, *, rollout: str | None, seconds: float, with_model: bool
+    ) -> Sequence[port.Ended]:
+        give_up = clock.monotonic() + seconds
+        async with self._client() as client:
+            while True:
+                left = give_up - clock.monotonic()
+                wait = min(max(left, 0.1), WAIT_SECONDS_AT_ONCE)
+                params = {"wait_seconds": f"{wait:.3f}", "with_model": str(with_model).lower()}
+                params |= {"rollout": rollout} if rollout else {}
+                try:
+                    limit = wait + ANSWER_SECONDS_MAX
+                    url = self._url("runs", run)
+                    body = await self._ask(client, "GET", url, seconds_max=limit, params=params)
+                except errors.WaitTimeout:
+                    if left <= wait:
+                        raise
+                    continue
+                told = [one for one in body.get("runs", ()) if isinstance(one, dict) and one.get("end")]
+                if not told:
+                    raise _unavailable("the lookup service does not say how the run ended: is it older?", 200)
+                return [port.Ended(str(one.get("run") or run), one["end"], str(one["cause"])) for one in told]
+
     async def merge(self, rollout: str, branches: Mapping[str, str], base: str | None) -> Mapping[str, Any]:
         body = {"rollout": rollout, "rollouts": dict(branches), "base": base}
         async with self._client() as client:
@@ -328,6 +353,8 @@ def _checked(status: int, raw: bytes) -> dict[str, Any]:
     told = f"the lookup service answers {status}{f' ({kind})' if kind else ''}: {text}"
     if kind == errors.SeedBehind.kind:
         raise errors.SeedBehind(told)
+    if kind == errors.WaitTimeout.kind:
+        raise errors.WaitTimeout(told)
     if status in (401, 403):
         raise errors.Refused(told, hint="RUNLORE_KEY must be a key of this project, with the scope `write`")
     if status == 404:

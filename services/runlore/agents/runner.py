@@ -31,6 +31,7 @@ from runlore.agents import (
     workspace,
 )
 from runlore.events import ids
+from runlore.lookup import waiting
 from runlore.settings import Settings
 from runlore.sources import payloads
 
@@ -43,6 +44,8 @@ BEHIND_SHARE = 0.25
 """The share of the deadline that a replica is given to catch up with what was seen."""
 FOLLOW_SHARE = 0.5
 """The share that a resumed run waits for the one that it goes on from, which another machine may have handed in."""
+WAIT_MORE_SECONDS = 10.0
+"""What `wait_for` may take longer than it was told: to say what the run waits for."""
 STRAIGHT_SECONDS_MAX = 60.0
 """How long a run that found no room on the disk is tried to be handed over, beside the program."""
 
@@ -210,6 +213,33 @@ class Runlore:
         """The seed of a rollout, or none in time; told, not raised."""
         ask = self.ask(None, None, rollout)
         return await runs.Run(self.link, None, [], ask, parent=None, resumed={}).seeded()
+
+    async def wait_for(
+        self,
+        run: str | None = None,
+        *,
+        rollout: str | None = None,
+        seconds: float = 60.0,
+        with_model: bool = False,
+    ) -> port.Ended:
+        """How a run has ended (docs/CLI.md lists the ends), once it has; of a rollout without `run`, all its runs.
+
+        Of several ends the one that asks for a person is told. Raises `errors.WaitTimeout`, which says what is waited
+        for. Not bound by the deadline of runs.
+        """
+        name = run or rollout
+        if not name:
+            raise errors.InvalidInput("say for which run, or for which rollout")
+        give_up = clock.monotonic() + seconds
+        async with asyncio.timeout(seconds + WAIT_MORE_SECONDS):
+            await self.link.delivery.flush()
+            await self.link.backend.settle()
+            left = max(0.0, give_up - clock.monotonic())
+            found = await self.link.backend.wait_for(
+                name, rollout=rollout, seconds=left, with_model=with_model
+            )
+        standing = [one for one in found if one.end != waiting.SUPERSEDED] or list(found)
+        return next((one for one in standing if one.end not in waiting.GOOD), standing[-1])
 
     async def aclose(self) -> None:
         """Hand over what waits, and work it off where this process does that; for at most the deadline."""

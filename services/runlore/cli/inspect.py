@@ -19,6 +19,10 @@ AtOption = Annotated[
 ]
 
 
+WAITS_SHOWN = 20
+"""Memories of which `status` says for a person what waits for a model; --json has all."""
+
+
 def register(app: typer.Typer) -> None:
     for command in (log, show, diff, why, search, explain, status, verify, doctor):
         app.command()(command)
@@ -37,6 +41,10 @@ async def _open(home: Any) -> AsyncIterator[tuple[Home, Index]]:
             yield opened, index
         finally:
             index.close()
+
+
+looking = _open
+"""The same for the commands of other modules."""
 
 
 def _list_memories(out: ui.Out, index: Index, project: str | None, usage: str) -> None:
@@ -331,7 +339,8 @@ def explain(
 ) -> None:
     """Tell every step of a run: its state, the objects it left, what it waits for, what happens next.
 
-    With --wait it ends when every run that is meant is consolidated, superseded, held or dead, or else as wait_timeout.
+    With --wait it ends when every run that is meant has come to an end (docs/CLI.md lists them), or else as
+    wait_timeout; `runlore wait` tells the end by its exit code, too.
 
     Example: runlore explain 7d2e91c0 --wait 60
     """
@@ -339,27 +348,62 @@ def explain(
     async def work(out: ui.Out) -> None:
         from dataclasses import asdict
 
+        from runlore.lookup import asking, waiting
         from runlore.lookup import explain as lookup_explain
 
         async with _open(home) as (opened, index):
             if not event_id:
-                rows = index.recent_runs(project)
-                out.answer({"runs": rows})
-                columns = ("event", "run", "attempt", "rollout", "ended_at")
-                out.table(columns, [[row[name] for name in columns] for row in rows])
-                if not rows:
-                    out.note("no run is recorded yet; `runlore status` shows what waits")
+                list_runs(out, index, project)
                 return
-            where = (opened.store, opened.bus, opened.reader, index, event_id)
+            known = await known_of(opened)
+
+            async def tell() -> list[Any]:
+                where = (opened.store, opened.bus, opened.reader, index, event_id)
+                return await lookup_explain.explain(*where, project=project, known=known)
+
             if wait:
-                stories = await lookup_explain.wait_for(*where, seconds=wait, project=project)
+                asker = asking.Asker(opened.store, opened.bus, opened.reader)
+                ended = await waiting.wait_for(tell, asker, event_id, seconds=wait)
+                stories = [one.story for one in ended]
             else:
-                stories = await lookup_explain.explain(*where, project=project)
+                stories = await tell()
             out.answer({"runs": [asdict(story) for story in stories]})
             for story in stories:
                 _tell_story(out, story)
 
     ui.run(work, as_json=as_json)
+
+
+def list_runs(out: ui.Out, index: Index, project: str | None) -> None:
+    """The newest runs, where none was named."""
+    rows = index.recent_runs(project)
+    out.answer({"runs": rows})
+    columns = ("event", "run", "attempt", "rollout", "ended_at")
+    out.table(columns, [[row[name] for name in columns] for row in rows])
+    if not rows:
+        out.note("no run is recorded yet; `runlore status` shows what waits")
+
+
+async def known_of(opened: Home) -> Any:
+    """What this machine knows beside the store: the file of models, and what the stages last said."""
+    from runlore import wiring
+    from runlore.lookup import explain as lookup_explain
+    from runlore.lookup import status as lookup_status
+
+    up = wiring.up_is_running(opened.root)
+    stages = await lookup_status.stages_told(opened.store, opened.status_path, up)
+    return lookup_explain.Known(_chosen(opened)[0], stages)
+
+
+def _chosen(opened: Home) -> tuple[Any, str]:
+    """The file of models, or what is wrong with it: whoever looks is not kept from looking by that."""
+    from runlore import errors
+    from runlore.models import choices
+
+    try:
+        return choices.load(opened.settings.models_file), ""
+    except errors.BadModels as exc:
+        return None, exc.message
 
 
 def _tell_story(out: ui.Out, story: Any) -> None:
@@ -388,7 +432,10 @@ def status(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
             index = lookup_index.Index(opened.index_path)
             try:
                 up = wiring.up_is_running(opened.root)
-                found = await lookup_status.status(opened.store, opened.bus, index, opened.status_path, up)
+                chosen, wrong = _chosen(opened)
+                where = (opened.store, opened.bus, index, opened.status_path, up)
+                found = await lookup_status.status(*where, chosen=chosen)
+                found["causes"] += [f"the file of models can not be read: {wrong}"] if wrong else []
             finally:
                 index.close()
         out.answer({"home": str(opened.root), **found})
@@ -419,6 +466,8 @@ def _tell_status(out: ui.Out, found: dict[str, Any]) -> None:
             parts.append(f"{one['joins']:,} joins wait for a model")
         parts += [f"oldest {lookup_status.age(one['oldest'])}"] if one.get("oldest") else []
         out.say(f"{name:<12} {' · '.join(parts) or 'not told'}")
+        for memory, waits in list(one.get("waits", {}).items())[:WAITS_SHOWN]:
+            out.say(f"{'':<12}   {memory}: {waits['told']}")
     alive = [one for one in found["workers"] if not one["silent"]]
     if found["workers"]:
         versions = ", ".join(sorted({one["version"] for one in alive})) or "none"

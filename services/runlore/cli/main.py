@@ -9,6 +9,7 @@ import sys
 import typer
 
 from runlore.cli import (
+    asks,
     control,
     inspect,
     mcp,
@@ -67,6 +68,7 @@ snapshots.register(app)
 workspaces.register(app, snapshots.app)
 topics.register(app)
 control.register(app)
+asks.register(app)
 sources.register(app)
 mcp.register(app)
 serve.register(app)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from runlore.cli import ui
+from runlore.cli import inspect, ui
 
 if TYPE_CHECKING:
     from runlore.lookup.http.service import Service
@@ -148,6 +148,7 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             connections_max=opened.settings.http_connections_max,
             stall_seconds=opened.settings.http_stall_seconds,
             stopping=stopping,
+            known=lambda: inspect.known_of(opened),
         )
     finally:
         await found.close()

@@ -151,7 +151,10 @@ async def working(
         await asyncio.to_thread(detectors.load)
     found = Index(opened.index_path)
     engine = wiring.engine_of(opened.settings)
-    summaries = engine and loop.Summaries(engine, choices.load(opened.settings.models_file))
+    summaries = None
+    if engine is not None:
+        watched = choices.Watched(opened.settings.models_file)
+        summaries = loop.Summaries(engine, watched(), reload=watched)
     try:
         yield loop.Worker(
             opened.store,

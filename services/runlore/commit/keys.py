@@ -15,7 +15,7 @@ SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
 REQUESTS = "requests"
-ANSWERS, ASKS, JOINS = "answers", "asks", "joins"
+ANSWERS, ASKS, JOINS, SPEND = "answers", "asks", "joins", "spend"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
@@ -25,7 +25,7 @@ ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, JOINS),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, JOINS, SPEND),
 )
 """Every kind that a project may hold."""
 
@@ -196,3 +196,8 @@ def answers(project: str) -> str:
 def answer(project: str, name: str) -> str:
     """What a model answered: `name` is the hash of all that decides the answer."""
     return f"{answers(project)}{name[:2]}/{name}.json"
+
+
+def spend(project: str, month: str) -> str:
+    """What calls to models took in a project in one month (`2026-11`)."""
+    return f"{project}/{SPEND}/{spread(month)}/{month}.json"

@@ -33,6 +33,10 @@ class Mark:
     reason: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     """Rollout → the counter at which its head covers what this mark waits for, where whoever put it saw that."""
+    sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Rollout → the runs that an ask waits for (`<run>.<attempt>`) → their size in tokens, estimated."""
+    is_refresh: bool = False
+    """Whether it says that all that waits beside it is to be worked now."""
 
 
 async def put(
@@ -46,13 +50,16 @@ async def put(
     approves: Mapping[str, Sequence[str]] | None = None,
     reason: str | None = None,
     kind: str = keys.MARKS,
+    sizes: Mapping[str, Mapping[str, int]] | None = None,
+    is_refresh: bool = False,
 ) -> str:
     """Put one mark for `rollouts` of a memory; its key.
 
     `kind`: what they wait for: consolidation, or a model's summary (`keys.ASKS`), or a model's consolidation
     (`keys.JOINS`). Each wait has marks of its own.
     `counters`: where each one's head stands that covers the runs which the mark is put for. `releases`, `approves`
-    and `reason`: the holds that a person lifts, and what they let pass.
+    and `reason`: the holds that a person lifts, and what they let pass. `sizes` and `is_refresh`: of an ask, for when
+    it is due (`models/due.py`).
     """
     body = {
         "format": FORMAT,
@@ -66,6 +73,10 @@ async def put(
     if releases:
         body |= {"releases": dict(releases), "reason": reason}
         body |= {"approves": {name: list(keys) for name, keys in approves.items()}} if approves else {}
+    if sizes:
+        body["sizes"] = {rollout: dict(runs) for rollout, runs in sizes.items()}
+    if is_refresh:
+        body["refresh"] = True
 
     async def put_one() -> str:
         # A fresh name each time: after a lost reply two marks may stand, and the second costs one look.
@@ -99,8 +110,11 @@ def parse(key: str, raw: bytes) -> Mark:
         optional = {
             name: body[name] for name in ("releases", "approves", "reason", "counters") if name in body
         }
-        return Mark(key, tuple(body["rollouts"]), str(body.get("put_at", "")), **optional)
-    except (ValueError, KeyError, TypeError):
+        sizes = {rollout: dict(runs) for rollout, runs in body.get("sizes", {}).items()}
+        is_refresh = bool(body.get("refresh", False))
+        put_at = str(body.get("put_at", ""))
+        return Mark(key, tuple(body["rollouts"]), put_at, **optional, sizes=sizes, is_refresh=is_refresh)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None
 
 

@@ -12,14 +12,14 @@ hash (`models/answers.py`), and what was shown is part of the revision: so a cra
 
 An operation that code or the guards refuse is told to the model once, with the reason; refused again, it is dropped.
 Where a model gives no answer that can be used, the statements stand as they are, and count as shown. What may pass,
-and what a person must mend, is raised: the joins stand.
+and what a person must mend, is raised: the joins stand. So they do where there is no budget for more.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,11 +28,11 @@ import structlog
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, revisions
-from runlore.consumers import approvals, consolidate, record, summarize
+from runlore.consumers import approvals, asks, consolidate, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import models as events
 from runlore.memory import guards, joining, joint, judging, prompts, render
-from runlore.models import answers, choices, port
+from runlore.models import choices, port
 from runlore.store import port as store_port
 
 log = structlog.get_logger("runlore.consolidate")
@@ -57,6 +57,8 @@ class Pass:
     """Operations that stand."""
     refused: int = 0
     joins_deleted: int = 0
+    is_deferred: bool = False
+    """Whether what is left waits for budget."""
     more: bool = False
 
 
@@ -96,11 +98,13 @@ class ModelNotesStage:
         *,
         reader: revisions.Reader | None = None,
         runtime: Runtime = SEQUENTIAL,
+        reload: Callable[[], choices.Choices] | None = None,
     ) -> None:
         self._store, self._bus = store, bus
         self._reader = reader or revisions.Reader(store)
-        self._engine, self._chosen = engine, chosen
         self._runtime = runtime
+        self.model = asks.Phase(store, engine, chosen, phase=port.CONSOLIDATE, runtime=runtime, reload=reload)
+        """When joins are due, and what asking may cost."""
 
     async def work(self, project: str, memory: str) -> Pass:
         """One pass. Raises `errors.Retryable` or `errors.Blocked` as the store and the engine do; the joins stand."""
@@ -121,9 +125,9 @@ class ModelNotesStage:
             # An answer of which all is in the notes by now was taken in by us, or by whoever asked the same.
             waiting = joint.fresh(state.notes)
             asked = [one for one in late if waiting.intersection(one.plan.fresh)]
-            more = bool(asked)
+            more, over = bool(asked), None
             if not asked:
-                asked, more = await self._ask(project, memory, head, state, memo)
+                asked, more, over = await self._ask(project, memory, head, state, memo)
             try:
                 done = (
                     await self._move(project, memory, head, before, state, asked, memo) if asked else Pass()
@@ -132,6 +136,12 @@ class ModelNotesStage:
                 late = asked
                 await clock.sleep(0.005 * restart * clock.jitter())
                 continue
+            if over is not None:
+                # What is left may fit now that what this pass paid is counted at what it took.
+                more = bool(asked) and bool(over.context["is_open"])
+                if not more:
+                    await self.model.defer(project, memory)
+                return replace(done, is_deferred=True, more=more)
             if not more:
                 await marks.delete(self._store, found)
             deleted = 0 if more else len(found)
@@ -142,14 +152,16 @@ class ModelNotesStage:
 
     async def _ask(
         self, project: str, memory: str, head: heads.Head, state: consolidate.Memory, memo: render.Memo
-    ) -> tuple[list[Asked], bool]:
-        """What a model says to all that is to be asked now; whether something is left for another pass."""
-        choice = self._chosen.of(project, memory, port.CONSOLIDATE)
+    ) -> tuple[list[Asked], bool, errors.OverBudget | None]:
+        """What a model says to all that is to be asked now; whether something is left; what has no budget."""
+        choice = self.model.chosen.of(project, memory, port.CONSOLIDATE)
         planned, more = await self._runtime.offload(_plans, state, choice.input_tokens_max)
         out = []
         for plan in planned:
             try:
                 out.append(await self._asked(project, memory, head, state, plan, choice, memo))
+            except errors.OverBudget as exc:
+                return out, True, exc
             except errors.RunloreError:
                 raise
             except Exception as exc:
@@ -158,7 +170,7 @@ class ModelNotesStage:
                 out.append(
                     Asked(plan, refused=(joining.Refused("answer", f"internal: {type(exc).__name__}"),))
                 )
-        return out, more
+        return out, more, None
 
     async def _asked(
         self,
@@ -179,7 +191,7 @@ class ModelNotesStage:
             answer=joining.Consolidation,
             output_tokens_max=choice.output_tokens_max,
         )
-        first = await self._answered(project, ask, Asked(plan))
+        first = await self._answered(project, memory, ask, Asked(plan))
         if not first.proposed and not first.refused:
             return first
         passes = approvals.let_pass(head.body, [])
@@ -188,19 +200,20 @@ class ModelNotesStage:
         if not refused or not first.answers:
             return first
         second = replace(ask, input=joining.again(plan, refused))
-        return await self._answered(
-            project, second, replace(first, proposed=tuple(fitted.done), refused=tuple(refused))
-        )
+        stands = replace(first, proposed=tuple(fitted.done), refused=tuple(refused))
+        try:
+            return await self._answered(project, memory, second, stands)
+        except errors.OverBudget:
+            return stands  # What was paid for is taken in; what was refused, is.
 
-    async def _answered(self, project: str, ask: port.Ask, so_far: Asked) -> Asked:
+    async def _answered(self, project: str, memory: str, ask: port.Ask, so_far: Asked) -> Asked:
         """What came of it so far, with the answer to `ask`."""
         plan = so_far.plan
         for number in range(TRIES_MAX):
             try:
-                kept = await answers.ask(
-                    self._store,
-                    self._engine,
+                kept = await self.model.ask(
                     project,
+                    memory,
                     replace(ask, number=number),
                     lambda said: judging.accept(said, plan),
                 )

@@ -8,13 +8,16 @@ model's part of the head says which runs it covers; whoever works an ask compare
 from the last point that holds (`memory/rolling.py`). An older part never replaces a newer: a head moves only from the
 version that was read, and what was paid for by then is found again under its name (`models/answers.py`).
 
+When asks are worked, their memory's policy says (`models/due.py`); each call is counted before it is made
+(`models/ledger.py`), and over budget the rollout's ask stands, deferred, while other memories go on.
+
 Where a model gives no answer that can be used, the part says so, the statements so far stay, and it is asked again
 with the rollout's next run. What may pass, and what a person must mend, is raised: the asks stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +26,7 @@ import structlog
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, marks, redaction, rollouts
-from runlore.consumers import record, summarize
+from runlore.consumers import asks, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import models as events
 from runlore.memory import model_summary, prompts, rolling, showing
@@ -50,7 +53,20 @@ class Pass:
     moved: int = 0
     """Heads that have a new part of a model."""
     asks_deleted: int = 0
+    deferred: int = 0
+    """Rollouts that wait for budget."""
     more: bool = False
+
+
+@dataclass(frozen=True)
+class _Worked:
+    """What became of one rollout."""
+
+    head: heads.Head
+    moved: bool
+    is_deferred: bool = False
+    is_open: bool = False
+    """Whether there may be budget once other calls are settled at what they took."""
 
 
 class ModelSummariesStage:
@@ -65,12 +81,14 @@ class ModelSummariesStage:
         *,
         runtime: Runtime = SEQUENTIAL,
         hashing: redaction.Keys | None = None,
+        reload: Callable[[], choices.Choices] | None = None,
     ) -> None:
         """`hashing`: the projects' redaction keys; without, placeholders in what a model says tell the kind alone."""
         self._store, self._bus = store, bus
         self._hashing = hashing
-        self._engine, self._chosen = engine, chosen
         self._runtime = runtime
+        self.model = asks.Phase(store, engine, chosen, phase=port.SUMMARIZE, runtime=runtime, reload=reload)
+        """When asks are due, and what asking may cost."""
 
     async def work(self, project: str, memory: str) -> Pass:
         """One pass. Raises `errors.Retryable` or `errors.Blocked` as the store and the engine do; the asks stand."""
@@ -83,18 +101,28 @@ class ModelSummariesStage:
         covered = marks.covered_from(found)
         named = sorted({name for one in found for name in one.rollouts})
         jobs = [lambda name=name: self._rollout(project, memory, name, covered.get(name)) for name in named]
-        worked = [
-            one for one in await self._runtime.gather(jobs) if one[0].counter
-        ]  # A rollout without a head has no records: its ask was put by hand.
+        results = dict(zip(named, await self._runtime.gather(jobs), strict=True))
+        # A rollout without a head has no records: its ask was put by hand.
+        worked = [one for one in results.values() if one.head.counter]
         # Also where nothing moved: whoever moved it may have died before its mark.
-        counters = {str(head.body["rollout"]): head.counter for head, _ in worked}
+        counters = {str(one.head.body["rollout"]): one.head.counter for one in worked}
         if counters:
             await marks.put(self._store, project, memory, counters, counters=counters)
-        await self._ring(project, memory, [head for head, moved in worked if moved])
-        await marks.delete(self._store, found)
-        moved = sum(1 for _, one in worked if one)
-        more = len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX
-        return Pass(len(worked), moved, len(found), more)
+        await self._ring(project, memory, [one.head for one in worked if one.moved])
+        deferred = {name for name, one in results.items() if one.is_deferred}
+        done = [mark for mark in found if deferred.isdisjoint(mark.rollouts)]
+        if deferred:
+            done = [mark for mark in done if not mark.is_refresh]  # It is for what is left, too.
+        await marks.delete(self._store, done)
+        moved = sum(one.moved for one in worked)
+        if deferred:
+            # What is left may fit now that what this pass paid is counted at what it took.
+            more = moved > 0 and all(one.is_open for one in results.values() if one.is_deferred)
+            if not more:
+                await self.model.defer(project, memory)
+        else:
+            more = len(found) < len(standing) or len(standing) == ASKS_PER_PASS_MAX
+        return Pass(len(worked), moved, len(done), len(deferred), more)
 
     async def _ring(self, project: str, memory: str, moved: list[heads.Head]) -> None:
         bells = [
@@ -110,10 +138,8 @@ class ModelSummariesStage:
         bells += [events.Changed(kind="mark", project=project, memory=memory)]
         await record.ring(self._bus, bells)
 
-    async def _rollout(
-        self, project: str, memory: str, rollout: str, covered: int | None
-    ) -> tuple[heads.Head, bool]:
-        """The rollout's head once its part covers all its runs; whether this moved it."""
+    async def _rollout(self, project: str, memory: str, rollout: str, covered: int | None) -> _Worked:
+        """The rollout's head once its part covers all its runs, or there is no budget for that."""
         moved = False
         late: tuple[Any, Any, dict[str, Any]] | None = None
         for restart in range(summarize.RESTARTS_MAX + STEPS_MAX):
@@ -130,8 +156,12 @@ class ModelSummariesStage:
             else:
                 plan = rolling.plan(runs, before)
                 if plan is None:
-                    return head, moved
-                part = await self._part(project, memory, head, *await self._base(project, runs, plan))
+                    return _Worked(head, moved)
+                base = await self._base(project, runs, plan)
+                try:
+                    part = await self._part(project, memory, head, *base)
+                except errors.OverBudget as exc:
+                    return _Worked(head, moved, is_deferred=True, is_open=bool(exc.context["is_open"]))
             try:
                 head = await heads.move(self._store, head, {"model": part}, fmt=rollouts.HEAD_FORMAT)
                 moved, late = True, None
@@ -193,7 +223,7 @@ class ModelSummariesStage:
         known: Sequence[Mapping[str, Any]],
     ) -> answers.Kept:
         key = await self._hashing.of(project) if self._hashing is not None else None
-        choice = self._chosen.of(project, memory, port.SUMMARIZE)
+        choice = self.model.chosen.of(project, memory, port.SUMMARIZE)
         wanted = [*([plan.before] if plan.before else []), *plan.shown]
         named = [keys.record(project, memory, rollout, run, attempt) for run, attempt in wanted]
         runs = {
@@ -218,10 +248,9 @@ class ModelSummariesStage:
         )
         for number in range(TRIES_MAX):
             try:
-                return await answers.ask(
-                    self._store,
-                    self._engine,
+                return await self.model.ask(
                     project,
+                    memory,
                     replace(ask, number=number),
                     lambda said: model_summary.accept(said, shown, key),
                 )

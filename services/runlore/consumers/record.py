@@ -25,6 +25,8 @@ from runlore.events import envelope, ids, models, records
 from runlore.memory import redact
 from runlore.store import port as store_port
 
+BYTES_PER_TOKEN = 4
+"""Of a record, to say about how many tokens wait for a model."""
 RECORDED, ALREADY, SUPERSEDED, DEAD = "recorded", "already", "superseded", "dead"
 
 
@@ -119,7 +121,7 @@ class RecordStage:
             outcomes |= found
             moved += [head] if is_moved else []
             counters[line] = head.counter
-        await self._mark(counters)
+        await self._mark(counters, _sizes(groups, outcomes))
         ordered = [outcomes[number] for number in range(len(messages))]
         await self._bury([outcome for outcome in ordered if outcome.error])
         await self._ring(groups, moved)
@@ -205,7 +207,11 @@ class RecordStage:
             )
         return await self._runtime.offload(open_claim, claim, stored.body)
 
-    async def _mark(self, counters: Mapping[tuple[str, str, str], int]) -> None:
+    async def _mark(
+        self,
+        counters: Mapping[tuple[str, str, str], int],
+        sizes: Mapping[tuple[str, str], Mapping[str, Mapping[str, int]]] | None = None,
+    ) -> None:
         """One mark per memory for the whole batch, after its effects: also where they were there before."""
         by_memory: dict[tuple[str, str], dict[str, int]] = {}
         for (project, memory, rollout), counter in counters.items():
@@ -213,7 +219,15 @@ class RecordStage:
         for (project, memory), found in by_memory.items():
             await marks.put(self._store, project, memory, found, counters=found)
             if self._asks:
-                await marks.put(self._store, project, memory, found, counters=found, kind=keys.ASKS)
+                await marks.put(
+                    self._store,
+                    project,
+                    memory,
+                    found,
+                    counters=found,
+                    kind=keys.ASKS,
+                    sizes=(sizes or {}).get((project, memory)),
+                )
 
     async def _bury(self, outcomes: Sequence[Outcome]) -> None:
         letters = [
@@ -250,6 +264,23 @@ async def ring(bus: bus_port.Bus, bells: Sequence[models.Changed]) -> None:
         )
     except errors.BusUnavailable:
         return
+
+
+def _sizes(
+    groups: Mapping[tuple[str, str, str], Sequence[tuple[int, Incoming]]], outcomes: Mapping[int, Outcome]
+) -> dict[tuple[str, str], dict[str, dict[str, int]]]:
+    """(Project, memory) → rollout → its runs in this batch, with an estimate of their tokens. Edits are no runs."""
+    found: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
+    for (project, memory, rollout), members in groups.items():
+        for number, incoming in members:
+            data = incoming.data
+            if outcomes[number].state == DEAD or isinstance(data, models.MemoryEdited):
+                continue
+            claim = data.record_claim
+            size = claim.size if claim is not None else len(data.record or "")
+            runs = found.setdefault((project, memory), {}).setdefault(rollout, {})
+            runs[f"{incoming.run}.{data.attempt}"] = size // BYTES_PER_TOKEN
+    return found
 
 
 def message_of(event: envelope.Event, key: str, topic: str) -> bus_port.Outgoing:

@@ -92,8 +92,8 @@ class Asker:
     ) -> None:
         self._store, self._bus, self._reader, self._stopping = store, bus, reader, stopping
         self._letters = letters or (lambda: dead.read_all(bus))
-        self._ends: dict[int, int] | None = None
-        """Where the snapshot stage must have come to, by partition: what was on the bus when the run was recorded."""
+        self._ends: dict[tuple[str, str], dict[int, int]] = {}
+        """Where the snapshot stage must have come to for a run, by partition: what was on the bus at its record."""
 
     async def line(self, wanted: Wanted) -> lines.Line:
         return lines.line_of(wanted.project, wanted.rollout, wanted.agent)
@@ -165,7 +165,7 @@ class Asker:
         entry = head.body.get("runs", {}).get(run)
         if entry is None:
             return False
-        if not await self._workspaces_done(wanted, rollout, run, int(entry["attempt"])):
+        if not await self.workspaces_done(wanted.project, wanted.memory, rollout, run, int(entry["attempt"])):
             return False
         memory = await self._reader.head(wanted.project, wanted.memory)
         hold = memory.body.get("held", {}).get(rollout)
@@ -175,35 +175,35 @@ class Asker:
         covered = revision.map("coverage").get(rollout) if revision else None
         return covered is not None and int(covered["counter"]) >= int(entry.get("since", head.counter))
 
-    async def _workspaces_done(self, wanted: Wanted, rollout: str, run: str, attempt: int) -> bool:
+    async def workspaces_done(self, project: str, memory: str, rollout: str, run: str, attempt: int) -> bool:
         """Whether every workspace that the run left has been worked: else its next run would begin from an older one.
 
         A line says whether it took the run in, but for one that left its workspace as it was: that the snapshot
         stage has passed the run's event is what is known of it then.
         """
-        key = keys.record(wanted.project, wanted.memory, rollout, run, attempt)
+        key = keys.record(project, memory, rollout, run, attempt)
         start = await self._store.get_range(key, 0, META_BYTES_MAX)
         try:
             agents = json.loads((start or b"{}").partition(b"\n")[0]).get("workspaces", [])
         except ValueError:
             agents = []
         for agent in agents:
-            line = lines.Line(wanted.project, rollout, agent)
+            line = lines.Line(project, rollout, agent)
             head = await lines.read(self._store, line)
             done = await lines.forgotten(self._store, line, run, head)
             if lines.place(head.body, done, run, attempt) is None:
-                return await self._has_passed()
+                return await self._has_passed((rollout, run))
         return True
 
-    async def _has_passed(self) -> bool:
+    async def _has_passed(self, run: tuple[str, str]) -> bool:
         at = {"group": SNAPSHOT_GROUP, "topic": pipeline.RUNS.name}
         committed = await self._bus.committed(**at)
-        if self._ends is None:
+        if run not in self._ends:
             lag = await self._bus.lag(**at)
-            self._ends = {
+            self._ends[run] = {
                 partition: offset + lag.get(partition, 0) for partition, offset in committed.items()
             }
-        return all(committed.get(partition, 0) >= end for partition, end in self._ends.items())
+        return all(committed.get(partition, 0) >= end for partition, end in self._ends[run].items())
 
     async def _is_dead(self, wanted: Wanted) -> bool:
         for letter in await self._letters():

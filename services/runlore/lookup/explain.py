@@ -6,23 +6,27 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
     consolidated  a revision covers it (selected or not)  superseded    a higher attempt took its place
     held          waits for review                        rejected      a person keeps it out, as it stands
     dead          could not take effect; kept with its reason
+
+What a model adds comes after that, and holds nothing back: `Story.model` says what that waits for. Waiting for a run,
+and by which names that ends, is `waiting.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runlore import clock, errors, pipeline
+from runlore import errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import keys, lines, marks, revisions, rollouts
 from runlore.consumers import approvals, dead, record, summarize
 from runlore.events import ids
+from runlore.lookup import asked
 from runlore.lookup import index as lookup_index
 from runlore.memory import edits, joint, notes
+from runlore.models import choices
 from runlore.store import port as store_port
 from runlore.upkeep import pauses
 
@@ -37,9 +41,14 @@ WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD = (
 )
 LOOK_BACK = 2000
 """Revisions that `explain` looks through for the one that took a run in."""
-ENDS = (CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD)
-"""The states in which nothing is left to do for a run without a person."""
-POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.2, 5.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """What whoever asks knows beside the store: how asks become due, and how the stages say that they are."""
+
+    chosen: choices.Choices | None = None
+    stages: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -55,6 +64,16 @@ class Story:
     event: str | None = None
     next: str = ""
     """What happens next, or what a person can do."""
+    selected: bool | None = None
+    """Whether its rollout is among the newest ones, of which a revision has notes; None: it is in none yet."""
+    branched: bool = False
+    """Whether its workspace was kept as a branch."""
+    paused: bool = False
+    """Whether a person holds back what it needs next."""
+    current: bool = False
+    """Whether the present revision holds all that is known of its rollout now."""
+    model: Mapping[str, Any] | None = None
+    """What its rollout waits for at a model (`asked.Asked`); None: nothing."""
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self, stage: str, what: str, **details: Any) -> None:
@@ -71,48 +90,15 @@ async def explain(
     name: str,
     *,
     project: str | None = None,
+    known: Known = Known(),
 ) -> list[Story]:
     """The stories of every run that `name` can mean: an event id, a run id, or a rollout; of one project if given.
 
     Raises `errors.NotFound` where nothing has that name.
     """
     await lookup_index.reconcile(index, store)
-    return await tell(store, bus, reader, name, rows_of(index, name, project), project=project)
-
-
-async def wait_for(
-    store: store_port.ObjectStore,
-    bus: bus_port.Bus,
-    reader: revisions.Reader,
-    index: lookup_index.Index,
-    name: str,
-    *,
-    seconds: float,
-    project: str | None = None,
-) -> list[Story]:
-    """The stories of what `name` means, once there is one and each has come to one of `ENDS`.
-
-    Raises `errors.WaitTimeout` with the state that stands, where that takes longer than `seconds`.
-    """
-    give_up, pause = clock.monotonic() + seconds, POLL_SECONDS_MIN
-    while True:
-        stories: list[Story] = []
-        with contextlib.suppress(errors.NotFound):  # It may be on its way to the bus.
-            stories = await explain(store, bus, reader, index, name, project=project)
-        open_ones = [story for story in stories if story.state not in ENDS]
-        if stories and not open_ones:
-            return stories
-        left = give_up - clock.monotonic()
-        if left <= 0:
-            what = (
-                f"it is {open_ones[0].state}: {open_ones[0].next}" if open_ones else "nothing has that name"
-            )
-            raise errors.WaitTimeout(
-                f"{name!r} has come to no end after {seconds:g} seconds; {what}",
-                hint="`runlore status` tells what is behind, and why",
-            )
-        await clock.sleep(min(pause, left))
-        pause = min(POLL_SECONDS_MAX, pause * 1.5)
+    rows = rows_of(index, name, project)
+    return await tell(store, bus, reader, name, rows, project=project, known=known)
 
 
 def rows_of(index: lookup_index.Index, name: str, project: str | None) -> list[dict[str, Any]]:
@@ -132,10 +118,14 @@ async def tell(
     rows: Sequence[dict[str, Any]],
     *,
     project: str | None = None,
+    known: Known = Known(),
 ) -> list[Story]:
     """The stories of what the index knows under a name (`rows`), and of what waits on the bus or is dead under it."""
     wanted = _meanings(name)
-    stories = [await _recorded(store, reader, row) for row in rows]
+    # The asks of a memory are read before the first of its heads: a stage moves a head, and puts its mark, before it
+    # takes the ask away.
+    waits = asked.Asks(store, chosen=known.chosen, stages=known.stages)
+    stories = [await _recorded(store, reader, row, waits) for row in rows]
     waiting = await _waiting(bus, wanted, {story.event for story in stories})
     stories += [story for story in waiting if project in (None, story.project)]
     stories += [story for story in await _dead(bus, wanted) if project in (None, story.project)]
@@ -152,10 +142,14 @@ async def tell(
     return stories
 
 
-async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row: dict[str, Any]) -> Story:
+async def _recorded(
+    store: store_port.ObjectStore, reader: revisions.Reader, row: dict[str, Any], asks: asked.Asks
+) -> Story:
     """The story of a run that has a record."""
     project, memory, rollout = row["project"], row["memory"], row["rollout"]
     story = Story(RECORDED, project, memory, rollout, row["run"], row["attempt"], row["event"])
+    waits = await asks.of(project, memory, rollout)
+    story.model = waits.as_dict() if waits is not None else None
     key = keys.record(project, memory, rollout, row["run"], row["attempt"])
     for one in await summarize.load(store, [key]):
         meta = one.meta
@@ -171,6 +165,8 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         "summarize", f"in the rollout's summary {head.counter}", object=head_key, at=head.body.get("moved_at")
     )
     _told_by_a_model(story, head.body.get("model"), row)
+    if waits is not None:
+        story.step("summarize", f"a model's part {waits.told}", at=waits.since)
     await _workspaces(store, story)
     memory_head = await reader.head(project, memory)
     held = memory_head.body.get("held", {}).get(rollout)
@@ -183,16 +179,20 @@ async def _recorded(store: store_port.ObjectStore, reader: revisions.Reader, row
         return story
     revision = await reader.current(memory_head, project, memory)
     covered = revision.map("coverage").get(rollout) if revision else None
-    if revision and covered and int(covered["counter"]) >= head.counter:
+    # The head may have moved since for another run, or for what a model said: this one is in all the same.
+    since = int(head.body["runs"].get(row["run"], {}).get("since", head.counter))
+    if revision and covered and int(covered["counter"]) >= since:
         story.state = CONSOLIDATED
+        story.current = int(covered["counter"]) >= head.counter
         number, manifest = await _first_revision(reader, project, memory, rollout, row["run"], row["attempt"])
         story.step("consolidate", f"in revision {number}" if number else "covered", object=manifest)
         _conflicts(story, revision)
         await _joined(store, story, revision)
         selected = revision.map("selected")
+        story.selected = bool(selected.get(rollout))
         story.next = (
             f"its notes are in revision {revision.number}, which seeds serve"
-            if selected.get(rollout)
+            if story.selected
             else f"not among the newest {len(selected)} rollouts: searchable, not in seeds"
         )
         return story
@@ -286,6 +286,7 @@ async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:
             )
         elif branch.get("attempt") == story.attempt:
             why = f"kept as the branch {story.run}: {branch['why']}"
+            story.branched = True
             story.step("snapshot", why, snapshot=branch["ref"][:12], agent=agent, at=branch["at"])
         elif (ref := lines.known(body, story.run).get(story.attempt)) is not None:
             story.step("snapshot", "was the workspace's version", snapshot=ref[:12], agent=agent)
@@ -294,6 +295,7 @@ async def _workspaces(store: store_port.ObjectStore, story: Story) -> None:
             what = {lines.MOVED: "was the workspace's version", lines.BRANCHED: "was a branch"}[
                 found["state"]
             ]
+            story.branched = found["state"] == lines.BRANCHED
             story.step("snapshot", what, snapshot=found["ref"][:12], agent=agent, object=done[story.attempt])
 
 
@@ -305,6 +307,7 @@ async def _paused(store: store_port.ObjectStore, stories: list[Story]) -> None:
         for one in standing:
             if any(one.holds(stage, story.project, story.memory) for stage in stages):
                 story.step(one.stage, str(one), at=one.at)
+                story.paused = True
                 story.next = f"it goes on after `{one.end}`"
 
 

@@ -16,7 +16,9 @@ from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import keys, marks
 from runlore.consumers import dead
+from runlore.lookup import asked
 from runlore.lookup import index as lookup_index
+from runlore.models import choices
 from runlore.store import port as store_port
 from runlore.upkeep import pauses, workers
 
@@ -32,8 +34,13 @@ async def status(
     index: lookup_index.Index,
     status_path: Path,
     up: int | None,
+    *,
+    chosen: choices.Choices | None = None,
 ) -> dict[str, Any]:
-    """How the pipeline is, as `runlore status --json` prints it; `causes` is empty where all is well."""
+    """How the pipeline is, as `runlore status --json` prints it; `causes` is empty where all is well.
+
+    `chosen`: when what waits for a model is due.
+    """
     causes: list[str] = []
 
     async def ask(what: str, work: Callable[[], Awaitable[Any]], otherwise: Any) -> Any:
@@ -54,7 +61,9 @@ async def status(
         out[stage.name] = await ask(f"the bus, for {stage.name},", lambda stage=stage: _waits(bus, stage), {})
     out["summarize"] = await ask("the asks", lambda: _marks(store, keys.ASKS), {})
     joins = await ask("the joins", lambda: _marks(store, keys.JOINS), {})
+    waits = await ask("the asks", lambda: asked.of_all(store, chosen=chosen, stages=told), {})
     out["summarize"] |= {"joins": joins.get("marks")}
+    out["summarize"] |= {"waits": {name: one.as_dict() for name, one in waits.items()}}
     out["consolidate"] = await ask("the marks", lambda: _marks(store, keys.MARKS), {})
     out["index"] = {}
     for name in STAGES:
@@ -69,7 +78,7 @@ async def status(
 _EMPTY: dict[str, dict[str, Any]] = {
     "record": {"lag": None, "oldest": None},
     "snapshot": {"lag": None, "oldest": None},
-    "summarize": {"marks": None, "rollouts": None, "oldest": None, "joins": None},
+    "summarize": {"marks": None, "rollouts": None, "oldest": None, "joins": None, "waits": {}},
     "consolidate": {"marks": None, "rollouts": None, "oldest": None},
 }
 
@@ -98,6 +107,11 @@ async def _marks(store: store_port.ObjectStore, kind: str) -> dict[str, Any]:
         "rollouts": len(rollouts),
         "oldest": _iso(int(found[0].rpartition("/")[2][:12], 16) / 1000) if found else None,
     }
+
+
+async def stages_told(store: store_port.ObjectStore, status_path: Path, up: int | None) -> dict[str, Any]:
+    """How the stages say that they are, over all workers."""
+    return workers.together(await workers.read_all(store)) | (_local(status_path) if up else {})
 
 
 def _local(path: Path) -> dict[str, Any]:
@@ -146,6 +160,9 @@ def _causes(out: dict[str, Any], seen: list[workers.Seen], standing: list[pauses
     for name in ("summarize", "consolidate"):
         for memory, why in out[name].get("memories", {}).items():
             causes.append(f"memory {memory} can not go on: {why}")
+    for memory, one in out["summarize"]["waits"].items():
+        if one["state"] == asked.DEFERRED:
+            causes.append(f"memory {memory} {one['told']} (`runlore spend`)")
     if out["dead"]["open"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in out["dead"]["reasons"].items())
         causes.append(f"{out['dead']['open']} dead letters ({reasons}): `runlore dead` lists them")

@@ -1,6 +1,6 @@
 """Kept answers: what a model answered lies under the hash of all that decides it, so nobody pays for it twice.
 
-    GET → (none) ask → accept → put if absent → what lies there
+    GET → (none) open the call in the ledger → ask → accept → put if absent → what lies there → settle the call
 
 An answer is put only once code has accepted it, and what is kept is what code made of it, without secrets: a kept
 answer is good for ever. (`rescan` alone rewrites one, to hide more.) Who wants another for the same ask raises its
@@ -12,8 +12,9 @@ Answers of one project are never found by another: the key begins with the proje
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ import pydantic
 from runlore import clock, errors
 from runlore.commit import keys, puts
 from runlore.events import envelope
-from runlore.models import port
+from runlore.models import ledger, port
 from runlore.store import port as store_port
 
 FORMAT = "runlore.answer/1"
@@ -56,18 +57,28 @@ async def ask(
     known = await read(store, project, one.name)
     if known is not None:
         return known
-    answer = await engine.ask(one)
-    body = {
-        "format": FORMAT,
-        "name": one.name,
-        "asked": one.decides(),
-        "result": dict(accept(answer.value)),
-        "model": answer.model,
-        "usage": answer.usage.as_dict() if answer.usage else None,
-        "cost_usd": answer.cost_usd,
-        "at": clock.now_iso(),
-    }
-    return await _put(store, keys.answer(project, one.name), envelope.dump(body))
+    async with _answered(engine, one) as answer:
+        body = {
+            "format": FORMAT,
+            "name": one.name,
+            "asked": one.decides(),
+            "result": dict(accept(answer.value)),
+            "model": answer.model,
+            "usage": answer.usage.as_dict() if answer.usage else None,
+            "cost_usd": answer.cost_usd,
+            "at": clock.now_iso(),
+        }
+        return await _put(store, keys.answer(project, one.name), envelope.dump(body))
+
+
+@contextlib.asynccontextmanager
+async def _answered(engine: port.Engine, one: port.Ask) -> AsyncIterator[port.Answer]:
+    """The engine's answer; where calls are counted, what it took is settled once it is kept."""
+    if isinstance(engine, ledger.Metered):
+        async with engine.counted(one) as answer:
+            yield answer
+    else:
+        yield await engine.ask(one)
 
 
 async def read(store: store_port.ObjectStore, project: str, name: str) -> Kept | None:

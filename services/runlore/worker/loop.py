@@ -8,6 +8,7 @@ Nothing is dead-lettered for a fault of the store, the bus or the machine.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import structlog
 
 from runlore import clock, errors, pipeline, tasks, telemetry
 from runlore.bus import port as bus_port
-from runlore.commit import keys, marks, redaction, revisions
+from runlore.commit import marks, redaction, revisions
 from runlore.consumers import consolidate, dead, model_notes, model_summaries, record, snapshot
 from runlore.consumers import index as index_consumer
 from runlore.lookup import index as lookup_index
@@ -31,6 +32,8 @@ log = structlog.get_logger("runlore.worker")
 
 RECONCILE_EVERY = 12
 """The index compares its rows with a LIST so many times less often than marks are listed, and less with many heads."""
+LOOK_SECONDS_MIN = 0.05
+"""Between two LISTs of marks, however soon something becomes due."""
 MEMORIES_MAX = 4
 """Memories that are consolidated at the same time: one with a slow model does not stall the others."""
 
@@ -47,6 +50,8 @@ class Summaries:
 
     engine: models_port.Engine
     chosen: choices.Choices
+    reload: Callable[[], choices.Choices] | None = None
+    """Gives them again, from a file that may have changed."""
 
 
 class Worker:
@@ -78,13 +83,19 @@ class Worker:
         hashing, has_model = redaction.Keys(store), settings.has_model or summaries is not None
         self._record = record.RecordStage(store, bus, runtime=runtime, asks=has_model, hashing=hashing)
         self._summaries = summaries and model_summaries.ModelSummariesStage(
-            store, bus, summaries.engine, summaries.chosen, runtime=runtime, hashing=hashing
+            store,
+            bus,
+            summaries.engine,
+            summaries.chosen,
+            runtime=runtime,
+            hashing=hashing,
+            reload=summaries.reload,
         )
         self._consolidate = consolidate.ConsolidateStage(
             store, bus, reader=revisions.Reader(store), runtime=runtime, joins=has_model
         )
         self._model_notes = summaries and model_notes.ModelNotesStage(
-            store, bus, summaries.engine, summaries.chosen, runtime=runtime
+            store, bus, summaries.engine, summaries.chosen, runtime=runtime, reload=summaries.reload
         )
         self._snapshot = snapshot.SnapshotStage(
             store,
@@ -95,6 +106,8 @@ class Worker:
         )
         self._index, self._index_group = index_consumer.IndexStage(store, index), index_group
         self._pauses = pauses.Pauses(store)
+        self._asks_due: set[tuple[str, str]] = set()
+        self._joins_due: set[tuple[str, str]] = set()
         self._on_progress = on_progress
         self.progress = Progress(stages={name: StageStatus() for name in STAGES if name in self.stages})
         self.stopping = stopping or asyncio.Event()
@@ -171,7 +184,9 @@ class Worker:
 
     async def _summarize_loop(self) -> None:
         # Found by a LIST alone: an answer takes longer than the time between two of them.
-        await self._memories_loop("summarize", self._for_a_model, self._ask, set())
+        await self._memories_loop(
+            "summarize", self._for_a_model, self._ask, set(), wakes_at=self._model_wakes_at
+        )
 
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
@@ -200,10 +215,15 @@ class Worker:
         marked: Callable[[], Awaitable[set[tuple[str, str]]]],
         work: Callable[[str, str], Awaitable[None]],
         due: set[tuple[str, str]],
+        *,
+        wakes_at: Callable[[], dt.datetime | None] = lambda: None,
     ) -> None:
-        """Work every memory that was rung for or has a mark, each once at a time, a few at the same time."""
+        """Work every memory that was rung for or has a mark, each once at a time, a few at the same time.
+
+        `wakes_at`: when, by the last look, something that waits becomes due before the next look.
+        """
         rung = self._rung if stage == "consolidate" else asyncio.Event()
-        listed = -self._settings.marks_interval_seconds
+        next_look = clock.monotonic()
         at_work: dict[tuple[str, str], asyncio.Task] = {}
 
         failed: list[BaseException] = []
@@ -216,11 +236,11 @@ class Worker:
 
         try:
             while not self.stopping.is_set():
-                if clock.monotonic() - listed >= self._settings.marks_interval_seconds:
+                if clock.monotonic() >= next_look:
                     found = await self._attempt(stage, "marks", marked) or set()
                     self._forget_but(stage, found)
                     due |= found
-                    listed = clock.monotonic()
+                    next_look = clock.monotonic() + self._until_look(wakes_at())
                 rung.clear()
                 for one in sorted(due - at_work.keys())[: MEMORIES_MAX - len(at_work)]:
                     due.discard(one)
@@ -231,7 +251,6 @@ class Worker:
                     )
                     at_work[one].add_done_callback(lambda task, one=one: ended(one))
                 # A bell, the end of a memory's work, the stop, or the next look at the marks.
-                next_look = listed + self._settings.marks_interval_seconds
                 await tasks.any_of(rung, self.stopping, seconds_max=next_look - clock.monotonic())
                 if failed:
                     raise failed[0]
@@ -241,6 +260,13 @@ class Worker:
             for task in at_work.values():
                 task.cancel()
             await asyncio.gather(*at_work.values(), return_exceptions=True)
+
+    def _until_look(self, wakes_at: dt.datetime | None) -> float:
+        """Seconds until marks are listed again."""
+        most = self._settings.marks_interval_seconds
+        if wakes_at is None:
+            return most
+        return min(most, max(LOOK_SECONDS_MIN, (wakes_at - clock.now()).total_seconds()))
 
     async def _reconcile_loop(self) -> None:
         while not self.stopping.is_set():
@@ -394,8 +420,9 @@ class Worker:
                 return
 
     async def _asked(self) -> set[tuple[str, str]]:
-        """Every memory in which a rollout waits for a model's summary."""
-        return set(await marks.standing(self._store, keys.ASKS))
+        """Every memory in which what waits for a model's summary is due."""
+        assert self._summaries is not None
+        return await self._summaries.model.due()
 
     async def _summarize(self, project: str, memory: str) -> None:
         assert self._summaries is not None
@@ -408,8 +435,9 @@ class Worker:
                 return
 
     async def _joinable(self) -> set[tuple[str, str]]:
-        """Every memory in which a model may bring statements together."""
-        return set(await marks.standing(self._store, keys.JOINS))
+        """Every memory in which statements that a model may bring together are due."""
+        assert self._model_notes is not None
+        return await self._model_notes.model.due()
 
     async def _join(self, project: str, memory: str) -> None:
         assert self._model_notes is not None
@@ -427,11 +455,19 @@ class Worker:
                 return
 
     async def _for_a_model(self) -> set[tuple[str, str]]:
-        return await self._asked() | await self._joinable()
+        self._asks_due, self._joins_due = await self._asked(), await self._joinable()
+        return self._asks_due | self._joins_due
+
+    def _model_wakes_at(self) -> dt.datetime | None:
+        assert self._summaries is not None and self._model_notes is not None
+        found = (self._summaries.model.next_at, self._model_notes.model.next_at)
+        return min((one for one in found if one is not None), default=None)
 
     async def _ask(self, project: str, memory: str) -> None:
-        await self._summarize(project, memory)
-        if not self.stopping.is_set():
+        # Each has a policy of its own: one that is due makes not the other so.
+        if (project, memory) in self._asks_due:
+            await self._summarize(project, memory)
+        if (project, memory) in self._joins_due and not self.stopping.is_set():
             await self._join(project, memory)
 
     async def _work_memory(

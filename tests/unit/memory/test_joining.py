@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runlore.memory import joining, joint, judging, lines, notes, operations, prompts, values
 from runlore.models import port
 
-SECRET = "sk-proj-" + "a1" * 20
+SECRET = "sk-proj-" + "a1B2c3D4" * 5
 
 
 def at(day):

@@ -16,7 +16,18 @@ from starlette.responses import JSONResponse, Response
 
 from runlore import __version__, errors
 from runlore.commit import keys
-from runlore.lookup.http import answers, callers, events, memory, problems, review, seeds, snapshots, watching
+from runlore.lookup.http import (
+    answers,
+    callers,
+    events,
+    memory,
+    models,
+    problems,
+    review,
+    seeds,
+    snapshots,
+    watching,
+)
 from runlore.lookup.http import service as services
 
 READY_SECONDS_MAX = 3.0
@@ -50,7 +61,7 @@ def _routed() -> FastAPI:
         generate_unique_id_function=lambda route: f"{(route.tags or ['x'])[0]}_{route.name}",
     )
     _probes(app)
-    for one in (seeds, memory, review, snapshots, events):
+    for one in (seeds, memory, review, models, snapshots, events):
         app.include_router(one.router, responses=_RESPONSES)
     made: dict[str, Any] = {}
 

@@ -12,9 +12,10 @@ from starlette.responses import Response
 from runlore import errors
 from runlore.commit import revisions
 from runlore.events import ids
-from runlore.lookup import explain, index, memories
+from runlore.lookup import asking, explain, index, memories, waiting
 from runlore.lookup import why as lookup_why
 from runlore.lookup.http import answers, callers, shapes
+from runlore.lookup.http.service import WAIT_SECONDS_MAX
 
 router = APIRouter(prefix="/v1/projects/{project}", tags=["memory"])
 QUERY_CHARS_MAX = 1000
@@ -310,9 +311,33 @@ async def run(
     project: callers.Project,
     run: callers.Segment,
     _: Annotated[Any, callers.needs(callers.READ)],
+    wait_seconds: Annotated[
+        float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Wait so long until each has come to an end.")
+    ] = 0.0,
+    with_model: Annotated[bool, Query(description="Wait for what a model adds, too.")] = False,
+    rollout: Annotated[
+        str | None, Query(max_length=ids.ID_CHARS_MAX, description="Only runs of this rollout.")
+    ] = None,
 ) -> Response:
     service = callers.service_of(request)
     ids.check_id(run, "run")
-    rows = await service.lists.ask(lambda found: explain.rows_of(found, run, project))
-    stories = await explain.tell(service.store, service.bus, service.reader, run, rows, project=project)
-    return await answers.found(request, {"runs": [dataclasses.asdict(one) for one in stories]})
+    alias = ids.alias(rollout.strip()) if rollout and rollout.strip() else None
+
+    async def tell() -> list[explain.Story]:
+        rows = await service.lists.ask(lambda found: explain.rows_of(found, run, project))
+        where = (service.store, service.bus, service.reader, run, rows)
+        found = await explain.tell(*where, project=project, known=await service.knows())
+        return [one for one in found if alias in (None, one.rollout) or one.rollout is None]
+
+    if not wait_seconds:
+        return await answers.found(request, {"runs": [dataclasses.asdict(one) for one in await tell()]})
+    asker = asking.Asker(service.store, service.bus, service.reader, letters=service.letters)
+    ended = await waiting.wait_for(
+        tell,
+        asker,
+        run,
+        seconds=wait_seconds,
+        with_model=with_model,
+        stopping=service.stopping.is_set,
+    )
+    return await answers.found(request, {"runs": [one.as_dict() for one in ended]})

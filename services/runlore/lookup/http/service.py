@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import heads, redaction, revisions
 from runlore.consumers import dead
-from runlore.lookup import memories, seeds
+from runlore.lookup import explain, memories, seeds
 from runlore.lookup.http import kept
 from runlore.lookup.http.lists import Lists
 from runlore.memory import render
@@ -37,6 +37,7 @@ PROJECT_SHARE = 0.75
 WAIT_SECONDS_MAX = 60
 PAGE_ITEMS_MAX, PAGE_ITEMS_DEFAULT = 1000, 100
 LETTERS_SECONDS = 5.0
+KNOWN_SECONDS = 5.0
 OPENED_BYTES_MAX = 64 * 1024 * 1024
 """Text of seeds' files that are kept, so that a seed is composed once for all of its requests."""
 COMPOSED_BYTES_MAX = 32 * 1024 * 1024
@@ -92,6 +93,8 @@ class Service:
     connections_max: int = 4096
     stall_seconds: float = 60.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    known: Callable[[], Awaitable[explain.Known]] | None = None
+    """What this machine knows beside the store: the file of models, and what the stages last said."""
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)
@@ -103,6 +106,7 @@ class Service:
         self.downloads = Gate("downloads", DOWNLOADS_AT_ONCE_MAX, share=share)
         self.requests = Gate("requests", self.requests_max, share=share)
         self._secret: bytes | None = None
+        self._known: tuple[float, explain.Known] | None = None
         self._letters: tuple[float, list[dead.Letter]] | None = None
         self._reading_letters = asyncio.Lock()
         self._kept: kept.Kept[tuple[seeds.Opened, list[dict[str, Any]]]] = kept.Kept(
@@ -122,6 +126,14 @@ class Service:
             if self._letters is None or clock.monotonic() - self._letters[0] > LETTERS_SECONDS:
                 self._letters = clock.monotonic(), await dead.read_all(self.bus)
             return self._letters[1]
+
+    async def knows(self) -> explain.Known:
+        """What is known beside the store, at most `KNOWN_SECONDS` old."""
+        if self.known is None:
+            return explain.Known()
+        if self._known is None or clock.monotonic() - self._known[0] > KNOWN_SECONDS:
+            self._known = clock.monotonic(), await self.known()
+        return self._known[1]
 
     def snapshots(self, project: str) -> library.Snapshots:
         return library.Snapshots(self.store, project)

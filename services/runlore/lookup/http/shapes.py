@@ -188,6 +188,25 @@ class Stories(_Shape):
     runs: list[dict[str, Any]]
 
 
+class Spend(_Shape):
+    """What calls to models took in a month."""
+
+    month: str
+    by: str
+    rows: list[dict[str, Any]]
+    total: dict[str, Any]
+    budgets: list[dict[str, Any]]
+    deferred: list[dict[str, Any]]
+
+
+class Refreshed(_Shape):
+    """What was made due."""
+
+    project: str
+    memory: str
+    asks: int
+
+
 class Snapshot(_Shape):
     """A snapshot."""
 
