@@ -16,6 +16,7 @@ WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
 REQUESTS = "requests"
 ANSWERS, ASKS = "answers", "asks"
+SIDES = "sides"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
@@ -25,7 +26,7 @@ ACCESS, SECRETS = "keys", "secrets"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, SIDES),
 )
 """Every kind that a project may hold."""
 
@@ -55,6 +56,11 @@ def record_name(key: str) -> tuple[str, int]:
 
 def memory_head(project: str, memory: str) -> str:
     return f"{project}/{MEMORIES}/{spread(memory)}/{memory}.json"
+
+
+def side_head(project: str, memory: str, name: str) -> str:
+    """The head of a side line of a memory. Its manifests and packs lie among those of the memory itself."""
+    return f"{project}/{SIDES}/{spread(f'{memory}/{name}')}/{memory}/{name}.json"
 
 
 def marks(project: str, memory: str, kind: str = MARKS) -> str:

@@ -11,6 +11,7 @@ whoever comes later, with whatever batch, writes the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import structlog
 from runlore import errors
 from runlore.commit import heads, keys, rollouts
 from runlore.consumers.runtime import Runtime
-from runlore.events import ids
+from runlore.events import envelope, ids
 from runlore.memory import rules, values
 from runlore.store import port
 
@@ -209,6 +210,16 @@ async def _summary(
     except Exception:
         log.exception("the rules failed on a rollout", rollout=first["rollout"])
         return {"engine": {"name": "none", "version": 0}, "subject": first.get("subject_alias")}
+
+
+async def present(store: port.ObjectStore, head: heads.Head, runtime: Runtime) -> dict[str, Any]:
+    """A rollout's summary by the present rules: the head's own, or, where others made that, from the records."""
+    summary: dict[str, Any] | None = head.body.get("summary")
+    if summary is not None and _same_rules(summary):
+        return summary
+    made = await _summary(store, None, head.body, head.body["runs"], [], runtime)
+    # As a head would give it back: tuples and numbers as JSON has them.
+    return json.loads(envelope.dump(made))
 
 
 def extended(

@@ -25,8 +25,7 @@ def log_row(body: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "revision": body["revision"],
         "created_at": body["created_at"],
-        "reason": body["reason"]
-        + (f" to {body['reverted_to']}: {body['note']}" if body["reason"] == "revert" else ""),
+        "reason": _reason(body),
         "engine": body["engine"]["name"],
         "rollouts": len(body["covers"]),
         "runs": sum(len(covers["runs"]) for covers in body["covers"]),
@@ -40,6 +39,14 @@ def log_row(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _reason(body: Mapping[str, Any]) -> str:
+    if body["reason"] == "revert":
+        return f"revert to {body['reverted_to']}: {body['note']}"
+    if body["reason"] == "promote":
+        return f"promote {body['promoted']['side']}@{body['promoted']['revision']}: {body['note']}"
+    return str(body["reason"])
+
+
 async def files_of(
     reader: revisions.Reader,
     project: str,
@@ -47,12 +54,14 @@ async def files_of(
     at: int | None,
     subject: str | None,
     rollout: str | None = None,
+    *,
+    side: str | None = None,
 ) -> tuple[int, dict[str, render.Composed]]:
     """(the revision's number, its files as a seed for `subject` would hold them, without the memory's folder).
 
-    With `rollout` (an alias) also what only a seed that continues it may hold.
+    With `rollout` (an alias) also what only a seed that continues it may hold. `side`: of that side line.
     """
-    revision = await reader.at(project, memory, at)
+    revision = await reader.at(project, memory, at, side=side)
     return revision.number, compose(revision, whom_of(subject), rollout)
 
 

@@ -1,0 +1,204 @@
+"""Promote: a side line's notes become the memory's next revision, by one compare-and-set.
+
+    head → side → heads of rollouts that the side lacks runs of → pack → manifest → CAS the memory's head → ring
+
+The parent is the memory's present revision, and its coverage stays, so no mark and no run is forgotten: what is still
+to be taken in is taken in after, as ever. Rollouts of which the memory has taken in runs that the side does not know
+are taken in anew, in the same revision, from their heads; what the side's model said of their earlier runs stays. What
+the memory holds for review stays held, and its notes are left out. `runlore revert` takes all of it back.
+
+Heads of rollouts do not move. So what the side's model said of a rollout stands until that rollout's next run, and from
+then on what the memory's own model says: whoever wants the same one from there on sets it (docs/MODELS.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from runlore import clock, errors
+from runlore.bus import port as bus_port
+from runlore.commit import heads, keys, revisions, rollouts, sides
+from runlore.consumers import consolidate, rebuild, record, summarize
+from runlore.consumers.runtime import SEQUENTIAL, Runtime
+from runlore.events import models
+from runlore.store import port as store_port
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What a promotion did."""
+
+    revision: int
+    side_revision: int
+    taken_in: tuple[str, ...] = ()
+    """Rollouts of which the side lacked runs."""
+    held: tuple[str, ...] = ()
+    """Of those, the ones that a guard refused."""
+
+
+async def promote(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    reader: revisions.Reader,
+    project: str,
+    memory: str,
+    side: str,
+    *,
+    reason: str,
+    runtime: Runtime = SEQUENTIAL,
+) -> Promoted:
+    """Make the notes of a side line the memory's. Interrupted, the same call does it, or again.
+
+    Raises `errors.NotFound`; `errors.Refused` where the side is not finished or too far behind; and
+    `errors.GuardFailed` where its own notes do not pass.
+    """
+    name, floor = clock.new_id(), None
+    for _ in range(summarize.RESTARTS_MAX):
+        head = await reader.head(project, memory)
+        before = await reader.current(head, project, memory)
+        if before is None:
+            raise errors.Refused(
+                f"memory {project}/{memory} has no revision yet", hint="`runlore up` makes its first"
+            )
+        floor = before.number if floor is None else floor
+        done = await _landed(reader, before, floor, name)
+        if done is None:
+            try:
+                done, head = await _moved(
+                    (store, reader, runtime), head, before, await _side(reader, before, side), name, reason
+                )
+            except errors.HeadMoved:
+                continue
+        bell = models.Changed(kind="memory", project=project, memory=memory, counter=head.counter)
+        await record.ring(bus, [bell])
+        return done
+    raise errors.StoreUnavailable(f"the head of memory {project}/{memory} is contended")
+
+
+async def _landed(
+    reader: revisions.Reader, before: revisions.Revision, floor: int, name: str
+) -> Promoted | None:
+    """This very promotion, where it landed though its reply was lost: perhaps others came after it."""
+    start = (before.number, before.sha256)
+    if before.number == floor:
+        return None
+    async for body in reader.line_from(before.project, before.memory, start):
+        if int(body["revision"]) == floor:
+            break
+        promoted = body.get("promoted") or {}
+        if promoted.get("id") == name:
+            taken = tuple(one["rollout"] for one in body["covers"])
+            return Promoted(int(body["revision"]), int(promoted["revision"]), taken, tuple(promoted["held"]))
+    return None
+
+
+async def _side(
+    reader: revisions.Reader, before: revisions.Revision, side: str
+) -> tuple[heads.Head, revisions.Revision]:
+    head = await reader.head(before.project, before.memory, side=side)
+    if head.body["state"] != sides.BUILT:
+        raise errors.Refused(
+            f"side line {side} is not finished",
+            hint="`runlore rebuild` with the same --as goes on building it",
+        )
+    found = await reader.current(head, before.project, before.memory)
+    if found is None:
+        raise errors.Refused(f"side line {side} holds nothing: each of its rollouts is held")
+    return head, found
+
+
+async def _lacking(
+    store: store_port.ObjectStore,
+    before: revisions.Revision,
+    side: revisions.Revision,
+    held: Mapping[str, Any],
+) -> dict[str, heads.Head]:
+    """The heads of rollouts of which the memory took in a run that the side does not have, as the side sees them."""
+    known = {name: int(entry["counter"]) for name, entry in side.map("coverage").items()}
+    behind = [
+        name
+        for name, entry in before.map("coverage").items()
+        if int(entry["counter"]) > known.get(name, 0) and name not in held
+    ]
+    out: dict[str, heads.Head] = {}
+    for first in range(0, len(behind), rebuild.HEADS_AT_ONCE):
+        wanted = [
+            keys.rollout_head(before.project, before.memory, name)
+            for name in behind[first : first + rebuild.HEADS_AT_ONCE]
+        ]
+        found = await store.get_many(wanted)
+        for key, stored in zip(wanted, found, strict=True):
+            head = heads.parse(key, stored, fmt=rollouts.HEAD_FORMAT)
+            if head.counter and rebuild.lacks(head.body, known.get(str(head.body["rollout"]), 0)):
+                name = str(head.body["rollout"])
+                part = rebuild.part_of(side, name) if name in known else head.body.get("model")
+                out[name] = replace(head, body={**head.body, "model": part})
+    return out
+
+
+async def _moved(
+    ports: tuple[store_port.ObjectStore, revisions.Reader, Runtime],
+    head: heads.Head,
+    before: revisions.Revision,
+    wanted: tuple[heads.Head, revisions.Revision],
+    name: str,
+    reason: str,
+) -> tuple[Promoted, heads.Head]:
+    """Write the revision and move the head to it. Raises `errors.HeadMoved`."""
+    store, reader, runtime = ports
+    side_head, side = wanted
+    where = f"{before.project}/{before.memory}"
+    held: dict[str, Any] = dict(head.body.get("held", {}))
+    batch = await _lacking(store, before, side, held)
+    if len(batch) > consolidate.ROLLOUTS_PER_REVISION_MAX:
+        raise errors.Refused(
+            f"side line {side_head.body['side']} lacks runs of {len(batch)} rollouts that {where} has; at most"
+            f" {consolidate.ROLLOUTS_PER_REVISION_MAX} are taken in with a promotion",
+            hint="`runlore rebuild` with the same --as brings it up to date",
+        )
+    layout = head.body.get("layout") or before.body["layout"]
+    state = await runtime.offload(_state, side, held)
+    made, violations = await runtime.offload(consolidate.judge, state, {}, layout)
+    if made is None or violations:
+        first = "; ".join(f"{one.kind}: {one.message}" for one in violations[:3])
+        raise errors.GuardFailed(f"side line {side_head.body['side']} does not pass the guards: {first}")
+    accepted: list[str] = []
+    guilty: dict[str, Any] = {}
+    if batch:
+        accepted, guilty, made = await runtime.offload(consolidate.accept, state, batch, layout)
+        if not accepted:
+            made, _ = await runtime.offload(consolidate.judge, state, {}, layout)
+    assert made is not None
+    held |= {one: consolidate._held(batch[one], why, head.counter + 1) for one, why in guilty.items()}
+    if len(held) > consolidate.HELD_MAX:
+        raise consolidate.ReviewFull(
+            f"memory {where} would hold {len(held)} rollouts for review; at most {consolidate.HELD_MAX} can be",
+            hint="`runlore review` lists them with reasons",
+        )
+    draft = await runtime.offload(consolidate.draft_of, before, made, batch, accepted, layout)
+    promoted = {
+        "id": name,
+        "side": side_head.body["side"],
+        "revision": side.number,
+        "manifest": side.sha256,
+        "held": sorted(guilty),
+    }
+    own = {"reason": "promote", "note": reason, "promoted": promoted, "engine": side.body["engine"]}
+    draft = replace(draft, facts={**draft.facts, **own})
+    revision = await revisions.write(store, reader, before.project, before.memory, parent=before, draft=draft)
+    changes = {"revision": revision.number, "manifest": revision.sha256, "held": held}
+    head = await heads.move(store, head, changes, fmt=revisions.HEAD_FORMAT)
+    done = Promoted(revision.number, side.number, tuple(sorted(accepted)), tuple(sorted(guilty)))
+    return done, head
+
+
+def _state(side: revisions.Revision, held: Mapping[str, Any]) -> consolidate.Memory:
+    """The side's notes, without those of rollouts that the memory holds for review."""
+    state = consolidate.load_state(side)
+    kept = state.notes
+    for rollout in sorted(held):
+        kept = kept.drop(rollout)
+    selected = {name: at for name, at in state.selected.items() if name not in held}
+    return consolidate.Memory(kept, selected)
