@@ -20,6 +20,7 @@ locals {
     requests   = "*/requests/??/*"
     answers    = "*/answers/??/*"
     asks       = "*/asks/??/*"
+    sides      = "*/sides/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -33,7 +34,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "keys", "secrets"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks and asks that were worked and its own status; probes are what `runlore doctor`
@@ -68,15 +69,16 @@ locals {
 
     # `runlore sweep`: the only role that may delete what a head could name.
     sweeper = {
-      read   = ["memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
+      read   = ["memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces"]
       write  = ["audit"]
       delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
-    # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
+    # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, dead, doctor,
+    # verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys"]
-      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys"]
+      write  = ["marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }
 

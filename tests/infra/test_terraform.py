@@ -174,7 +174,13 @@ def test_a_role_is_granted_only_kinds_that_exist(rights):
 
 def test_no_role_but_the_sweeper_may_delete_what_heads_need_and_none_may_delete_a_head(rights):
     for role, one in rights.roles.items():
-        assert not set(one["delete"]) & {keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES, keys.OUTCOMES}, role
+        assert not set(one["delete"]) & {
+            keys.ROLLOUTS,
+            keys.MEMORIES,
+            keys.SIDES,
+            keys.WORKSPACES,
+            keys.OUTCOMES,
+        }, role
         assert not set(one["delete"]) & {keys.RECORDS, keys.CLAIMS, keys.AUDIT, keys.DEAD_LETTERS}, role
         if role != "sweeper":
             assert not set(one["delete"]) & set(sweep.KINDS), role
@@ -212,6 +218,7 @@ def objects(draw):
                 (keys.RECORDS, keys.record(project, memory, rollout, run, 1)),
                 (keys.MARKS, keys.mark(project, memory, "0" * 32)),
                 (keys.MEMORIES, keys.memory_head(project, memory)),
+                (keys.SIDES, keys.side_head(project, memory, rollout)),
                 (keys.MANIFESTS, keys.manifest(project, memory, 7, SHA)),
                 (keys.PACKS, keys.pack(project, SHA)),
                 (keys.CLAIMS, keys.claim(project, SHA)),

@@ -15,6 +15,7 @@ from runlore.cli import (
     operate,
     pipeline,
     serve,
+    sides,
     snapshots,
     sources,
     stages,
@@ -61,6 +62,7 @@ stages.register(app)
 pipeline.register(app)
 inspect.register(app)
 operate.register(app)
+sides.register(app)
 snapshots.register(app)
 workspaces.register(app, snapshots.app)
 topics.register(app)
