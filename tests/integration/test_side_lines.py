@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from test_model_summaries import Pipeline, run, says
 
 import made
 from runlore import clock, errors
-from runlore.commit import keys, revisions, sides
+from runlore.commit import heads, keys, revisions, sides, sweep
 from runlore.consumers import consolidate, promote, rebuild
 from runlore.lookup import memories, seeds
 from runlore.models import choices
@@ -248,6 +249,66 @@ async def test_a_name_that_was_dropped_may_begin_again_otherwise():
     assert done.revision == 1 and now.counter > head.counter and len(now.body["was"]) == 1
     assert await files(one, "side") == await files(one)
     await sound(one)
+
+
+class At(NoWaits):
+    """A clock that a test moves."""
+
+    hours = 0
+
+    def now(self):
+        return dt.datetime(2026, 3, 1, tzinfo=dt.UTC) + dt.timedelta(hours=self.hours)
+
+
+async def test_a_sweep_leaves_a_side_while_it_stands_and_for_the_term_of_its_seeds():
+    moving = At()
+    clock.install(moving)
+    one = await recorded("a")
+    await build(one)
+    kept = one.store.snapshot()
+    moving.hours = 200
+    await sweep.delete(one.store, await sweep.scan(one.store, "acme"))
+    assert one.store.snapshot() == kept
+    await sides.drop(one.store, *MEANT, "side", reason="done")
+    head, kept = keys.side_head(*MEANT, "side"), one.store.snapshot()
+    moving.hours += 72
+    await sweep.delete(one.store, await sweep.scan(one.store, "acme"))
+    assert one.store.snapshot() == kept
+    moving.hours += 2
+    await sweep.delete(one.store, await sweep.scan(one.store, "acme"))
+    left = one.store.snapshot()
+    gone = kept.keys() - left.keys()
+    assert {key.split("/")[1] for key in gone} == {keys.MANIFESTS, keys.PACKS} and head in left
+    await sound(one)
+    # The name begins again, and its head counts on.
+    await build(one)
+    await sound(one)
+
+
+async def test_a_side_of_another_project_or_memory_is_not_this_ones():
+    one = await recorded("a")
+    await one.runs(made.data(70, project="zeta", rollout="z"), made.data(71, memory="sales", rollout="s"))
+    await build(one)
+    for meant in (("zeta", "support"), ("acme", "sales")):
+        assert await sides.of_memory(one.store, *meant) == []
+        with pytest.raises(errors.NotFound):
+            await sides.existing(one.store, *meant, "side")
+    stored = one.store.snapshot()
+    assert not [key for key in stored if key.startswith("zeta/") and key.split("/")[1] == keys.SIDES]
+
+
+async def test_the_checkers_see_a_side_whose_objects_are_gone_or_another_lines():
+    one = await recorded("a")
+    await build(one, setup=RULES)
+    head = await sides.existing(one.store, *MEANT, "side")
+    main = await revisions.Reader(one.store).head(*MEANT)
+    wrong = {"manifest": main.body["manifest"]}
+    await heads.move(one.store, head, wrong, fmt=sides.FORMAT)
+    (found,) = await side_invariants.check(one.store, "acme")
+    assert "written for the memory" in found.what
+    await one.store.delete(keys.manifest(*MEANT, 1, main.body["manifest"]))
+    (found,) = await side_invariants.check(one.store, "acme")
+    assert "manifest is missing" in found.what
 
 
 # --- promote ------------------------------------------------------------------------------------------------
