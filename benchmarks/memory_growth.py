@@ -3,7 +3,7 @@
 No model is asked: what an ask would hold is rendered by the production code (`memory/rolling.py`, `memory/showing.py`),
 and the statements that it would carry are made up: one more with each run, 120 characters long, at most the 40 that a
 summary may hold. Compared with what extraction from the whole conversation is given after each run: all its runs, in
-the same rendering; and as much of that as 600,000 bytes of JSONL are, where the Agents SDK cuts. The prompt is the same.
+the same rendering; and as much of that as 600,000 bytes of JSONL are, where the Agents SDK cuts. All have one prompt.
 """
 
 from __future__ import annotations

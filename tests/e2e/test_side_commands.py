@@ -1,4 +1,4 @@
-"""Side lines at the command line: built by a model over HTTP, compared, tried as a seed, promoted, reverted, dropped."""
+"""Side lines at the command line: built by a model over HTTP, compared, tried as a seed, promoted and taken back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAID = "The list is worked from its end."
 
 @pytest.fixture
 def filled(home):
-    home.emit(made.lines(made.event(number) for number in range(1, 9)))
+    home.emit(made.lines(made.event(number) for number in range(1, 3)))
     home.up_once()
     return home
 
@@ -28,17 +28,17 @@ def test_a_side_by_a_model_is_built_compared_tried_promoted_and_taken_back(tmp_p
         home = homes.Home(tmp_path / "home", model_url=server.url, model_key="sk-secret")
         home.environment.pop("RUNLORE_MODEL_URL")
         key = home.environment.pop("RUNLORE_MODEL_KEY")
-        home.emit(made.lines(made.event(number) for number in range(1, 9)))
+        home.emit(made.lines(made.event(number) for number in range(1, 4)))
         home.up_once()
         home.environment |= {"RUNLORE_MODEL_URL": server.url, "RUNLORE_MODEL_KEY": key}
         built = rebuilt(home, "--as", "luna", "--model", "gpt-5.4", "--limit-usd", "5", *WHY)
-        assert (built["rollouts"], built["runs"], built["asks"]) == (7, 8, 7) and built["cost_usd"] > 0
+        assert (built["rollouts"], built["runs"], built["asks"]) == (3, 3, 3) and built["cost_usd"] > 0
         assert {seen.body["model"] for seen in server.seen} == {"gpt-5.4"}
         again = rebuilt(home, "--as", "luna", *WHY)
-        assert (again["rollouts"], again["asks"], len(server.seen)) == (0, 0, 7)
+        assert (again["rollouts"], again["asks"], len(server.seen)) == (0, 0, 3)
         assert rebuilt(home, "--as", "luna", "--model", "gpt-5.5", *WHY, code=4)["error"]["kind"] == "refused"
     (row,) = home.json("rebuild", "list", "support")["sides"]
-    assert (row["side"], row["state"], row["model"], row["answers"]) == ("luna", "built", "gpt-5.4", 7)
+    assert (row["side"], row["state"], row["model"], row["answers"]) == ("luna", "built", "gpt-5.4", 3)
     found = home.json("diff", "support", "main", "luna")
     assert (found["from_line"], found["to_line"]) == (None, "luna")
     assert any(f"+- {SAID}" in one["diff"] or SAID in one["diff"] for one in found["files"])
@@ -63,13 +63,13 @@ def test_a_side_by_a_model_is_built_compared_tried_promoted_and_taken_back(tmp_p
     home.json("show", "--line", "luna", code=3)
     assert home.json("seed", seeded["seed"])["revision"] == 1
     home.verified()
-    acts = [one["what"] for one in home.json("audit")["entries"]]
+    acts = [one["what"] for one in home.json("audit")["acts"]]
     assert {"rebuild", "promote", "rebuild drop"} <= set(acts)
 
 
 def test_the_present_rules_make_the_same_memory_anew(filled):
     built = rebuilt(filled, "--as", "fresh", "--rules", *WHY)
-    assert (built["rollouts"], built["asks"], built["held"]) == (7, 0, [])
+    assert (built["rollouts"], built["asks"], built["held"]) == (2, 0, [])
     found = filled.json("diff", "support", "main", "fresh")
     assert found["files"] == []
     assert "hold the same files" in filled.call("diff", "support", "main", "fresh").err

@@ -7,9 +7,13 @@ one call at a time (`harness.py`); each schedule ends with one fresh worker and 
 
 from __future__ import annotations
 
-import pytest
-from harness import Scenario, builder, consolidator, event, promoter, worker
+from dataclasses import replace
 
+import pytest
+from harness import Broken, Scenario, builder, consolidator, event, promoter, worker
+
+from runlore.commit import heads, revisions, rollouts
+from runlore.consumers import promote, rebuild
 from runlore.testing.world import Faults
 
 OLD = [event("a"), event("b", rollout="r2", text="bees")]
@@ -92,3 +96,51 @@ def test_a_promotion_whose_reply_is_lost_beside_a_consolidation_is_not_done_twic
         holds=once,
     )
     assert one.explore().complete > 20
+
+
+# --- mutants: each leaves out what closes a hole ----------------------------------------------------------
+
+
+def test_mutant_what_the_memory_took_in_since_is_forgotten(monkeypatch):
+    async def nothing(*_):
+        return {}
+
+    monkeypatch.setattr(promote, "_lacking", nothing)
+    with pytest.raises(Broken, match="came since"):
+        promoted(Faults(), processes=[promoter()], before=LACKING).explore()
+
+
+def test_mutant_the_coverage_is_that_of_the_side(monkeypatch):
+    def older(one, **changes):
+        made = replace(one, **changes)
+        if isinstance(made, revisions.Draft):
+            made.maps["coverage"].set("r2", {**made.maps["coverage"].get("r2"), "counter": 1})
+        return made
+
+    monkeypatch.setattr(promote, "replace", older)
+    with pytest.raises(Broken, match="covers less of r2"):
+        promoted(Faults(), processes=[promoter()], before=LACKING).explore()
+
+
+def test_mutant_a_side_is_built_through_the_heads_of_rollouts(monkeypatch):
+    """As if a side's part of a rollout stood in the rollout's head: a head that moves and leaves no mark."""
+    true = rebuild.Rebuild._input
+
+    async def moves(self, head, *rest):
+        await heads.move(self._store, head, {"model": None}, fmt=rollouts.HEAD_FORMAT)
+        return await true(self, head, *rest)
+
+    monkeypatch.setattr(rebuild.Rebuild, "_input", moves)
+    with pytest.raises(AssertionError):
+        before = [*BUILT, ([], consolidator())]
+        Scenario([], processes=[], before=before, holds=covers_its_heads, compare=False).explore()
+
+
+def covers_its_heads(view):
+    """Nothing waits without a mark: each head stands where the memory covers it."""
+    behind = [name for name, head in view.rollouts.items() if view.coverage[name]["counter"] < head.counter]
+    return f"no mark waits for {behind}" if behind else None
+
+
+def test_a_side_leaves_no_head_where_the_memory_does_not_cover_it():
+    Scenario([], processes=[], before=BUILT, holds=covers_its_heads, compare=False).explore()
