@@ -99,9 +99,8 @@ def rebuild_start(
             raise _usage("say what the side line is called: --as NAME")
         async with wiring.open_home(ui.settings_of(home)) as opened:
             setup = await _setup(opened, meant, side, changed, rules)
-            arguments = {"memory": meant[1], "side": side, "model": (setup["model"] or {}).get("model")}
-            arguments |= {"limit_usd": limit_usd}
-            why = ui.needs_reason(reason)
+            why, asked = ui.needs_reason(reason), (setup["model"] or {}).get("model")
+            arguments = {"memory": meant[1], "side": side, "model": asked, "limit_usd": limit_usd}
             async with ui.acting(
                 opened, "rebuild", projects=meant[:1], reason=why, arguments=arguments
             ) as act:
