@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import homes
 import pytest
-from test_model_summaries_through_the_pipeline import Served, says
+from test_model_summaries_through_the_pipeline import SAID, Served, says
 
 import made
 
 WHY = ("--reason", "a better model?")
-SAID = "The list is worked from its end."
 
 
 @pytest.fixture
