@@ -36,6 +36,8 @@ def test_a_side_by_a_model_is_built_compared_tried_promoted_and_taken_back(tmp_p
         again = rebuilt(home, "--as", "luna", *WHY)
         assert (again["rollouts"], again["asks"], len(server.seen)) == (0, 0, 3)
         assert rebuilt(home, "--as", "luna", "--model", "gpt-5.5", *WHY, code=4)["error"]["kind"] == "refused"
+        unpriced = rebuilt(home, "--as", "own", "--model", "our/own", "--limit-usd", "1", *WHY, code=4)
+        assert unpriced["error"]["kind"] == "spend_limit" and len(server.seen) == 3
     (row,) = home.json("rebuild", "list", "support")["sides"]
     assert (row["side"], row["state"], row["model"], row["answers"]) == ("luna", "built", "gpt-5.4", 3)
     found = home.json("diff", "support", "main", "luna")
@@ -55,6 +57,7 @@ def test_a_side_by_a_model_is_built_compared_tried_promoted_and_taken_back(tmp_p
     assert SAID in home.json("show", "MEMORY.md")["text"] and done["side"] == "luna"
     assert home.json("log", "support")["revisions"][0]["reason"].startswith("promote luna@1")
     home.verified()
+    assert home.json("promote", "support", "luna", *WHY)["revision"] == done["revision"]
     home.json("revert", "support", "--to", done["revision"] - 1, *WHY)
     assert SAID not in home.json("show", "MEMORY.md")["text"]
     home.json("rebuild", "drop", "support", "luna", *WHY)

@@ -330,6 +330,17 @@ async def test_a_promoted_side_is_the_memory_and_a_revert_takes_it_back():
     await sound(one)
 
 
+async def test_promoting_what_is_promoted_already_makes_no_revision_and_after_a_revert_it_does():
+    one = await recorded("a")
+    await build(one)
+    first = await promoted(one)
+    assert await promoted(one) == first
+    reader = revisions.Reader(one.store)
+    await consolidate.revert(one.store, one.bus, reader, *MEANT, to=1, reason="worse")
+    assert (await promoted(one)).revision == first.revision + 2
+    assert await files(one) == await files(one, "side")
+
+
 async def test_runs_that_came_since_are_taken_in_with_it_and_nothing_is_left_to_do():
     one = await recorded("a", "b")
     await build(one)

@@ -176,6 +176,7 @@ async def _build(
     from runlore.consumers import rebuild
     from runlore.worker import concurrency
 
+    _check_limit(opened, setup, limit_usd)
     engine = wiring.engine_of(opened.settings) if setup["model"] else None
     with out.progress() as bar:
         task = bar.add_task("rebuild", total=None, detail="")
@@ -197,6 +198,22 @@ async def _build(
         finally:
             if engine is not None:
                 await engine.close()
+
+
+def _check_limit(opened: Home, setup: dict[str, Any], limit_usd: float | None) -> None:
+    """Raises `errors.SpendLimit` where nobody could say what an answer costs."""
+    from runlore import errors
+    from runlore.models import choices, port
+
+    if limit_usd is None or not setup["model"]:
+        return
+    table, said = choices.load(opened.settings.models_file).table(), setup["model"]
+    usage = port.Usage(input_tokens=1, output_tokens=1)
+    if table.cost_usd(said["model"], tier=said["tier"], usage=usage) is None:
+        raise errors.SpendLimit(
+            f"{said['model']} has no price: no limit in dollars can be kept",
+            hint="give it one under [prices] in the file of models, or leave --limit-usd out",
+        )
 
 
 def _detail(progress: Progress) -> str:

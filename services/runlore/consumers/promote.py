@@ -49,7 +49,7 @@ async def promote(
     reason: str,
     runtime: Runtime = SEQUENTIAL,
 ) -> Promoted:
-    """Make the notes of a side line the memory's. Interrupted, the same call does it, or again.
+    """Make the notes of a side line the memory's. Interrupted, the same call does it, or finds it done.
 
     Raises `errors.NotFound`; `errors.Refused` where the side is not finished or too far behind; and
     `errors.GuardFailed` where its own notes do not pass.
@@ -65,10 +65,11 @@ async def promote(
         floor = before.number if floor is None else floor
         done = await _landed(reader, before, floor, name)
         if done is None:
+            wanted = await _side(reader, before, side)
+            done = _is_promoted(before.body, wanted[1])
+        if done is None:
             try:
-                done, head = await _moved(
-                    (store, reader, runtime), head, before, await _side(reader, before, side), name, reason
-                )
+                done, head = await _moved((store, reader, runtime), head, before, wanted, name, reason)
             except errors.HeadMoved:
                 continue
         bell = models.Changed(kind="memory", project=project, memory=memory, counter=head.counter)
@@ -87,11 +88,20 @@ async def _landed(
     async for body in reader.line_from(before.project, before.memory, start):
         if int(body["revision"]) == floor:
             break
-        promoted = body.get("promoted") or {}
-        if promoted.get("id") == name:
-            taken = tuple(one["rollout"] for one in body["covers"])
-            return Promoted(int(body["revision"]), int(promoted["revision"]), taken, tuple(promoted["held"]))
+        if (body.get("promoted") or {}).get("id") == name:
+            return _promoted(body)
     return None
+
+
+def _is_promoted(body: Mapping[str, Any], side: revisions.Revision) -> Promoted | None:
+    """Whether the memory's present revision is a promotion of this very revision: of somebody who was interrupted."""
+    return _promoted(body) if (body.get("promoted") or {}).get("manifest") == side.sha256 else None
+
+
+def _promoted(body: Mapping[str, Any]) -> Promoted:
+    promoted = body["promoted"]
+    taken = tuple(one["rollout"] for one in body["covers"])
+    return Promoted(int(body["revision"]), int(promoted["revision"]), taken, tuple(promoted["held"]))
 
 
 async def _side(
