@@ -10,8 +10,8 @@ from test_model_summaries import Pipeline, run, says
 
 import made
 from runlore import clock, errors
-from runlore.commit import heads, keys, revisions, sides, sweep
-from runlore.consumers import consolidate, promote, rebuild
+from runlore.commit import heads, keys, revisions, rollouts, sides, sweep
+from runlore.consumers import consolidate, promote, rebuild, summarize
 from runlore.lookup import memories, seeds
 from runlore.models import choices
 from runlore.testing import invariants, models, side_invariants
@@ -389,6 +389,33 @@ async def test_what_the_memory_holds_stays_held_and_out_of_it():
     await consolidate.release(one.store, one.bus, reader, *MEANT, ["bad"], reason="harmless")
     assert (await one.consolidate()).covered == ("bad",)
     await sound(one)
+
+
+async def rescanned(one, rollout):
+    """A rescan hid something in a rollout's records: its head moved, and a mark says so."""
+    head = await summarize.read(one.store, *MEANT, rollout)
+    told = {"rescanned": {"counter": head.counter + 1}, "model": None}
+    await heads.move(one.store, head, told, fmt=rollouts.HEAD_FORMAT)
+
+
+async def test_what_a_rescan_has_hidden_since_is_not_promoted():
+    one = await recorded("a", "b")
+    await build(one)
+    await rescanned(one, "b")
+    done = await promoted(one)
+    assert done.taken_in == ("b",)
+    assert await texts(one) == [f"They asked: Please do task {number} of the list" for number in (1, 2)]
+    await sound(one)
+
+
+async def test_a_side_that_is_built_again_after_a_rescan_asks_anew():
+    one = await recorded("a", "b")
+    await build(one)
+    await rescanned(one, "b")
+    done, engine = await build(one, engine=models.ScriptedEngine(says))
+    # The records say what they said here, so the answer that is kept is the one; nothing known is shown.
+    assert done.progress.rollouts == 1 and not engine.asked
+    assert len(await texts(one, "side")) == 4
 
 
 async def test_a_side_that_is_too_far_behind_is_refused_until_it_is_brought_up_to_date(monkeypatch):

@@ -11,6 +11,7 @@ from runlore.cli import ui
 
 if TYPE_CHECKING:
     from runlore.consumers.rebuild import Built, Progress
+    from runlore.models import choices
     from runlore.wiring import Home
 
 START = "start"
@@ -174,9 +175,11 @@ async def _build(
 ) -> Built:
     from runlore import wiring
     from runlore.consumers import rebuild
+    from runlore.models import choices
     from runlore.worker import concurrency
 
-    _check_limit(opened, setup, limit_usd)
+    said = choices.load(opened.settings.models_file)
+    _check_limit(said, setup, limit_usd)
     engine = wiring.engine_of(opened.settings) if setup["model"] else None
     with out.progress() as bar:
         task = bar.add_task("rebuild", total=None, detail="")
@@ -194,24 +197,23 @@ async def _build(
                 runtime=concurrency.runtime(opened.settings.lanes),
                 on_progress=told,
             )
-            return await line.build(setup, reason=reason, engine=engine, limit_usd=limit_usd)
+            return await line.build(setup, reason=reason, engine=engine, said=said, limit_usd=limit_usd)
         finally:
             if engine is not None:
                 await engine.close()
 
 
-def _check_limit(opened: Home, setup: dict[str, Any], limit_usd: float | None) -> None:
+def _check_limit(said: choices.Choices, setup: dict[str, Any], limit_usd: float | None) -> None:
     """Raises `errors.SpendLimit` where nobody could say what an answer costs."""
     from runlore import errors
-    from runlore.models import choices, port
+    from runlore.models import port
 
     if limit_usd is None or not setup["model"]:
         return
-    table, said = choices.load(opened.settings.models_file).table(), setup["model"]
-    usage = port.Usage(input_tokens=1, output_tokens=1)
-    if table.cost_usd(said["model"], tier=said["tier"], usage=usage) is None:
+    model, usage = setup["model"], port.Usage(input_tokens=1, output_tokens=1)
+    if said.table().cost_usd(model["model"], tier=model["tier"], usage=usage) is None:
         raise errors.SpendLimit(
-            f"{said['model']} has no price: no limit in dollars can be kept",
+            f"{model['model']} has no price: no limit in dollars can be kept",
             hint="give it one under [prices] in the file of models, or leave --limit-usd out",
         )
 

@@ -125,25 +125,27 @@ async def _lacking(
     side: revisions.Revision,
     held: Mapping[str, Any],
 ) -> dict[str, heads.Head]:
-    """The heads of rollouts of which the memory took in a run that the side does not have, as the side sees them."""
+    """The heads of rollouts that the side has not as the memory has them, as the promotion takes them in.
+
+    Those of which the memory took in a run since; and those of which a rescan has hidden something that the side's
+    notes may still hold.
+    """
     known = {name: int(entry["counter"]) for name, entry in side.map("coverage").items()}
-    behind = [
-        name
-        for name, entry in before.map("coverage").items()
-        if int(entry["counter"]) > known.get(name, 0) and name not in held
-    ]
+    covered = {name: int(entry["counter"]) for name, entry in before.map("coverage").items()}
+    behind = {name for name, counter in covered.items() if counter > known.get(name, 0)}
+    wanted = sorted((behind | {name for name, _ in side.map("selected").items()}) - held.keys())
     out: dict[str, heads.Head] = {}
-    for first in range(0, len(behind), rebuild.HEADS_AT_ONCE):
-        wanted = [
-            keys.rollout_head(before.project, before.memory, name)
-            for name in behind[first : first + rebuild.HEADS_AT_ONCE]
-        ]
-        found = await store.get_many(wanted)
-        for key, stored in zip(wanted, found, strict=True):
+    for first in range(0, len(wanted), rebuild.HEADS_AT_ONCE):
+        some = wanted[first : first + rebuild.HEADS_AT_ONCE]
+        named = [keys.rollout_head(before.project, before.memory, name) for name in some]
+        found = await store.get_many(named)
+        for name, key, stored in zip(some, named, found, strict=True):
             head = heads.parse(key, stored, fmt=rollouts.HEAD_FORMAT)
-            if head.counter and rebuild.lacks(head.body, known.get(str(head.body["rollout"]), 0)):
-                name = str(head.body["rollout"])
-                part = rebuild.part_of(side, name) if name in known else head.body.get("model")
+            counter = known.get(name, 0)
+            is_hidden = rebuild.is_hidden_since(head.body, counter)
+            if head.counter and (is_hidden or (name in behind and rebuild.lacks(head.body, counter))):
+                own = name not in known or is_hidden
+                part = head.body.get("model") if own else rebuild.part_of(side, head)
                 out[name] = replace(head, body={**head.body, "model": part})
     return out
 
@@ -181,7 +183,7 @@ async def _moved(
         if not accepted:
             made, _ = await runtime.offload(consolidate.judge, state, {}, layout)
     assert made is not None
-    held |= {one: consolidate._held(batch[one], why, head.counter + 1) for one, why in guilty.items()}
+    held |= {one: rebuild.hold(batch[one], why, head.counter + 1) for one, why in guilty.items()}
     if len(held) > consolidate.HELD_MAX:
         raise consolidate.ReviewFull(
             f"memory {where} would hold {len(held)} rollouts for review; at most {consolidate.HELD_MAX} can be",

@@ -24,7 +24,7 @@ from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, revisions, rollouts, sides
 from runlore.consumers import consolidate, model_summaries, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
-from runlore.memory import prompts, render, rules
+from runlore.memory import guards, prompts, render, rules
 from runlore.models import choices, port
 from runlore.store import port as store_port
 
@@ -156,14 +156,17 @@ def check_setup(body: Mapping[str, Any], setup: Mapping[str, Any]) -> None:
     )
 
 
-class _Only:
-    """One choice, whatever is asked for."""
+class _Chosen:
+    """The file of models with one choice in place of its own: what else it says of the memory stays."""
 
-    def __init__(self, choice: choices.Choice) -> None:
-        self._choice = choice
+    def __init__(self, said: choices.Choices, choice: choices.Choice) -> None:
+        self._said, self._choice = said, choice
 
     def of(self, project: str, memory: str, phase: str) -> choices.Choice:
         return self._choice
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._said, name)
 
 
 class Rebuild:
@@ -193,12 +196,13 @@ class Rebuild:
         *,
         reason: str,
         engine: port.Engine | None = None,
+        said: choices.Choices | None = None,
         limit_usd: float | None = None,
     ) -> Built:
         """Begin the side, or go on with it, until it covers every run that is recorded now.
 
-        `engine` is needed where the setup names a model. Raises `errors.Refused` where it was begun otherwise, what the
-        engine raises, and `errors.SpendLimit`: then the same call goes on later.
+        `engine` is needed where the setup names a model; `said` is the file of models. Raises `errors.Refused` where it
+        was begun otherwise, what the engine raises, and `errors.SpendLimit`: then the same call goes on later.
         """
         progress = Progress()
         asking = None
@@ -208,8 +212,9 @@ class Rebuild:
                     "no model is configured", hint="set RUNLORE_MODEL_KEY or RUNLORE_MODEL_URL"
                 )
             meter = Meter(engine, progress, limit_usd=limit_usd, on_ask=self._report)
+            chosen = _Chosen(said or choices.Choices(), choice)
             asking = model_summaries.ModelSummariesStage(
-                self._store, self._bus, meter, _Only(choice), runtime=self._runtime
+                self._store, self._bus, meter, chosen, runtime=self._runtime
             )
         head = await self._begun(setup, reason)
         for restart in range(summarize.RESTARTS_MAX):
@@ -326,8 +331,8 @@ class Rebuild:
         progress: Progress,
     ) -> tuple[heads.Head, revisions.Revision | None]:
         """The side after one more revision."""
-        known = {one.rollout: part_of(before, one.rollout) for one in batch}
         read = await self._read([keys.rollout_head(*self._meant, one.rollout) for one in batch])
+        known = {str(one.body["rollout"]): part_of(before, one) for one in read}
         jobs = [lambda one=one: self._input(one, known, asking, progress) for one in read]
         inputs = {str(one.body["rollout"]): one for one in await self._runtime.gather(jobs)}
         layout = main.body.get("layout") or next(iter(inputs.values())).body["layout"]
@@ -336,7 +341,7 @@ class Rebuild:
             consolidate.accept, state, inputs, layout, self._memo
         )
         held = {name: why for name, why in side.body["held"].items() if name not in accepted}
-        held |= {name: consolidate._held(inputs[name], why, side.counter + 1) for name, why in guilty.items()}
+        held |= {name: hold(inputs[name], why, side.counter + 1) for name, why in guilty.items()}
         spent = _spent(inputs, known)
         changes: dict[str, Any] = {
             "held": held,
@@ -399,14 +404,34 @@ class Rebuild:
 
 
 def lacks(body: Mapping[str, Any], counter: int) -> bool:
-    """Whether a rollout's head has a run that was not there yet when its counter was `counter`."""
-    return any(int(entry["since"]) > counter for entry in body["runs"].values())
+    """Whether a rollout's head has what was not there when its counter was `counter`: a run, or words now hidden."""
+    return is_hidden_since(body, counter) or any(int(one["since"]) > counter for one in body["runs"].values())
 
 
-def part_of(side: revisions.Revision | None, rollout: str) -> dict[str, Any] | None:
-    """What a side's model said of a rollout so far."""
-    entry = side.map("coverage").get(rollout) if side is not None else None
-    return entry.get("model") if entry else None
+def is_hidden_since(body: Mapping[str, Any], counter: int) -> bool:
+    """Whether a rescan has hidden something of a rollout since its head's counter was `counter`."""
+    return int((body.get("rescanned") or {}).get("counter", 0)) > counter
+
+
+def part_of(side: revisions.Revision | None, head: heads.Head) -> dict[str, Any] | None:
+    """What a side's model said of a rollout so far; None where that may repeat what was hidden since."""
+    entry = side.map("coverage").get(str(head.body["rollout"])) if side is not None else None
+    if entry is None or is_hidden_since(head.body, int(entry["counter"])):
+        return None
+    part: dict[str, Any] | None = entry.get("model")
+    return part
+
+
+def hold(head: heads.Head, violations: Sequence[guards.Violation], number: int) -> dict[str, Any]:
+    """The entry of a rollout that a guard refused: in which version, why, since when, and the hold's own number."""
+    first = [f"{one.kind}: {one.message}" for one in violations[:5]]
+    return {
+        "counter": head.counter,
+        "kind": "guard",
+        "reason": "; ".join(first),
+        "at": clock.now_iso(),
+        "hold": number,
+    }
 
 
 def _spent(inputs: Mapping[str, heads.Head], known: Mapping[str, Any]) -> dict[str, Any]:
