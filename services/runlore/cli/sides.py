@@ -28,7 +28,6 @@ class _OrStart(typer.core.TyperGroup):
 rebuild_app = typer.Typer(
     cls=_OrStart,
     help="Side lines: a memory made anew from its recorded runs, beside its own line.",
-    no_args_is_help=True,
 )
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The side line.", show_default=False)]
@@ -37,6 +36,18 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The side line
 def register(app: typer.Typer) -> None:
     app.add_typer(rebuild_app, name="rebuild")
     app.command()(promote)
+
+
+@rebuild_app.callback(invoke_without_command=True)
+def _rebuild(ctx: typer.Context, home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:
+    """Side lines: a memory made anew from its recorded runs, beside its own line. Without a command: list them."""
+    if ctx.invoked_subcommand is None:
+        rebuild_list(home=home, as_json=as_json)
+    else:
+        # Options that stand before the command count for it.
+        given = {"home": home, "as_json": as_json or None}
+        known = {name: value for name, value in given.items() if value is not None}
+        ctx.default_map = {str(ctx.invoked_subcommand): known}
 
 
 @rebuild_app.command(name=START)
@@ -80,7 +91,9 @@ def rebuild_start(
     answer twice; later it takes in what came since. `runlore diff MEMORY main NAME` compares, `runlore promote`
     takes it over.
 
-    Example: runlore rebuild support --project acme --as luna --model gpt-5.4 --limit-usd 5 --reason "a better model?"
+    `start` may be left out.
+
+    Example: runlore rebuild start support --project acme --as luna --model gpt-5.4 --reason "a better model?"
     """
 
     async def work(out: ui.Out) -> None:
