@@ -99,13 +99,7 @@ def rebuild_start(
     async def work(out: ui.Out) -> None:
         from runlore import wiring
 
-        given = {
-            "model": model,
-            "effort": effort,
-            "prompt": _text(prompt),
-            "extra_prompt": _text(extra_prompt),
-        }
-        changed = {what: value for what, value in given.items() if value is not None}
+        changed = _changed(model, effort, prompt, extra_prompt)
         if rules and (changed or limit_usd is not None):
             raise _usage("--rules asks no model: leave --model, --effort, --prompt and --limit-usd out")
         meant = await _meant(out, home, project, memory or name or None, "runlore rebuild MEMORY --as NAME")
@@ -129,6 +123,14 @@ def _usage(message: str) -> Exception:
     from runlore import errors
 
     return errors.InvalidInput(message, hint="`runlore rebuild --help` shows the usage")
+
+
+def _changed(
+    model: str | None, effort: str | None, prompt: Path | None, extra_prompt: Path | None
+) -> dict[str, str]:
+    """What is said here of how the model is asked. Raises `errors.InvalidInput`."""
+    given = {"model": model, "effort": effort, "prompt": _text(prompt), "extra_prompt": _text(extra_prompt)}
+    return {what: value for what, value in given.items() if value is not None}
 
 
 def _text(path: Path | None) -> str | None:
