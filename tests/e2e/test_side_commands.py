@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import homes
 import pytest
 from test_model_summaries_through_the_pipeline import SAID, Served, says
 
 import made
+from runlore.commit import keys
+from runlore.testing import models
 
 WHY = ("--reason", "a better model?")
 
@@ -67,6 +71,37 @@ def test_a_side_by_a_model_is_built_compared_tried_promoted_and_taken_back(tmp_p
     home.verified()
     acts = [one["what"] for one in home.json("audit")["acts"]]
     assert {"rebuild", "promote", "rebuild drop"} <= set(acts)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_build_that_ends_in_between_goes_on_and_asks_only_what_is_not_kept(filled, sign):
+    answered = iter(range(2))
+
+    def twice(seen):
+        return says(seen) if next(answered, None) is not None else models.Reply(fault="silent")
+
+    filled.emit(made.lines(made.event(number) for number in range(3, 6)))
+    filled.up_once()
+    words = ("--as", "luna", "--model", "gpt-5.4", *WHY)
+    with Served(twice) as server:
+        filled.environment |= {"RUNLORE_MODEL_URL": server.url, "RUNLORE_MODEL_KEY": "sk-secret"}
+        process = filled.start("rebuild", "support", "--project", "acme", *words)
+        homes.wait_until(lambda: len(filled.objects(keys.ANSWERS)) == 2, "two answers to be kept")
+        process.send_signal(sign)
+        _, err = process.communicate(timeout=homes.WAIT_SECONDS_MAX)
+    assert process.returncode == (-signal.SIGKILL if sign == signal.SIGKILL else 130), err
+    assert b"Traceback" not in err
+    (row,) = filled.json("rebuild", "list")["sides"]
+    assert (row["state"], row["revision"]) == ("building", 0)
+    filled.verified()
+    with Served(says) as server:
+        filled.environment["RUNLORE_MODEL_URL"] = server.url
+        built = rebuilt(filled, *words)
+        assert (built["rollouts"], built["asks"], len(server.seen)) == (5, 3, 3)
+    (row,) = filled.json("rebuild", "list")["sides"]
+    assert (row["state"], row["answers"]) == ("built", 5) and row["cost_usd"] > built["cost_usd"]
+    filled.verified()
 
 
 def test_the_present_rules_make_the_same_memory_anew(filled):
