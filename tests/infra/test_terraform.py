@@ -23,8 +23,8 @@ import made
 from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
-from runlore.commit import age, keys, lines, marks, revisions, sweep
-from runlore.consumers import consolidate, dead, model_summaries, record, snapshot
+from runlore.commit import age, keys, lines, marks, revisions, sides, sweep
+from runlore.consumers import consolidate, dead, model_summaries, promote, rebuild, record, snapshot
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds, workspaces
 from runlore.models import choices
@@ -437,6 +437,25 @@ async def test_a_person_reverts_and_verifies_with_the_rights_of_an_operator(righ
     assert not (await verify.verify(operator, one.bus)).violations
     for letter in await dead.read_all(one.bus):
         assert await dead.value_of(operator, letter)
+
+
+async def test_a_person_builds_a_side_by_a_model_promotes_and_drops_it_with_the_rights_of_an_operator(rights):
+    one = await deployed(rights)
+    operator = one.views["operator"]
+    setup = rebuild.setup_of(choices.Choice(model="gpt-5.4"))
+    line = rebuild.Rebuild(operator, one.bus, "acme", "support", "luna")
+    built = await line.build(setup, reason="test", engine=scripted.ScriptedEngine())
+    assert built.revision and built.progress.asks
+    reader = revisions.Reader(operator)
+    await promote.promote(operator, one.bus, reader, "acme", "support", "luna", reason="test")
+    await sides.drop(operator, "acme", "support", "luna", reason="test")
+    assert not (await verify.verify(operator, one.bus)).violations
+    # Whoever serves reads it, and changes nothing of it; whoever sweeps must see it.
+    head = keys.side_head("acme", "support", "luna")
+    for role in ("serve", "sweeper"):
+        assert await one.views[role].get(head)
+        with pytest.raises(errors.Blocked):
+            await one.views[role].compare_and_set(head, b"{}", None)
 
 
 @pytest.mark.parametrize(("role", "may"), [("worker", True), ("operator", True), ("lookup", False)])
