@@ -11,12 +11,12 @@ import hashlib
 
 ROLLOUTS, RECORDS, MARKS, MEMORIES = "rollouts", "records", "marks", "memories"
 MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
+SIDES = "sides"
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
 REQUESTS = "requests"
 ANSWERS, ASKS = "answers", "asks"
-SIDES = "sides"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
@@ -25,8 +25,8 @@ PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 ACCESS, SECRETS = "keys", "secrets"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
-    *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, SIDES),
+    *(ROLLOUTS, RECORDS, MARKS, MEMORIES, SIDES, MANIFESTS, PACKS, CLAIMS),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS),
 )
 """Every kind that a project may hold."""
 
