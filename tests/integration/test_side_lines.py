@@ -71,8 +71,8 @@ async def sound(one):
 
 
 def outside(store):
-    """Every object but what a side line may write."""
-    own = (keys.SIDES, keys.MANIFESTS, keys.PACKS, keys.ANSWERS)
+    """Every object but what a side line may write; and what counts spending, as answers cost whoever asks for them."""
+    own = (keys.SIDES, keys.MANIFESTS, keys.PACKS, keys.ANSWERS, "spend")
     return {key: body for key, body in store.snapshot().items() if key.split("/")[1] not in own}
 
 
