@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import structlog
 
 from runlore import errors
 from runlore.memory import model_summary, operations, prompts, showing, values
@@ -78,6 +81,8 @@ def ask_all(runs: Sequence[Run], options: argparse.Namespace) -> Asked:
 async def _ask_all(runs: Sequence[Run], options: argparse.Namespace) -> Asked:
     from runlore.models.openai import OpenAIEngine  # Only here: without a model the base install is enough.
 
+    # What is logged goes beside the answer, not into it.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     settings = Settings()
     table = choices.load(settings.models_file).table()
     engine = OpenAIEngine(

@@ -52,6 +52,10 @@ def test_a_model_is_measured_beside_the_rules_and_no_answer_is_paid_for_twice(ru
     assert first["model"]["answers"] == first["model"]["statements"] == 6 and first["model"]["cost_usd"] > 0
     assert (again["model"]["kept_before"], again["model"]["input_tokens"]) == (6, 0)
     assert again["splits"] == first["splits"]
+    with Served(says) as server:
+        # One JSON object also where something is logged: that a model has no price.
+        unpriced = json.loads(benchmark(runs, "--model", "our/own", "--base-url", server.url, "--json"))
+    assert unpriced["model"]["cost_unknown"] == 6
     score(reading)
 
 
