@@ -1,6 +1,9 @@
 """How much of what later runs run into does memory already know? DESIGN.md's measure, for any folder of runs.
 
     python benchmarks/memory.py ../shared/data/tau-bench ../shared/data/swe-agent
+    python benchmarks/memory.py DATA --model gpt-5.4-mini --kept answers --reading lines.csv   # and a model beside
+    python benchmarks/memory.py --score lines.csv                                              # once it is filled
+    python benchmarks/memory.py DATA --growth 200                                              # tokens of a rollout
 
 **Question.** Of the tool failures in runs that memory has not seen: for how many did the seed already hold the
 failure's signature *and* a fix that worked, within the same number of tokens, compared with no memory, with the
@@ -24,6 +27,10 @@ together.
 **Precision** is taken over the seed's lines that name a cure, where the tested runs met the failure: the share
 whose cure is one of those that worked there. **Harm**: personal values (of one subject's arguments only) that
 stand in another subject's seed; and cures that a tested run tried and saw fail.
+
+**With a model** the same is measured for the rules alone and for the rules with a model's statements, over the same
+splits: each run is summarised once, as a rollout of its own. Whether its lines are true no code can tell: `--reading`
+writes lines of both, shuffled and without saying which is whose, for somebody to judge by the runs.
 """
 
 from __future__ import annotations
@@ -34,10 +41,15 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import memory_growth
+import memory_model
+import memory_reading
 
 from runlore.events import ids, models
 from runlore.memory import notes, operations, render, rules, text, values
@@ -305,11 +317,18 @@ def cut(body: str, tokens: int) -> str:
     return "\n".join(kept)
 
 
-def learn(runs: Iterable[Run]) -> notes.Notes:
+Told = Mapping[str, operations.Told]
+"""What a model says of runs, by their names, besides the rules."""
+RULES = "runlore"
+"""The rules alone: the engine that there always is."""
+
+
+def learn(runs: Iterable[Run], told: Told = MappingProxyType({})) -> notes.Notes:
     known = notes.Notes()
     for run in runs:
         summary = rules.build([rules.digest(run.line, run.meta)])
-        known, refused = operations.apply(known, operations.propose(known, run.meta.rollout, summary))
+        proposed = operations.propose(known, run.meta.rollout, summary, told.get(run.name))
+        known, refused = operations.apply(known, proposed)
         assert not refused, refused
     return known
 
@@ -359,40 +378,51 @@ class Score:
     signature: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     held: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     tokens: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    confirmed: int = 0
-    met: int = 0
-    leaks: int = 0
-    stale: int = 0
+    confirmed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    met: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    leaks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    stale: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
-def measure(runs: list[Run], groups: list[set[str]], key: str) -> Score:
+def measure(
+    runs: list[Run], groups: list[set[str]], key: str, engines: Mapping[str, Told] | None = None
+) -> Score:
+    """The measure over these splits, for each of `engines` by what a model says there besides the rules."""
     score = Score()
+    engines = engines or {RULES: {}}
     raw = {run.name: raw_of(run) for run in runs}
     for group in groups:
         test = [run for run in runs if getattr(run, key) in group]
         train = [run for run in runs if getattr(run, key) not in group]
         if train and test:
-            _measure_fold(score, train, test, raw)
+            _measure_fold(score, train, test, raw, engines)
     return score
 
 
-def _measure_fold(score: Score, train: list[Run], test: list[Run], raw: dict[str, list[str]]) -> None:
-    parts = render.parts(learn(train), models.Layout())
+def _measure_fold(
+    score: Score,
+    train: list[Run],
+    test: list[Run],
+    raw: dict[str, list[str]],
+    engines: Mapping[str, Told],
+) -> None:
+    parts = {name: render.parts(learn(train, told), models.Layout()) for name, told in engines.items()}
     everything = {(run.name, number) for run in train for number in range(len(run.calls))}
     private = _private_values(train)
-    lessons: dict[str, list[Failed]] = defaultdict(list)
+    lessons: dict[str, dict[str, list[Failed]]] = {name: defaultdict(list) for name in engines}
     last = "\n".join(run.answer.replace("\n", " ") for run in reversed(train))
     for run in test:
-        summary, memory = seed_of(parts, run.subject)
-        score.leaks += _leaks(f"{summary}\n{memory}", run, train, private)
+        seeds = {name: seed_of(parts[name], run.subject) for name in engines}
+        for name, files in seeds.items():
+            score.leaks[name] += _leaks("\n".join(files), run, train, private)
         found = grep(train, run, raw) if run.failures else []
         for tokens in BUDGETS:
-            held = {
-                "runlore": lines_of(cut(summary if tokens == BUDGETS[0] else f"{summary}\n{memory}", tokens)),
-                "last answer": lines_of(cut(last, tokens)),
-                "none": [],
-            }
-            score.tokens[f"runlore@{tokens}"].append(text.token_estimate("\n".join(held["runlore"])))
+            held = {"last answer": lines_of(cut(last, tokens)), "none": []}
+            for name, (summary, memory) in seeds.items():
+                held[name] = lines_of(
+                    cut(summary if tokens == BUDGETS[0] else f"{summary}\n{memory}", tokens)
+                )
+                score.tokens[f"{name}@{tokens}"].append(text.token_estimate("\n".join(held[name])))
             lines = fitting(found, raw, tokens)
             for one in run.failures:
                 told = {name: holds(windows, one) for name, windows in held.items()}
@@ -404,18 +434,23 @@ def _measure_fold(score: Score, train: list[Run], test: list[Run], raw: dict[str
             score.failures += 1
             score.cured += bool(one.cure)
             score.preventable += holds_raw(everything, train, one)[1]
-            for line in lines_of(memory):
-                if "what worked:" in line and holds([line], one)[0]:
-                    lessons[line].append(one)
-    for line, met in lessons.items():
-        cured = [one for one in met if one.cure]
-        score.met += bool(cured)
-        score.confirmed += any(holds([line], one)[1] for one in cured)
-        said = line.partition("what worked:")[2]
-        tried = [
-            one for one in met for names in one.tried if names and all(_names(said, name) for name in names)
-        ]
-        score.stale += bool(tried) and not any(holds([line], one)[1] for one in cured)
+            for name, (_, memory) in seeds.items():
+                for line in lines_of(memory):
+                    if "what worked:" in line and holds([line], one)[0]:
+                        lessons[name][line].append(one)
+    for name, found in lessons.items():
+        for line, met in found.items():
+            _judge_line(score, name, line, met)
+
+
+def _judge_line(score: Score, engine: str, line: str, met: list[Failed]) -> None:
+    """Whether a line that names a cure was right where the tested runs met its failure."""
+    cured = [one for one in met if one.cure]
+    score.met[engine] += bool(cured)
+    score.confirmed[engine] += any(holds([line], one)[1] for one in cured)
+    said = line.partition("what worked:")[2]
+    tried = [one for one in met for names in one.tried if names and all(_names(said, name) for name in names)]
+    score.stale[engine] += bool(tried) and not any(holds([line], one)[1] for one in cured)
 
 
 def _private_values(train: list[Run]) -> dict[str, str | None]:
@@ -442,7 +477,7 @@ def folds(runs: list[Run], key: str) -> list[set[str]]:
     return [set(names[place::count]) for place in range(count)]
 
 
-def report(name: str, score: Score) -> dict[str, Any]:
+def report(name: str, score: Score, engines: Iterable[str] = (RULES,)) -> dict[str, Any]:
     total = max(1, score.failures)
     out: dict[str, Any] = {
         "split": name,
@@ -450,13 +485,20 @@ def report(name: str, score: Score) -> dict[str, Any]:
         "cured_in_their_run": score.cured,
         "preventable": score.preventable,
         "contenders": {},
-        "line_precision": round(score.confirmed / score.met, 3) if score.met else None,
-        "lines_met": score.met,
-        "leaks": score.leaks,
-        "stale_lines": score.stale,
+        "engines": {
+            engine: {
+                "line_precision": round(score.confirmed[engine] / score.met[engine], 3)
+                if score.met[engine]
+                else None,
+                "lines_met": score.met[engine],
+                "leaks": score.leaks[engine],
+                "stale_lines": score.stale[engine],
+            }
+            for engine in engines
+        },
     }
     for tokens in BUDGETS:
-        for who in ("none", "last answer", "grep", "runlore"):
+        for who in ("none", "last answer", "grep", *engines):
             slot = f"{who}@{tokens}"
             out["contenders"][slot] = {
                 "signature": score.signature[slot],
@@ -464,8 +506,9 @@ def report(name: str, score: Score) -> dict[str, Any]:
                 "share_of_failures": round(score.held[slot] / total, 3),
                 "share_of_preventable": round(score.held[slot] / max(1, score.preventable), 3),
             }
-        used = score.tokens[f"runlore@{tokens}"]
-        out["contenders"][f"runlore@{tokens}"]["tokens_used_mean"] = round(sum(used) / max(1, len(used)))
+        for engine in engines:
+            used = score.tokens[f"{engine}@{tokens}"]
+            out["contenders"][f"{engine}@{tokens}"]["tokens_used_mean"] = round(sum(used) / max(1, len(used)))
     return out
 
 
@@ -482,11 +525,12 @@ def show(result: dict[str, Any]) -> None:
             f"{one['share_of_failures']:>9.1%}{one['share_of_preventable']:>10.1%}"
             + (f"   ({one['tokens_used_mean']} tokens used)" if "tokens_used_mean" in one else "")
         )
-    precision = "n/a" if result["line_precision"] is None else f"{result['line_precision']:.1%}"
-    print(
-        f"  line precision {precision} of {result['lines_met']} lines met; leaks {result['leaks']}; "
-        f"stale lines {result['stale_lines']}"
-    )
+    for engine, one in result["engines"].items():
+        precision = "n/a" if one["line_precision"] is None else f"{one['line_precision']:.1%}"
+        print(
+            f"  {engine}: line precision {precision} of {one['lines_met']} lines met; leaks {one['leaks']}; "
+            f"stale lines {one['stale_lines']}"
+        )
 
 
 def speed(runs: list[Run]) -> dict[str, Any]:
@@ -506,40 +550,105 @@ def speed(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks/memory.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, help="files or folders: sessions/*.jsonl, chat *.jsonl, *.traj"
+        "paths", nargs="*", type=Path, help="files or folders: sessions/*.jsonl, chat *.jsonl, *.traj"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--runs", type=int, help="take only the first so many runs")
+    model = parser.add_argument_group("with a model, beside the rules")
+    model.add_argument("--model", help="ask this model for the summary of each run")
+    model.add_argument("--base-url", default="", help="its endpoint; the key is RUNLORE_MODEL_KEY")
+    model.add_argument("--effort", default="", help="how much it may reason; empty sends none")
+    model.add_argument("--api", default="auto", choices=("auto", "responses", "chat"))
+    model.add_argument("--input-tokens", type=int, default=60_000, help="of one ask, by our estimate")
+    model.add_argument("--output-tokens", type=int, default=16_000, help="of one answer")
+    model.add_argument("--timeout", type=float, default=300.0, help="seconds for one answer")
+    model.add_argument("--at-once", type=int, default=4, help="asks under way at the same time")
+    model.add_argument("--kept", type=Path, help="folder of answers, so that none is paid for twice")
+    model.add_argument("--reading", type=Path, help="write lines of both engines here, for a blind reading")
+    model.add_argument("--lines", type=int, default=60, help="lines of each engine in the reading")
+    parser.add_argument("--score", type=Path, help="compute line precision from a reading that was filled")
+    parser.add_argument(
+        "--growth", type=int, metavar="RUNS", help="tokens per run while one rollout grows to so many runs"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
     options = parser.parse_args(argv)
+    if options.score:
+        return _print(options, memory_reading.score(options.score), memory_reading.show)
     missing = [str(path) for path in options.paths if not path.exists()]
-    if missing:
-        parser.error(f"there is no {missing[0]}")
-    runs = list(load(options.paths))
+    if missing or not options.paths:
+        parser.error(f"there is no {missing[0]}" if missing else "name files or folders of runs")
+    runs = list(load(options.paths))[: options.runs]
+    if options.growth:
+        told = [(run.name, run.line) for run in runs]
+        return _print(options, memory_growth.grow(told, options.growth), memory_growth.show)
     if len({run.task for run in runs}) < 2:
         parser.error("at least two tasks are needed to split them")
-    results = [report("task", measure(runs, folds(runs, "task"), "task"))]
+    engines: dict[str, Told] = {RULES: {}}
+    asked = memory_model.ask_all(runs, options) if options.model else None
+    if asked is not None:
+        engines[f"{RULES}+model"] = asked.told
+    results = [report("task", measure(runs, folds(runs, "task"), "task", engines), engines)]
     if len({run.trial for run in runs}) > 1:
         trials = [run for run in runs if run.trial]
-        results.append(report("trial", measure(trials, folds(trials, "trial"), "trial")))
+        results.append(report("trial", measure(trials, folds(trials, "trial"), "trial", engines), engines))
     out = {
         "runs": len(runs),
         "tasks": len({run.task for run in runs}),
         "splits": results,
         "speed": speed(runs),
     }
-    if options.json:
-        print(json.dumps(out, indent=2))
-        return 0
+    if asked is not None:
+        out["model"] = asked.report()
+    if options.reading:
+        told = asked.told if asked else {}
+        out["reading"] = memory_reading.write(options.reading, lines_to_read(runs, told), options.lines)
+    return _print(options, out, show_all)
+
+
+def lines_to_read(runs: list[Run], told: Told) -> list[memory_reading.Line]:
+    """The lines that memory would hold of all these runs, as any of their subjects would see them."""
+    known = learn(runs, told)
+    names = {run.meta.rollout: run.name for run in runs}
+    parts = render.parts(known, models.Layout())
+    subjects = {ids.subject_alias(run.subject) if run.subject else None for run in runs} | {None}
+    files = [
+        one
+        for subject in sorted(subjects, key=str)
+        for one in render.compose(parts, subject=subject, layout=models.Layout()).values()
+    ]
+    return memory_reading.lines(files, known, names)
+
+
+def show_all(out: dict[str, Any]) -> None:
     print(f"{out['runs']} runs of {out['tasks']} tasks")
-    for result in results:
+    for result in out["splits"]:
         show(result)
     print(f"\nspeed: {out['speed']}")
+    if "model" in out:
+        memory_model.show(out["model"])
+    if "reading" in out:
+        one = out["reading"]
+        print(f"\nreading: {one['lines']} lines in {one['file']}; what said each is in {one['key']}")
+
+
+def _print(
+    options: argparse.Namespace, out: dict[str, Any], show_it: Callable[[dict[str, Any]], None]
+) -> int:
+    if options.json:
+        print(json.dumps(out, indent=2))
+    else:
+        show_it(out)
     return 0
 
 

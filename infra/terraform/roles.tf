@@ -22,6 +22,7 @@ locals {
     asks       = "*/asks/??/*"
     joins      = "*/joins/??/*"
     spend      = "*/spend/??/*"
+    sides      = "*/sides/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -36,7 +37,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "spend", "joins", "keys", "secrets", "redaction"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "redaction"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
@@ -50,7 +51,7 @@ locals {
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
     # a line's branches. It keeps this machine's index, and says how it is.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "probes", "redaction"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "probes", "redaction"]
       write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
       delete = ["workers"]
     }
@@ -71,15 +72,16 @@ locals {
 
     # `runlore sweep`: the only role that may delete what a head could name.
     sweeper = {
-      read   = ["memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
+      read   = ["memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces"]
       write  = ["audit"]
       delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
-    # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
+    # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, dead, doctor,
+    # verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
-      write  = ["marks", "asks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
+      write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys"]
       delete = ["pauses", "probes"]
     }
 

@@ -176,6 +176,12 @@ class OutboxFull(Refused):
     kind = "outbox_full"
 
 
+class SpendLimit(Refused):
+    """What was allowed for this is spent; what was paid for is kept."""
+
+    kind = "spend_limit"
+
+
 class IdempotencyConflict(Refused):
     """Another body came under the same idempotency key."""
 

@@ -50,6 +50,14 @@ COMMANDS = {
     ("revert",): (0, 0, 3),
     ("revert", "support", "--to", "1"): (2, 2, 3),  # No reason, or no such memory.
     ("revert", "support", "--to", "99", "--reason", "x"): (3, 2, 3),
+    ("rebuild",): (0, 0, 3),
+    ("rebuild", "list"): (0, 0, 3),
+    ("rebuild", "start"): (2, 0, 3),  # Of what is not clear the memories are listed.
+    ("rebuild", "support", "--as", "x", "--rules"): (2, 0, 3),  # No reason.
+    ("rebuild", "drop"): (2, 0, 3),
+    ("rebuild", "drop", "support", "nobody", "--reason", "x"): (3, 0, 3),
+    ("promote",): (2, 0, 3),
+    ("promote", "support", "nobody", "--reason", "x"): (3, 0, 3),
     ("dead",): (0, 0, 3),
     ("dead", "list"): (0, 0, 3),
     ("dead", "show"): (0, 0, 3),

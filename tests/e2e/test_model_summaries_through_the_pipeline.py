@@ -12,13 +12,15 @@ from endpoints import Served
 import made
 from runlore.testing import models
 
+SAID = "The list is worked from its end."
+
 
 def says(seen):
     """One statement, that cites the first thing that the person said."""
     user = re.search(r"^#(\d+) user$", seen.input, re.MULTILINE)
     said = {
         "section": "knowledge",
-        "text": "The list is worked from its end.",
+        "text": SAID,
         "evidence": [int(user.group(1))],
     }
     value = {

@@ -24,8 +24,18 @@ import made
 from lookup_service import served
 from runlore import errors, pipeline, producer
 from runlore.bus import port as bus_port
-from runlore.commit import age, keys, lines, marks, redaction, revisions, sweep
-from runlore.consumers import consolidate, dead, model_notes, model_summaries, record, rescan, snapshot
+from runlore.commit import age, keys, lines, marks, redaction, revisions, sides, sweep
+from runlore.consumers import (
+    consolidate,
+    dead,
+    model_notes,
+    model_summaries,
+    promote,
+    rebuild,
+    record,
+    rescan,
+    snapshot,
+)
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds, workspaces
 from runlore.models import choices
@@ -175,7 +185,13 @@ def test_a_role_is_granted_only_kinds_that_exist(rights):
 
 def test_no_role_but_the_sweeper_may_delete_what_heads_need_and_none_may_delete_a_head(rights):
     for role, one in rights.roles.items():
-        assert not set(one["delete"]) & {keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES, keys.OUTCOMES}, role
+        assert not set(one["delete"]) & {
+            keys.ROLLOUTS,
+            keys.MEMORIES,
+            keys.SIDES,
+            keys.WORKSPACES,
+            keys.OUTCOMES,
+        }, role
         assert not set(one["delete"]) & {keys.RECORDS, keys.CLAIMS, keys.AUDIT, keys.DEAD_LETTERS}, role
         if role != "sweeper":
             assert not set(one["delete"]) & set(sweep.KINDS), role
@@ -213,6 +229,7 @@ def objects(draw):
                 (keys.RECORDS, keys.record(project, memory, rollout, run, 1)),
                 (keys.MARKS, keys.mark(project, memory, "0" * 32)),
                 (keys.MEMORIES, keys.memory_head(project, memory)),
+                (keys.SIDES, keys.side_head(project, memory, rollout)),
                 (keys.MANIFESTS, keys.manifest(project, memory, 7, SHA)),
                 (keys.PACKS, keys.pack(project, SHA)),
                 (keys.CLAIMS, keys.claim(project, SHA)),
@@ -459,6 +476,25 @@ async def test_a_person_reverts_and_verifies_with_the_rights_of_an_operator(righ
     assert not (await verify.verify(operator, one.bus)).violations
     for letter in await dead.read_all(one.bus):
         assert await dead.value_of(operator, letter)
+
+
+async def test_a_person_builds_a_side_by_a_model_promotes_and_drops_it_with_the_rights_of_an_operator(rights):
+    one = await deployed(rights)
+    operator = one.views["operator"]
+    setup = rebuild.setup_of(choices.Choice(model="gpt-5.4"))
+    line = rebuild.Rebuild(operator, one.bus, "acme", "support", "luna")
+    built = await line.build(setup, reason="test", engine=scripted.ScriptedEngine())
+    assert built.revision and built.progress.asks
+    reader = revisions.Reader(operator)
+    await promote.promote(operator, one.bus, reader, "acme", "support", "luna", reason="test")
+    await sides.drop(operator, "acme", "support", "luna", reason="test")
+    assert not (await verify.verify(operator, one.bus)).violations
+    # Whoever serves reads it, and changes nothing of it; whoever sweeps must see it.
+    head = keys.side_head("acme", "support", "luna")
+    for role in ("serve", "sweeper"):
+        assert await one.views[role].get(head)
+        with pytest.raises(errors.Blocked):
+            await one.views[role].compare_and_set(head, b"{}", None)
 
 
 @pytest.mark.parametrize(("role", "may"), [("worker", True), ("operator", True), ("lookup", False)])

@@ -8,6 +8,7 @@ import made
 from lookup_service import kind, served
 from runlore import clock, errors
 from runlore.commit import keys
+from runlore.consumers import rebuild
 from runlore.lookup import memories
 
 
@@ -146,6 +147,29 @@ async def test_a_difference_between_two_revisions(tmp_path):
         answer = await one.get("memories/support/diff?from=1&to=2")
         assert "immutable" in answer.headers["cache-control"]
         assert kind(await one.get("memories/support/diff?from=1&to=99", status=404)) == "not_found"
+
+
+async def test_a_side_line_is_read_by_its_name_and_is_never_said_to_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(rebuild, "ROLLOUTS_PER_REVISION_MAX", 3)
+    async with served(tmp_path) as one:
+        await filled(one)
+        line = rebuild.Rebuild(one.store, one.bus, "acme", "support", "fresh")
+        await line.build(rebuild.setup_of(None), reason="newer rules")
+        at = "memories/support/revisions"
+        rows = [await pages(one, at, limit, side="fresh") for limit in (1, 100)]
+        assert rows[0] == rows[1] and [row["revision"] for row in rows[0]] == [3, 2, 1]
+        assert {row["reason"] for row in rows[0]} == {"rebuild"}
+        for n in ("head", "3"):
+            own, side = await one.get(f"{at}/{n}"), await one.get(f"{at}/{n}", params={"side": "fresh"})
+            assert own.json()["files"] == side.json()["files"] and own.headers["etag"] != side.headers["etag"]
+            assert "immutable" not in side.headers["cache-control"]
+        path = f"{at}/head/files/MEMORY.md"
+        assert (await one.get(path)).text == (await one.get(path, params={"side": "fresh"})).text
+        asked = {"line": 1, "side": "fresh"}
+        assert (await one.get(f"{at}/3/why/MEMORY.md", params=asked)).json()["revision"] == 3
+        for name, status in (("other", 404), ("main", 400), ("a b", 400), ("x" * 64, 400)):
+            for place in (at, f"{at}/head"):
+                await one.get(place, params={"side": name}, status=status)
 
 
 async def test_where_a_run_is(tmp_path):

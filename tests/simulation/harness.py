@@ -17,12 +17,12 @@ from types import SimpleNamespace
 from runlore import errors
 from runlore.bus.port import Outgoing
 from runlore.commit import heads, keys, revisions, rollouts
-from runlore.consumers import consolidate, dead, record
+from runlore.consumers import consolidate, dead, promote, rebuild, record
 from runlore.consumers.runtime import SEQUENTIAL
 from runlore.events import envelope, models
 from runlore.lookup import reviewing
 from runlore.settings import Settings
-from runlore.testing import exhaust, invariants, world
+from runlore.testing import exhaust, invariants, side_invariants, world
 from runlore.testing.world import finish
 from runlore.worker import loop
 
@@ -134,6 +134,27 @@ def reverter(to=1):
             await consolidate.revert(
                 store, bus, revisions.Reader(store), PROJECT, MEMORY, to=to, reason="bad merge"
             )
+
+    return main
+
+
+def builder(side="side"):
+    """Somebody who builds a side line by the rules, and tries again if it was interrupted."""
+
+    async def main(store, bus):
+        with contextlib.suppress(errors.NotFound):  # The memory has no runs yet.
+            line = rebuild.Rebuild(store, bus, PROJECT, MEMORY, side)
+            await line.build(rebuild.setup_of(None), reason="the rules are newer")
+
+    return main
+
+
+def promoter(side="side"):
+    """Somebody who makes a side line the memory's next revision, and tries again if it was interrupted."""
+
+    async def main(store, bus):
+        reader = revisions.Reader(store)
+        await promote.promote(store, bus, reader, PROJECT, MEMORY, side, reason="it is better")
 
     return main
 
@@ -338,6 +359,7 @@ class Scenario:
         simulation.trace.append("(faults stop; one fresh worker)")
         simulation.run()
         found = finish(invariants.check(simulation.store, simulation.bus, settled=True))
+        found += finish(side_invariants.check(simulation.store, PROJECT))
         found += self._seeds(simulation)
         if self._wanted is not None and not found:
             found += differences(self._wanted, meaning(simulation.store, simulation.bus))
@@ -360,7 +382,7 @@ class Scenario:
     def _watch(self, simulation, call, before):
         found = []
         kind = call.what.split("/")[1] if "/" in call.what else ""
-        if kind in (keys.ROLLOUTS, keys.MEMORIES):
+        if kind in (keys.ROLLOUTS, keys.MEMORIES, keys.SIDES):
             after = simulation.store.body(call.what)
             found += invariants.moved_well(call.what, before, after)
             if kind == keys.ROLLOUTS and after is not None:

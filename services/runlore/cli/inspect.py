@@ -89,6 +89,7 @@ def log(
     name: ui.MemoryArgument = "",
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
+    line: ui.LineOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Revisions to show.")] = 20,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
@@ -104,13 +105,13 @@ def log(
         async with _open(home) as (opened, index):
             meant = _meant(out, index, project, memory or name or None, "runlore log")
             rows = []
-            async for body in opened.reader.line(*meant):
+            async for body in opened.reader.line(*meant, side=line):
                 rows.append(memories.log_row(body))
                 if len(rows) == limit:
                     break
             if not rows:
-                await opened.reader.at(*meant)
-            out.answer({"project": meant[0], "memory": meant[1], "revisions": rows})
+                await opened.reader.at(*meant, side=line)
+            out.answer({"project": meant[0], "memory": meant[1], "line": line, "revisions": rows})
             columns = ("revision", "created_at", "reason", "engine", "rollouts", "runs", "notes", "files")
             out.table(columns, [[row[name] for name in columns] for row in rows])
 
@@ -124,6 +125,7 @@ def show(
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
     at: AtOption = None,
+    line: ui.LineOption = None,
     subject: ui.SubjectOption = None,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
@@ -138,7 +140,7 @@ def show(
 
         async with _open(home) as (opened, index):
             meant = _meant(out, index, project, memory, "runlore show")
-            number, files = await memories.files_of(opened.reader, *meant, at, subject)
+            number, files = await memories.files_of(opened.reader, *meant, at, subject, side=line)
             if path:
                 name, one = memories.file_of(files, path)
                 out.answer({"revision": number, "path": name, "text": one.text})
@@ -152,13 +154,13 @@ def show(
 
 
 def diff(
-    a: Annotated[
-        int | None,
-        typer.Argument(metavar="A", help="Older revision (default: B's parent).", show_default=False),
-    ] = None,
-    b: Annotated[
-        int | None,
-        typer.Argument(metavar="B", help="Newer revision (default: the newest).", show_default=False),
+    versions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MEMORY] [A] [B]",
+            help="Older and newer: a revision, `main`, a side line, NAME@REVISION (default: B's parent, the newest).",
+            show_default=False,
+        ),
     ] = None,
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
@@ -169,7 +171,7 @@ def diff(
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Show what changed between two revisions, as a unified diff.
+    """Show what changed between two revisions, or between two lines, as a unified diff.
 
     Example: runlore diff 41 42 --project acme --memory support
     """
@@ -178,28 +180,64 @@ def diff(
         from runlore import errors
         from runlore.lookup import memories
 
+        given = list(versions or [])
+        if len(given) > 3:
+            raise errors.InvalidInput("at most a memory and two versions can be said")
+        called = given.pop(0) if len(given) == 3 else None
         async with _open(home) as (opened, index):
-            meant = _meant(out, index, project, memory, "runlore diff")
-            newer, after = await memories.files_of(opened.reader, *meant, b, subject)
-            older = a if a is not None else newer - 1
-            if older < 0:
+            meant = _meant(out, index, project, memory or called, "runlore diff")
+            side, at = _version(given[1]) if len(given) == 2 else (None, None)
+            newer, after = await memories.files_of(opened.reader, *meant, at, subject, side=side)
+            was, older = _version(given[0]) if given else (None, newer - 1)
+            if older is not None and older < 0:
                 raise errors.InvalidInput("revisions are numbered from 1")
-            before = (await memories.files_of(opened.reader, *meant, older, subject))[1] if older else {}
+            before: dict[str, Any] = {}
+            if older != 0 or was:
+                older, before = await memories.files_of(opened.reader, *meant, older, subject, side=was)
             changes = memories.changes(before, after)
             out.answer(
-                {"project": meant[0], "memory": meant[1], "from": older, "to": newer, "files": changes}
+                {
+                    "project": meant[0],
+                    "memory": meant[1],
+                    "from": older,
+                    "to": newer,
+                    "from_line": was,
+                    "to_line": side,
+                    "files": changes,
+                }
             )
-            for change in changes:
-                if stat:
-                    out.say(
-                        f"{change['change']:8} +{change['added']:<5} -{change['removed']:<5} {change['path']}"
-                    )
-                else:
-                    out.say(change["diff"].rstrip("\n"))
+            _tell_changes(out, changes, stat=stat)
             if not changes:
-                out.note(f"revisions {older} and {newer} hold the same files")
+                out.note(f"revisions {_named(was, older)} and {_named(side, newer)} hold the same files")
 
     ui.run(work, as_json=as_json)
+
+
+def _version(said: str) -> tuple[str | None, int | None]:
+    """(side line, revision) of a version as it is said. Raises `errors.InvalidInput`."""
+    from runlore import errors
+
+    name, at, number = said.partition("@")
+    if name.lstrip("-").isdigit() and not at:
+        return None, int(name)
+    if at and not number.isdigit():
+        raise errors.InvalidInput(f"{said!r} is not NAME@REVISION", hint="like luna@3")
+    return (None if name == "main" else name), (int(number) if at else None)
+
+
+def _named(side: str | None, number: int | None) -> str:
+    return f"{side}@{number}" if side else str(number)
+
+
+def _tell_changes(out: ui.Out, changes: list[dict[str, Any]], *, stat: bool) -> None:
+    for change in changes:
+        if stat:
+            out.say(f"{change['change']:8} +{change['added']:<5} -{change['removed']:<5} {change['path']}")
+        else:
+            out.say(change["diff"].rstrip("\n"))
+    if stat and changes:
+        added, removed = (sum(change[what] for change in changes) for what in ("added", "removed"))
+        out.say(f"{len(changes)} files, {added} lines added, {removed} removed")
 
 
 def why(
@@ -209,6 +247,7 @@ def why(
     project: ui.MaybeProject = None,
     memory: ui.MaybeMemory = None,
     at: AtOption = None,
+    side: ui.LineOption = None,
     subject: ui.SubjectOption = None,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
@@ -224,7 +263,7 @@ def why(
 
         async with _open(home) as (opened, index):
             meant = _meant(out, index, project, memory, "runlore why PATH:LINE")
-            number, files = await memories.files_of(opened.reader, *meant, at, subject)
+            number, files = await memories.files_of(opened.reader, *meant, at, subject, side=side)
             if not where:
                 lines = [
                     {"path": name, "lines": one.text.count("\n"), "spans": len(one.why)}
@@ -238,7 +277,8 @@ def why(
             if not path or not line.isdigit() or int(line) < 1:
                 raise errors.InvalidInput(f"{where!r} is not PATH:LINE", hint="like memory_summary.md:12")
             name, one = memories.file_of(files, path)
-            await _answer_why(out, opened, meant, number, name, one, int(line), memories.whom_of(subject))
+            revision = await opened.reader.at(*meant, number, side=side)
+            await _answer_why(out, opened, revision, name, one, int(line), memories.whom_of(subject))
 
     ui.run(work, as_json=as_json)
 
@@ -246,8 +286,7 @@ def why(
 async def _answer_why(
     out: ui.Out,
     opened: Home,
-    meant: tuple[str, str],
-    number: int,
+    revision: Any,
     path: str,
     one: Any,
     line: int,
@@ -259,7 +298,7 @@ async def _answer_why(
     texts = one.text.splitlines()
     if line > len(texts):
         raise errors.NotFound(f"{path} has {len(texts)} lines, not {line}")
-    revision = await opened.reader.at(*meant, number)
+    number = revision.number
     notes = await lookup_why.of_line(opened.store, revision, one, line, subject=whom)
     out.answer({"revision": number, "path": path, "line": line, "text": texts[line - 1], "notes": notes})
     out.say(f"{path}:{line}  (revision {number})")

@@ -17,6 +17,7 @@ from runlore.cli import (
     pipeline,
     review,
     serve,
+    sides,
     snapshots,
     sources,
     stages,
@@ -64,6 +65,7 @@ pipeline.register(app)
 inspect.register(app)
 operate.register(app)
 review.register(app)
+sides.register(app)
 snapshots.register(app)
 workspaces.register(app, snapshots.app)
 topics.register(app)

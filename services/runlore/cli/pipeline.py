@@ -237,6 +237,7 @@ def seed(
         str | None,
         typer.Option("--agent", help="Agent, where each has a workspace of its own.", show_default=False),
     ] = None,
+    line: ui.LineOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace what was edited in the workspace, memory or not.")
     ] = False,
@@ -259,7 +260,7 @@ def seed(
             if not id:
                 await inspect.list_rollouts(out, opened, project, memory)
                 return
-            await _seed(out, opened, id, project, memory, into, (subject, at, agent), force)
+            await _seed(out, opened, id, project, memory, into, (subject, at, agent, line), force)
 
     ui.run(work, as_json=as_json)
 
@@ -271,7 +272,7 @@ async def _seed(
     project: str | None,
     memory: str | None,
     into: Path | None,
-    wanted: tuple[str | None, int | None, str | None],
+    wanted: tuple[str | None, int | None, str | None, str | None],
     force: bool,
 ) -> None:
     from runlore import errors
@@ -287,9 +288,9 @@ async def _seed(
             raise errors.InvalidInput(
                 "--project and --memory are needed", hint="`runlore seed` lists what there is"
             )
-        subject, at, agent = wanted
+        subject, at, agent, line = wanted
         pinned = await seeds.resolve(
-            opened.reader, project, memory, name, subject=subject, at=at, agent=agent
+            opened.reader, project, memory, name, subject=subject, at=at, agent=agent, side=line
         )
     if pinned is None:
         nothing = {"snapshot": None, "base": {"counter": 0, "snapshot": None}, "restored": None}

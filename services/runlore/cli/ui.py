@@ -47,6 +47,12 @@ SubjectOption = Annotated[
     str | None,
     typer.Option("--subject", help="Whom it is for: their own notes are shown too.", show_default=False),
 ]
+LineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--line", help="A side line (`runlore rebuild`) instead of the memory's own.", show_default=False
+    ),
+]
 ReasonOption = Annotated[
     str, typer.Option("--reason", help="Why; asked for, and kept with the change.", show_default=False)
 ]

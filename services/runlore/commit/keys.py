@@ -11,6 +11,7 @@ import hashlib
 
 ROLLOUTS, RECORDS, MARKS, MEMORIES = "rollouts", "records", "marks", "memories"
 MANIFESTS, PACKS, CLAIMS = "manifests", "packs", "claims"
+SIDES = "sides"
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
@@ -24,6 +25,7 @@ PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
+    SIDES,
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
     *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, JOINS, SPEND),
 )
@@ -55,6 +57,11 @@ def record_name(key: str) -> tuple[str, int]:
 
 def memory_head(project: str, memory: str) -> str:
     return f"{project}/{MEMORIES}/{spread(memory)}/{memory}.json"
+
+
+def side_head(project: str, memory: str, name: str) -> str:
+    """The head of a side line of a memory. Its manifests and packs lie among those of the memory itself."""
+    return f"{project}/{SIDES}/{spread(f'{memory}/{name}')}/{memory}/{name}.json"
 
 
 def marks(project: str, memory: str, kind: str = MARKS) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runlore import clock, errors
-from runlore.commit import heads, keys, packs, pages
+from runlore.commit import heads, keys, packs, pages, sides
 from runlore.events import envelope
 from runlore.store import port
 
@@ -69,8 +69,13 @@ class Reader:
         self._packs: OrderedDict[str, packs.Pack] = OrderedDict()
         self._bytes = 0
 
-    async def head(self, project: str, memory: str) -> heads.Head:
-        """The memory's head; counter 0 where it has no revision yet."""
+    async def head(self, project: str, memory: str, *, side: str | None = None) -> heads.Head:
+        """The memory's head, or that of a side line; counter 0 where it has no revision yet.
+
+        Raises `errors.NotFound` for a side line that there is not.
+        """
+        if side is not None:
+            return await sides.existing(self.store, project, memory, side)
         return await heads.read(self.store, keys.memory_head(project, memory), fmt=HEAD_FORMAT)
 
     async def manifest(self, project: str, memory: str, number: int, sha256: str) -> dict[str, Any]:
@@ -127,31 +132,44 @@ class Reader:
             return None
         return await self.load(project, memory, int(head.body["revision"]), str(head.body["manifest"]))
 
-    async def at(self, project: str, memory: str, number: int | None = None) -> Revision:
-        """Revision `number` (None: the head's). Raises `errors.NotFound` with what there is."""
-        head = await self.head(project, memory)
-        newest = int(head.body.get("revision", 0))
+    async def at(
+        self, project: str, memory: str, number: int | None = None, *, side: str | None = None
+    ) -> Revision:
+        """Revision `number` (None: the head's), of the memory or of a side line of it.
+
+        Raises `errors.NotFound` with what there is.
+        """
+        head = await self.head(project, memory, side=side)
+        named = f"memory {project}/{memory}" if side is None else f"side line {side} of {project}/{memory}"
+        newest = int(head.body.get("revision") or 0)
         if newest == 0:
             raise errors.NotFound(
-                f"memory {project}/{memory} has no revision yet",
-                hint="`runlore status` shows what is still on its way",
+                f"{named} has no revision yet",
+                hint="`runlore status` shows what is still on its way"
+                if side is None
+                else "`runlore rebuild` goes on building it",
             )
         if number is None or number == newest:
             revision = await self.current(head, project, memory)
             assert revision is not None
             return revision
         if not 1 <= number < newest:
-            raise errors.NotFound(f"memory {project}/{memory} has revisions 1 to {newest}, not {number}")
-        return await self.load(project, memory, number, await self._find(head, project, memory, number))
+            raise errors.NotFound(f"{named} has revisions 1 to {newest}, not {number}")
+        found = await self._find(head, project, memory, number, side)
+        return await self.load(project, memory, number, found)
 
-    async def _find(self, head: heads.Head, project: str, memory: str, number: int) -> str:
+    async def _find(self, head: heads.Head, project: str, memory: str, number: int, side: str | None) -> str:
         """The manifest of revision `number` in the head's line.
 
-        A LIST by number finds it at once; where writers raced, several were written for that number, and
-        only one is the parent of the next: then the line is walked from the head.
+        A LIST by number finds it at once: each manifest says which line it was written for. Where writers raced, or
+        a side line began again, several were written for that number, and only one is the parent of the next: then
+        the line is walked from the head.
         """
         prefix = keys.manifests(project, memory, number)
         named = [row.key.removeprefix(prefix) async for row in self.store.list(prefix)]
+        if len(named) > 1:
+            bodies = {one: await self.manifest(project, memory, number, one) for one in named}
+            named = [one for one, body in bodies.items() if body.get("side") == side]
         if len(named) == 1:
             return named[0]
         at, sha256 = int(head.body["revision"]), str(head.body["manifest"])
@@ -164,13 +182,19 @@ class Reader:
             raise errors.NotFound(f"revision {number} of {project}/{memory} is not kept any more")
         return sha256
 
-    async def line(self, project: str, memory: str) -> AsyncIterator[dict[str, Any]]:
-        """The manifests of a memory from the newest back, each with its own `sha256` added."""
-        async for body in self.line_from(project, memory, None):
+    async def line(
+        self, project: str, memory: str, *, side: str | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The manifests of a memory, or of a side line, from the newest back, each with its own `sha256` added."""
+        start = None
+        if side is not None:
+            head = (await self.head(project, memory, side=side)).body
+            start = (int(head.get("revision") or 0), head.get("manifest"))
+        async for body in self.line_from(project, memory, start):
             yield body
 
     async def line_from(
-        self, project: str, memory: str, start: tuple[int, str] | None
+        self, project: str, memory: str, start: tuple[int, str | None] | None
     ) -> AsyncIterator[dict[str, Any]]:
         """The same from a revision back: `start` is its number and its manifest's name; None: the newest."""
         at, sha256 = start or (0, None)

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from runlore import clock, errors
-from runlore.commit import age, keys, lines, revisions
+from runlore.commit import age, keys, lines, revisions, sides
 from runlore.snapshots import names, reading
 from runlore.store import port
 
@@ -80,7 +80,7 @@ async def scan(
     # enough for all that it needs to be young, or in its term.
     await store.settle()
     wanted = await _of_snapshots(store, plan, started, on_progress)
-    wanted |= await _of_memories(store, plan, on_progress)
+    wanted |= await _of_memories(store, plan, started, on_progress)
     oldest = (started - age.TERM - CLOCK_SLACK).timestamp()
     seen = 0
     for kind in KINDS:
@@ -119,8 +119,13 @@ async def _of_snapshots(
     return wanted
 
 
-async def _of_memories(store: port.ObjectStore, plan: Plan, on_progress: Progress) -> set[str]:
-    """The keys of every manifest in a memory's line, and of their packs: all revisions are kept."""
+async def _of_memories(
+    store: port.ObjectStore, plan: Plan, started: dt.datetime, on_progress: Progress
+) -> set[str]:
+    """The keys of every manifest in a memory's line, and of their packs: all revisions are kept.
+
+    Of a side line too, while it stands and until its term ends.
+    """
     wanted: set[str] = set()
     reader = revisions.Reader(store)
     prefix = f"{plan.project}/{keys.MEMORIES}/"
@@ -131,6 +136,13 @@ async def _of_memories(store: port.ObjectStore, plan: Plan, on_progress: Progres
             wanted.add(keys.manifest(plan.project, memory, int(body["revision"]), str(body["sha256"])))
             wanted |= {keys.pack(plan.project, str(pack["sha256"])) for pack in body["packs"]}
             on_progress(len(wanted), "revisions")
+    for head in await sides.all_heads(store, plan.project):
+        plan.heads += 1
+        for start in sides.kept(head.body, started):
+            async for body in reader.line_from(plan.project, str(head.body["memory"]), start):
+                named = (int(body["revision"]), str(body["sha256"]))
+                wanted.add(keys.manifest(plan.project, str(head.body["memory"]), *named))
+                wanted |= {keys.pack(plan.project, str(pack["sha256"])) for pack in body["packs"]}
     return wanted
 
 

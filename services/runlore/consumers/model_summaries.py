@@ -170,6 +170,17 @@ class ModelSummariesStage:
                 await clock.sleep(0.005 * restart * clock.jitter())
         raise errors.StoreUnavailable(f"the head of rollout {rollout} in {project}/{memory} is contended")
 
+    async def next_part(self, project: str, memory: str, head: heads.Head) -> dict[str, Any] | None:
+        """The head's part after one more ask; None where it covers all runs. Writes no head.
+
+        Raises as `work` does.
+        """
+        runs = head.body.get("runs", {})
+        plan = rolling.plan(runs, head.body.get("model"))
+        if plan is None:
+            return None
+        return await self._part(project, memory, head, *await self._base(project, runs, plan))
+
     async def _base(
         self, project: str, runs: Mapping[str, Any], plan: rolling.Plan
     ) -> tuple[rolling.Plan, list[Mapping[str, Any]]]:
@@ -241,7 +252,7 @@ class ModelSummariesStage:
             model=choice.model,
             effort=choice.effort,
             tier=choice.tier,
-            instructions=prompts.instructions(PROMPT, choice.extra_prompt),
+            instructions=prompts.instructions(PROMPT, choice.extra_prompt, instead=choice.prompt),
             input=shown.text,
             answer=model_summary.Summary,
             output_tokens_max=choice.output_tokens_max,

@@ -11,6 +11,7 @@ whoever comes later, with whatever batch, writes the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import structlog
 from runlore import errors
 from runlore.commit import heads, keys, rollouts
 from runlore.consumers.runtime import Runtime
-from runlore.events import ids
+from runlore.events import envelope, ids
 from runlore.memory import rules, values
 from runlore.store import port
 
@@ -228,6 +229,16 @@ async def rebuilt(store: port.ObjectStore, head: heads.Head, runtime: Runtime) -
     """The summary of a rollout from every record that its head names; None where it names none."""
     runs: Mapping[str, Any] = head.body.get("runs", {})
     return await _rebuild(store, head.body, runs, [], runtime) if runs else None
+
+
+async def present(store: port.ObjectStore, head: heads.Head, runtime: Runtime) -> dict[str, Any]:
+    """A rollout's summary by the present rules: the head's own, or, where others made that, from the records."""
+    summary: dict[str, Any] | None = head.body.get("summary")
+    if summary is not None and _same_rules(summary):
+        return summary
+    made = await _summary(store, None, head.body, head.body["runs"], [], runtime)
+    # As a head would give it back: tuples and numbers as JSON has them.
+    return json.loads(envelope.dump(made))
 
 
 def extended(

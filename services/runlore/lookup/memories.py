@@ -46,6 +46,8 @@ def _reason(body: Mapping[str, Any]) -> str:
         done = ", ".join(f"{action} {count}" for action, count in body["operations"].items()) or "no change"
         refused = f", refused {len(body['refused'])}" if body["refused"] else ""
         return f"model: {body['shown']} new statements, {done}{refused}"
+    if body["reason"] == "promote":
+        return f"promote {body['promoted']['side']}@{body['promoted']['revision']}: {body['note']}"
     return str(body["reason"])
 
 
@@ -56,12 +58,14 @@ async def files_of(
     at: int | None,
     subject: str | None,
     rollout: str | None = None,
+    *,
+    side: str | None = None,
 ) -> tuple[int, dict[str, render.Composed]]:
     """(the revision's number, its files as a seed for `subject` would hold them, without the memory's folder).
 
-    With `rollout` (an alias) also what only a seed that continues it may hold.
+    With `rollout` (an alias) also what only a seed that continues it may hold. `side`: of that side line.
     """
-    revision = await reader.at(project, memory, at)
+    revision = await reader.at(project, memory, at, side=side)
     return revision.number, compose(revision, whom_of(subject), rollout)
 
 

@@ -123,10 +123,11 @@ async def resolve(
     subject: str | None = None,
     at: int | None = None,
     agent: str | None = None,
+    side: str | None = None,
 ) -> Seed | None:
     """The seed for the next run of `rollout` (id as given), in the workspace of `agent` if it has its own.
 
-    None where the memory has no revision yet and the rollout no workspace.
+    None where the memory has no revision yet and the rollout no workspace. `side`: of that side line, for a trial.
     """
     term = clock.now() + dt.timedelta(hours=TERM_HOURS)
     ids.check_name(project, "project")
@@ -138,8 +139,8 @@ async def resolve(
     found = await reader.store.get_many(wanted)
     workspace = heads.parse(wanted[0], found[0], fmt=lines.HEAD_FORMAT).body
     head = heads.parse(wanted[1], found[1], fmt=revisions.HEAD_FORMAT).body
-    if at is not None:
-        revision = await reader.at(project, memory, at)
+    if at is not None or side is not None:
+        revision = await reader.at(project, memory, at, side=side)
         number, manifest = revision.number, revision.sha256
     elif head.get("manifest"):
         number, manifest = int(head["revision"]), str(head["manifest"])

@@ -11,10 +11,12 @@ failure did not come back in the run. A call that works unchanged a second time 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from runlore.memory import calls, fixes, signatures
 
@@ -30,6 +32,8 @@ _QUOTED = re.compile(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"")
 
 RETRY_CALLS_MAX = 12
 """How many calls may lie between a failing call and the retry that is its answer."""
+RETRIES_MAX = 64
+"""How many calls of the same head after a failing one are looked through for what made it work."""
 SHORT_CHARS_MAX = 600
 """A text longer than this is content, not a refusal, unless the protocol says otherwise."""
 
@@ -120,17 +124,53 @@ def _is_error_object(answer: dict[Any, Any]) -> bool:
     return False
 
 
+class _Same:
+    """The calls of one head that its own answers judge, in order: each question about them is answered in one pass."""
+
+    def __init__(self, made: list[calls.Call]) -> None:
+        self.calls = made
+        self.kinds = Counter(call.shape for call in made)
+        self._templates = Counter(call.template for call in made)
+        self._place = {call.number: place for place, call in enumerate(made)}
+        # Whether the next call is the retry of each; of the last there is none.
+        follows = [_follows(one, later) for one, later in itertools.pairwise(made)] + [False]
+        # From the end: where the chain of retries ends that each call begins.
+        self._ends = list(range(len(made)))
+        for place in range(len(made) - 2, -1, -1):
+            if follows[place]:
+                self._ends[place] = self._ends[place + 1]
+        self._left = {call.template for call, followed in zip(made, follows, strict=False) if not followed}
+
+    def answer_to(self, call: calls.Call) -> calls.Call | None:
+        """The last variant of `call` in the chain of retries that follows it."""
+        found = self.calls[self._ends[self._place[call.number]]]
+        return found if found is not call and not calls.is_same(call, found) else None
+
+    def is_usual(self, answer: calls.Call) -> bool:
+        """Whether this tool gave such an answer at least twice."""
+        return self._templates[answer.template] >= 2
+
+    def is_always_retried(self, call: calls.Call) -> bool:
+        """Whether the agent tried again after every answer of this shape: its own way to say that it failed."""
+        return call.template not in self._left
+
+
+def _follows(call: calls.Call, later: calls.Call) -> bool:
+    """Whether the next call of a head is the retry of the one before."""
+    if later.number - call.number > RETRY_CALLS_MAX:
+        return False
+    return calls.is_variant(call, later) or calls.is_same(call, later)
+
+
 def _by_behaviour(same: list[calls.Call], known: dict[int, str]) -> dict[int, str]:
     """Reasons for the calls of one head that its own other answers tell."""
-    open_calls = [call for call in same if call.number not in known and _is_judged(call)]
-    kinds = Counter(call.shape for call in open_calls)
-    structured = kinds["object"] + kinds["list"]
+    judged = _Same([call for call in same if call.number not in known and _is_judged(call)])
     out: dict[int, str] = {}
-    for call in open_calls:
+    for call in judged.calls:
         if call.shape == "text":
-            out |= _refusal(call, open_calls, structured)
+            out |= _refusal(call, judged)
         elif call.shape == "object":
-            out |= _odd_object(call, open_calls)
+            out |= _odd_object(call, judged)
     return out
 
 
@@ -139,23 +179,23 @@ def _is_judged(call: calls.Call) -> bool:
     return call.output is not None and call.output.exit_code is None
 
 
-def _refusal(call: calls.Call, same: list[calls.Call], structured: int) -> dict[int, str]:
+def _refusal(call: calls.Call, same: _Same) -> dict[int, str]:
     is_short = len(call.text) <= SHORT_CHARS_MAX
-    if structured and is_short:
+    if is_short and same.kinds["object"] + same.kinds["list"]:
         # This tool answers data, and here it answered a short sentence.
         return {call.number: "shape"}
-    answer = _answer_to(call, same)
+    answer = same.answer_to(call)
     is_other = answer is not None and answer.template != call.template
-    if is_other and _is_usual(answer, same) and _is_always_retried(call, same):
-        return {} if _is_always_retried(answer, same) else {call.number: "retried"}
+    if is_other and same.is_usual(answer) and same.is_always_retried(call):
+        return {} if same.is_always_retried(answer) else {call.number: "retried"}
     # Nothing in this run tells. Kept as a question for the other runs, if it looks like a sentence.
-    is_open = is_short and len(same) <= 4 and not call.command
+    is_open = is_short and len(same.calls) <= 4 and not call.command
     return {call.number: "maybe"} if is_open and len(call.text.strip()) >= 6 else {}
 
 
-def _odd_object(call: calls.Call, same: list[calls.Call]) -> dict[int, str]:
+def _odd_object(call: calls.Call, same: _Same) -> dict[int, str]:
     """An object whose keys are not this tool's usual ones, asked again and then answered as usual."""
-    answer = _answer_to(call, same)
+    answer = same.answer_to(call)
     if (
         answer is None
         or not isinstance(answer.container, dict | list)
@@ -169,63 +209,51 @@ def _odd_object(call: calls.Call, same: list[calls.Call]) -> dict[int, str]:
     mine = set(call.container)
     theirs = set(answer.container) if isinstance(answer.container, dict) else set()
     overlap = len(mine & theirs) / max(1, len(mine | theirs))
-    if overlap >= 0.34 or len(answer.text) <= len(call.text) or not _is_always_retried(call, same):
+    if overlap >= 0.34 or len(answer.text) <= len(call.text) or not same.is_always_retried(call):
         return {}
     return {call.number: "shape"}
-
-
-def _answer_to(call: calls.Call, same: list[calls.Call]) -> calls.Call | None:
-    """The last variant of `call` in the chain of retries that follows it."""
-    current, found = call, None
-    for later in same:
-        if later.number <= current.number or later.number - current.number > RETRY_CALLS_MAX:
-            continue
-        if calls.is_variant(current, later) or calls.is_same(current, later):
-            current = found = later
-        else:
-            break
-    return found if found is not None and not calls.is_same(call, found) else None
-
-
-def _is_usual(answer: calls.Call, same: list[calls.Call]) -> bool:
-    """Whether this tool gave such an answer at least twice, or one clearly richer than the refused one."""
-    kind = answer.template
-    return sum(call.template == kind for call in same) >= 2
-
-
-def _is_always_retried(call: calls.Call, same: list[calls.Call]) -> bool:
-    """Whether the agent tried again after every answer of this shape: its own way to say that it failed."""
-    kind = call.template
-    for place, one in enumerate(same):
-        if one.template == kind:
-            following = same[place + 1] if place + 1 < len(same) else None
-            if following is None or following.number - one.number > RETRY_CALLS_MAX:
-                return False
-            if not (calls.is_variant(one, following) or calls.is_same(one, following)):
-                return False
-    return True
 
 
 # --- which change made them work --------------------------------------------------------------------
 
 
+class _Known:
+    """What is asked of all failures and successes of a run while one failure is looked at."""
+
+    def __init__(self, made: list[calls.Call], found: list[Failure], failed: set[int]) -> None:
+        self.of_head: dict[str, list[calls.Call]] = defaultdict(list)
+        self.place: dict[int, int] = {}
+        self._worked: dict[tuple[str, tuple[Any, ...]], list[int]] = defaultdict(list)
+        for call in made:
+            self.place[call.number] = len(self.of_head[call.head])
+            self.of_head[call.head].append(call)
+            if call.number not in failed and _works(call):
+                self._worked[call.head, tuple(call.leaves)].append(call.number)
+        self.key_at = {one.call.number: one.signature.key for one in found}
+        self._last = {(one.call.head, one.signature.key): one.call.number for one in found}
+
+    def worked_again(self, call: calls.Call) -> int | None:
+        """The number of the next call that asked for exactly the same, and worked."""
+        numbers = self._worked.get((call.head, tuple(call.leaves)), [])
+        place = bisect.bisect_right(numbers, call.number)
+        return numbers[place] if place < len(numbers) else None
+
+    def came_back(self, failure: Failure, working: calls.Call) -> bool:
+        return self._last[failure.call.head, failure.signature.key] > working.number
+
+
 def _with_fixes(context: fixes.Context, found: list[Failure], reasons: dict[int, str]) -> list[Failure]:
     failed = set(reasons)
     unsure = {number for number, reason in reasons.items() if reason == "maybe"}
-    by_head: dict[str, list[calls.Call]] = defaultdict(list)
-    for call in context.calls:
-        by_head[call.head].append(call)
+    known = _Known(context.calls, found, failed)
     out = []
     for failure in found:
-        same = by_head[failure.call.head]
-        if _is_flaky(failure, context.calls, same, failed):
+        if _is_flaky(failure, context.calls, known):
             out.append(replace(failure, is_flaky=True))
         else:
             # An unsure failure may be cured by an answer that is as unsure, if it is another sentence.
-            kind = failure.call.template
-            others = {call.number for call in same if call.number in unsure and call.template != kind}
-            ruled_out = failed if failure.is_sure else failed - others
-            out.append(replace(failure, fix=_fix(context, failure, found, same, ruled_out)))
+            ruled_out = _RuledOut(failed, set() if failure.is_sure else unsure, failure.call)
+            out.append(replace(failure, fix=_fix(context, failure, known, ruled_out)))
     flaky = {(one.call.head, one.signature.key) for one in out if one.is_flaky}
     return [
         replace(one, fix=None, is_flaky=True) if (one.call.head, one.signature.key) in flaky else one
@@ -233,57 +261,61 @@ def _with_fixes(context: fixes.Context, found: list[Failure], reasons: dict[int,
     ]
 
 
-def _is_flaky(failure: Failure, made: list[calls.Call], same: list[calls.Call], failed: set[int]) -> bool:
+class _RuledOut(NamedTuple):
+    """The calls that can be no cure of one failure."""
+
+    failed: set[int]
+    unsure: set[int]
+    failing: calls.Call
+
+    def __contains__(self, call: object) -> bool:
+        assert isinstance(call, calls.Call)
+        is_other = call.head == self.failing.head and call.template != self.failing.template
+        is_other = is_other and call.number in self.unsure
+        return call.number in self.failed and not is_other
+
+
+def _is_flaky(failure: Failure, made: list[calls.Call], known: _Known) -> bool:
     """Whether the very same call worked later although nothing had been changed in between.
 
     What another command line did in between can not be known, so after one the rules abstain.
     """
-    for later in same:
-        is_later_success = later.number > failure.call.number and later.number not in failed and _works(later)
-        if is_later_success and calls.is_same(failure.call, later):
-            between = made[failure.call.number + 1 : later.number]
-            return not any(is_change(call) or _may_change(call, failure.call) for call in between)
-    return False
+    later = known.worked_again(failure.call)
+    if later is None:
+        return False
+    between = itertools.islice(made, failure.call.number + 1, later)
+    return not any(is_change(call) or _may_change(call, failure.call) for call in between)
 
 
 def _fix(
-    context: fixes.Context, failure: Failure, found: list[Failure], same: list[calls.Call], failed: set[int]
+    context: fixes.Context, failure: Failure, known: _Known, ruled_out: _RuledOut
 ) -> dict[str, Any] | None:
     call, working, between = failure.call, None, None
     current = call
-    for later in same:
-        if later.number <= current.number:
-            continue
+    same, first = known.of_head[call.head], known.place[call.number] + 1
+    for place in range(first, min(len(same), first + RETRIES_MAX)):
+        later = same[place]
         if later.number - current.number > RETRY_CALLS_MAX:
             break
-        if later.number not in failed and _works(later):
+        if later not in ruled_out and _works(later):
             if calls.is_same(call, later):
-                return _steps(context, call, later, failed) if not _came_back(failure, later, found) else None
+                return (
+                    _steps(context, call, later, ruled_out) if not known.came_back(failure, later) else None
+                )
             if calls.is_variant(call, later):
                 working = later
             break
-        if later.number in failed and (calls.is_variant(current, later) or calls.is_same(current, later)):
+        if later in ruled_out and (calls.is_variant(current, later) or calls.is_same(current, later)):
             current = later
-            if between is None and _signature_at(found, later) not in (None, failure.signature.key):
+            if between is None and known.key_at.get(later.number) not in (None, failure.signature.key):
                 between = later
-    if working is None or _came_back(failure, working, found):
+    if working is None or known.came_back(failure, working):
         return None
     return fixes.of(context, call, working, between)
 
 
 def _works(call: calls.Call) -> bool:
     return call.output is not None and (call.output.exit_code == 0 or bool(call.text.strip()))
-
-
-def _signature_at(found: list[Failure], call: calls.Call) -> str | None:
-    return next((one.signature.key for one in found if one.call.number == call.number), None)
-
-
-def _came_back(failure: Failure, working: calls.Call, found: list[Failure]) -> bool:
-    mine = (failure.call.head, failure.signature.key)
-    return any(
-        (one.call.head, one.signature.key) == mine and one.call.number > working.number for one in found
-    )
 
 
 def _may_change(call: calls.Call, failing: calls.Call) -> bool:
@@ -305,9 +337,9 @@ def is_change(call: calls.Call) -> bool:
 
 
 def _steps(
-    context: fixes.Context, failing: calls.Call, working: calls.Call, failed: set[int]
+    context: fixes.Context, failing: calls.Call, working: calls.Call, ruled_out: _RuledOut
 ) -> dict[str, Any] | None:
     """The same call worked after something else was changed: the fix is what was done in between."""
     between = context.calls[failing.number + 1 : working.number]
-    done = [call for call in between if is_change(call) and call.number not in failed]
+    done = [call for call in between if is_change(call) and call not in ruled_out]
     return {"after": done, "item": working.index} if done else None

@@ -92,6 +92,8 @@ class Choice(pydantic.BaseModel):
     tier: str = ""
     extra_prompt: str = ""
     """What a team adds to the prompt of the phase."""
+    prompt: str = ""
+    """What stands in place of the phase's own prompt. Only a side line has one (`consumers/rebuild.py`)."""
     input_tokens_max: int = 60_000
     """By the estimate of `memory/text.py`, which counts from above; the prompt itself comes on top."""
     output_tokens_max: int = 16_000

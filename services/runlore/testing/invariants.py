@@ -304,10 +304,9 @@ def moved_well(key: str, before: bytes | None, after: bytes | None) -> list[Viol
         out.append(
             Violation(ONE_LINE, key, f"the counter went from {old.get('counter', 0)} to {new['counter']}")
         )
-    if new.get("revision", 0) - old.get("revision", 0) not in (0, 1):
-        out.append(
-            Violation(ONE_LINE, key, f"the revision went from {old.get('revision', 0)} to {new['revision']}")
-        )
+    was, now = int(old.get("revision") or 0), int(new.get("revision") or 0)
+    if now - was not in (0, 1):
+        out.append(Violation(ONE_LINE, key, f"the revision went from {was} to {now}"))
     lost = [name for name in old if name not in new]
     if lost:
         out.append(Violation(ONE_LINE, key, f"the fields {', '.join(lost)} did not survive the move"))

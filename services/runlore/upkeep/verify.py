@@ -10,7 +10,7 @@ from runlore.bus import port as bus_port
 from runlore.commit import keys, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
-from runlore.testing import invariants, snapshot_invariants
+from runlore.testing import invariants, side_invariants, snapshot_invariants
 from runlore.upkeep import audit, pauses
 
 READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
@@ -69,6 +69,7 @@ async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invar
     found = await invariants.check(store, bus)
     for project in await invariants.projects(store):
         found += await snapshot_invariants.check(store, project)
+        found += await side_invariants.check(store, project)
     return found
 
 

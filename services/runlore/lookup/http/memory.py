@@ -20,11 +20,15 @@ from runlore.lookup.http.service import WAIT_SECONDS_MAX
 router = APIRouter(prefix="/v1/projects/{project}", tags=["memory"])
 QUERY_CHARS_MAX = 1000
 NUMBER_CHARS_MAX = 9
+NAME_CHARS_MAX = 63
 
 Rollout = Annotated[
     str | None, Query(max_length=ids.ID_CHARS_MAX, description="As a seed that continues this rollout.")
 ]
 Number = Annotated[callers.Segment, "A revision's number, or `head`."]
+Side = Annotated[
+    str | None, Query(max_length=NAME_CHARS_MAX, description="A side line instead of the memory's own.")
+]
 
 
 def _number(text: str) -> int | None:
@@ -37,9 +41,15 @@ def _number(text: str) -> int | None:
 
 
 async def _files(
-    request: Request, project: str, memory: str, n: str, subject: str | None, rollout: str | None
+    request: Request,
+    project: str,
+    memory: str,
+    n: str,
+    subject: str | None,
+    rollout: str | None,
+    side: str | None = None,
 ) -> tuple[revisions.Revision, dict[str, Any]]:
-    revision = await callers.service_of(request).reader.at(project, memory, _number(n))
+    revision = await callers.service_of(request).reader.at(project, memory, _number(n), side=side)
     alias = ids.alias(rollout.strip()) if rollout and rollout.strip() else None
     # Off the loop: it reads and verifies every part.
     return revision, await asyncio.to_thread(memories.compose, revision, memories.whom_of(subject), alias)
@@ -52,8 +62,13 @@ def _file(files: dict[str, Any], path: str) -> Any:
     return files[path]
 
 
-def _etag(revision: revisions.Revision, n: str, *more: object) -> str:
-    return answers.quoted(revision.sha256, *more, weak=n == "head")
+def _is_fixed(n: str, side: str | None) -> bool:
+    """Whether a number names the same for ever: that of a side line may begin again under its name."""
+    return n != "head" and side is None
+
+
+def _etag(revision: revisions.Revision, is_fixed: bool, *more: object) -> str:
+    return answers.quoted(revision.sha256, *more, weak=not is_fixed)
 
 
 @router.get("/memories", summary="The memories of the project", responses=shapes.answers(shapes.Page))
@@ -89,13 +104,15 @@ async def log(
     _: Annotated[Any, callers.needs(callers.READ)],
     limit: callers.Limit = callers.PAGE,
     cursor: callers.Cursor = None,
+    side: Side = None,
 ) -> Response:
     after = answers.place_of(cursor, int, str)
     reader = callers.service_of(request).reader
     ids.check_name(memory, "memory")
     rows: list[dict[str, Any]] = []
     try:
-        async for body in reader.line_from(project, memory, after):
+        line = reader.line_from(project, memory, after) if after else reader.line(project, memory, side=side)
+        async for body in line:
             rows.append(body)
             if len(rows) > limit:
                 break
@@ -104,7 +121,7 @@ async def log(
             raise
         raise errors.InvalidInput("the cursor is none that this list gave") from None
     if not rows and after is None:
-        await reader.at(project, memory)  # It says that there is none.
+        await reader.at(project, memory, side=side)  # It says that there is none.
     page = answers.page(
         rows,
         limit,
@@ -128,8 +145,9 @@ async def files(
     _: Annotated[Any, callers.needs(callers.READ)],
     subject: callers.Subject = None,
     rollout: Rollout = None,
+    side: Side = None,
 ) -> Response:
-    revision, found = await _files(request, project, memory, n, subject, rollout)
+    revision, found = await _files(request, project, memory, n, subject, rollout, side)
     body = {
         "project": project,
         "memory": memory,
@@ -138,7 +156,9 @@ async def files(
         "layout": dict(revision.body["layout"]),
         "files": memories.sizes((path, one.text) for path, one in sorted(found.items())),
     }
-    return await answers.found(request, body, etag=_etag(revision, n, "files"), immutable=n != "head")
+    return await answers.found(
+        request, body, etag=_etag(revision, _is_fixed(n, side), "files"), immutable=_is_fixed(n, side)
+    )
 
 
 @router.get(
@@ -155,11 +175,12 @@ async def file(
     _: Annotated[Any, callers.needs(callers.READ)],
     subject: callers.Subject = None,
     rollout: Rollout = None,
+    side: Side = None,
 ) -> Response:
-    revision, found = await _files(request, project, memory, n, subject, rollout)
+    revision, found = await _files(request, project, memory, n, subject, rollout, side)
     one = _file(found, path)
-    etag = _etag(revision, n, memories.sizes([(path, one.text)])[0]["sha256"])
-    return await answers.text(request, one.text, etag=etag, immutable=n != "head")
+    etag = _etag(revision, _is_fixed(n, side), memories.sizes([(path, one.text)])[0]["sha256"])
+    return await answers.text(request, one.text, etag=etag, immutable=_is_fixed(n, side))
 
 
 @router.get(
@@ -177,8 +198,9 @@ async def why(
     _: Annotated[Any, callers.needs(callers.READ)],
     subject: callers.Subject = None,
     rollout: Rollout = None,
+    side: Side = None,
 ) -> Response:
-    revision, found = await _files(request, project, memory, n, subject, rollout)
+    revision, found = await _files(request, project, memory, n, subject, rollout, side)
     one = _file(found, path)
     texts = one.text.splitlines()
     if line > len(texts):

@@ -14,7 +14,11 @@ def load(name: str) -> str:
     return importlib.resources.files(__name__).joinpath(f"{name}.md").read_text("utf-8").strip() + "\n"
 
 
-def instructions(name: str, extra: str) -> str:
-    """The prompt `name`, and behind it what a team adds: what all memories share begins the text."""
+def instructions(name: str, extra: str, *, instead: str = "") -> str:
+    """The prompt `name`, and behind it what a team adds: what all memories share begins the text.
+
+    `instead`: another prompt in its place, which a side line tries out.
+    """
     added = extra.strip()
-    return load(name) + (f"\n# From the owners of this memory\n\n{added}\n" if added else "")
+    prompt = instead.strip() + "\n" if instead.strip() else load(name)
+    return prompt + (f"\n# From the owners of this memory\n\n{added}\n" if added else "")
