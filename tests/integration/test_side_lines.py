@@ -71,8 +71,8 @@ async def sound(one):
 
 
 def outside(store):
-    """Every object but what a side line may write; and what counts spending, as answers cost whoever asks for them."""
-    own = (keys.SIDES, keys.MANIFESTS, keys.PACKS, keys.ANSWERS, "spend")
+    """Every object but what a side line may write, what counts spending, and the key of placeholders."""
+    own = (keys.SIDES, keys.MANIFESTS, keys.PACKS, keys.ANSWERS, keys.SPEND, keys.REDACTION)
     return {key: body for key, body in store.snapshot().items() if key.split("/")[1] not in own}
 
 

@@ -98,7 +98,7 @@ def redact(text, key=None):
 
 def install(monkeypatch):
     """Put this model where the stages look for memory."""
-    from runlore.consumers import consolidate, record, summarize
+    from runlore.consumers import consolidate, promote, record, summarize
     from runlore.testing import invariants
 
     rules = SimpleNamespace(ENGINE=ENGINE, digest=digest, build=build, extend=extend)
@@ -109,6 +109,7 @@ def install(monkeypatch):
     # No model brings anything together here.
     joint = SimpleNamespace(settle=lambda notes: notes, keep_told=lambda notes, newer: notes)
     monkeypatch.setattr(consolidate, "joint", joint)
+    monkeypatch.setattr(promote, "joint", joint)
     monkeypatch.setattr(invariants, "joint", joint)
     monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
     monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part, Memo=object))
