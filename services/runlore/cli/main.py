@@ -9,6 +9,7 @@ import sys
 import typer
 
 from runlore.cli import (
+    admin,
     control,
     inspect,
     mcp,
@@ -68,6 +69,7 @@ control.register(app)
 sources.register(app)
 mcp.register(app)
 serve.register(app)
+admin.register(app)
 
 
 def _shorten(group: typer.Typer) -> None:

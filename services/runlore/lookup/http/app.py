@@ -16,7 +16,19 @@ from starlette.responses import JSONResponse, Response
 
 from runlore import __version__, errors
 from runlore.commit import keys
-from runlore.lookup.http import answers, callers, events, memory, problems, seeds, snapshots, watching
+from runlore.lookup.http import (
+    answers,
+    callers,
+    events,
+    memory,
+    organization,
+    organization_log,
+    organization_shapes,
+    problems,
+    seeds,
+    snapshots,
+    watching,
+)
 from runlore.lookup.http import service as services
 
 READY_SECONDS_MAX = 3.0
@@ -52,6 +64,8 @@ def _routed() -> FastAPI:
     _probes(app)
     for one in (seeds, memory, snapshots, events):
         app.include_router(one.router, responses=_RESPONSES)
+    for other in (organization, organization_log):
+        app.include_router(other.router, responses=_ERRORS)
     made: dict[str, Any] = {}
 
     def document() -> dict[str, Any]:
@@ -86,6 +100,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "A problem (RFC 9457), with its `kind`.",
         "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "An error, as OpenAI's API tells one.", "model": organization_shapes.Error}
 }
 PROBLEM_SCHEMA = {
     "type": "object",

@@ -6,10 +6,14 @@ that project exists or not (invariant 9).
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import functools
+import hmac
 import ipaddress
+import math
 import urllib.parse
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
@@ -21,12 +25,16 @@ from runlore import clock, errors
 from runlore.events import ids
 from runlore.lookup.http.service import PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Service
 from runlore.store import port
-from runlore.upkeep import access
+from runlore.upkeep import access, administration, lastuse, organization
 
-KEPT_SECONDS = 15.0
-"""How long what a key may do is remembered: so long a revoked one goes on, and as long again under a slow store."""
+KEPT_SECONDS = 2.0
+"""How long a key, and what the organization says of it, is remembered."""
+ENDS_SECONDS_MAX = 5.0
+"""What was read longer ago opens nothing: so a key that was ended is over by then, also under a slow store."""
 KEPT_MAX = 10_000
 READ, WRITE, ADMIN = access.READ, access.WRITE, access.ADMIN
+ADMINISTRATION = "_operations"
+"""Whose share of a gate the routes that administer take: no project is called so."""
 NOT_YOURS = "the key is not one for this project"
 
 
@@ -48,19 +56,74 @@ bearer = HTTPBearer(auto_error=False, description="`rl_<key id>_<secret>` of `ru
 
 
 class Keyring:
-    """Keys by their id, remembered for a moment; also that there is none."""
+    """Keys by their id, remembered for a moment; also that there is none. And the organization, which ends them."""
 
     def __init__(self, store: port.ObjectStore) -> None:
         self._store = store
         self._kept: OrderedDict[str, tuple[float, access.Key | None]] = OrderedDict()
+        self._organization: tuple[float, organization.Organization] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._counts = Counts()
+        self._notes = lastuse.Notes(store)
 
     async def key(self, token: str) -> access.Key:
-        """The key that a token opens. Raises `errors.Unauthorized`."""
+        """The key that a token opens, with what it may do now. Raises `errors.Unauthorized`."""
+        came = clock.monotonic()
         parsed = access.parse(token)
         key = await self._read(parsed[0]) if parsed else None
         if parsed is None or key is None or key.revoked_at is not None or not key.opens_with(parsed[1]):
             raise errors.Unauthorized("the key is not good", hint="`runlore keys create` makes one")
+        org = await self.organization(came - KEPT_SECONDS)
+        if org.closed(key, clock.now()) is not None:
+            # An account and its key may be newer than what is remembered.
+            org = await self.organization(came)
+        if (why := org.closed(key, clock.now())) is not None:
+            raise errors.Unauthorized(why, hint="whoever administers the project makes another")
+        await self._notes.used(key.id)
+        return dataclasses.replace(key, scope=org.scope_of(key) or key.scope)
+
+    async def admin(self, token: str) -> organization.AdminKey:
+        """The admin key that a token opens. Raises `errors.Unauthorized`; `errors.Forbidden` for a project's key."""
+        came = clock.monotonic()
+        parsed = administration.parse_admin(token)
+        if parsed is None:
+            await self.key(token)
+            raise errors.Forbidden("a project's key administers nothing: that takes an admin key")
+        key = (await self.organization(came - KEPT_SECONDS)).admin_keys.get(parsed[0])
+        if key is None:
+            key = (await self.organization(came)).admin_keys.get(parsed[0])
+        over = key is None or access.has_passed(key.expires_at, clock.now())
+        if key is None or over or not hmac.compare_digest(key.sha256, access.hashed(parsed[1])):
+            raise errors.Unauthorized("the admin key is not good", hint="`runlore admin bootstrap` makes one")
+        await self._notes.used(key.id)
         return key
+
+    async def count(self, project: str, what: str) -> None:
+        """Count a request for `what` towards the project's rate limit. Raises `errors.RateLimited`."""
+        org = await self.organization(clock.monotonic() - KEPT_SECONDS)
+        kept = org.projects.get(project)
+        limit = kept.limits.get(what) if kept is not None else None
+        if limit is not None and limit.requests_per_minute is not None:
+            self._counts.ask(project, what, limit.requests_per_minute)
+
+    async def organization(self, since: float) -> organization.Organization:
+        """The organization as it was at `since` or later; read once for all who wait for it."""
+        while True:
+            asked, found = self._organization or (-math.inf, None)
+            if found is not None and asked >= since:
+                _check_age(asked)
+                return found
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask())
+                self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await asyncio.shield(self._asking)
+
+    async def _ask(self) -> None:
+        asked = clock.monotonic()
+        try:
+            self._organization = asked, await administration.read(self._store)
+        finally:
+            self._asking = None
 
     async def _read(self, key_id: str) -> access.Key | None:
         asked = clock.monotonic()
@@ -68,6 +131,7 @@ class Keyring:
         if kept is not None and asked - kept[0] < KEPT_SECONDS:
             return kept[1]
         found = await access.read(self._store, key_id)
+        _check_age(asked)
         self._kept[key_id] = (asked, found)
         self._kept.move_to_end(key_id)
         while len(self._kept) > KEPT_MAX:
@@ -75,12 +139,39 @@ class Keyring:
         return found
 
 
+def _check_age(asked: float) -> None:
+    if clock.monotonic() - asked > ENDS_SECONDS_MAX:
+        raise errors.StoreUnavailable("the store took too long to say whether the key is still good")
+
+
 def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
-def needs(scope: str) -> Any:
-    """The dependency of a route that needs `scope` in its path's project, and takes a place of that project's share."""
+class Counts:
+    """How often each project asked for each thing in the present minute of the clock, of this service alone."""
+
+    def __init__(self) -> None:
+        self._minute, self._asked = 0, Counter[tuple[str, str]]()
+
+    def ask(self, project: str, what: str, most: int) -> None:
+        """Count one request. Raises `errors.RateLimited` where it would be one too many."""
+        now = clock.now().timestamp()
+        minute = int(now // 60)
+        if minute != self._minute:
+            self._minute, self._asked = minute, Counter()
+        if self._asked[project, what] >= most:
+            raise errors.RateLimited(
+                f"the project may ask for {what} {most} times in a minute", retry_seconds=60 - int(now % 60)
+            )
+        self._asked[project, what] += 1
+
+
+def needs(scope: str, *, counts: str | None = None) -> Any:
+    """The dependency of a route that needs `scope` in its path's project, and takes a place of that project's share.
+
+    With `counts` it is counted as this, for the rate limit of the project.
+    """
 
     async def check(
         request: Request, project: Project, _: Annotated[Any, Security(bearer)] = None
@@ -92,6 +183,8 @@ def needs(scope: str) -> Any:
                 raise errors.Forbidden(NOT_YOURS)
             if not key.allows(scope):
                 raise errors.Forbidden(f"the key's scope is {key.scope}; this needs {scope}")
+            if counts is not None:
+                await request.app.state.keyring.count(project, counts)
         else:
             request.state.caller = {"client": "without a key"}
             ids.check_name(project, "project")
@@ -105,14 +198,36 @@ def needs(scope: str) -> Any:
 
 async def authenticated(request: Request) -> access.Key:
     """The key that came with the request, whatever project it is for. Raises `errors.Unauthorized`."""
+    token = _token(request)
+    if administration.parse_admin(token) is not None:
+        await request.app.state.keyring.admin(token)
+        raise errors.Forbidden("an admin key opens no project: that takes a key of it")
+    key = await request.app.state.keyring.key(token)
+    request.state.caller = {"key": key.id, "name": key.name}
+    return key
+
+
+async def administering(
+    request: Request, _: Annotated[Any, Security(bearer)] = None
+) -> AsyncIterator[organization.AdminKey]:
+    """The dependency of every route that administers: the admin key of the request. It needs one always."""
+    service = service_of(request)
+    key = await request.app.state.keyring.admin(_token(request))
+    request.state.caller = {"key": key.id, "name": key.name}
+    with service.requests.entered(ADMINISTRATION):
+        yield key
+
+
+Administering = Annotated[organization.AdminKey, Depends(administering)]
+
+
+def _token(request: Request) -> str:
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token.strip():
         raise errors.Unauthorized(
             "the request has no key", hint="send it as `Authorization: Bearer rl_<key id>_<secret>`"
         )
-    key = await request.app.state.keyring.key(token.strip())
-    request.state.caller = {"key": key.id, "name": key.name}
-    return key
+    return token.strip()
 
 
 def caller(request: Request) -> dict[str, str]:
