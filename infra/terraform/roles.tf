@@ -26,6 +26,8 @@ locals {
     probes     = "_operations/probes/*"
     keys       = "_operations/keys/*"
     secrets    = "_operations/secrets/*"
+    admin      = "_operations/admin/*"
+    used       = "_operations/used/*"
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
@@ -33,7 +35,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "keys", "secrets", "admin"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks and asks that were worked and its own status; probes are what `runlore doctor`
@@ -47,8 +49,16 @@ locals {
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
     # a line's branches. It keeps this machine's index, and says how it is.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes"]
-      write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "admin", "probes"]
+      write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used"]
+      delete = ["workers"]
+    }
+
+    # The same where it also administers (docs/ADMIN.md): it makes and ends keys. A replica of its own, which only those who
+    # administer reach, keeps that right away from the one that everybody asks.
+    serve_admin = {
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "admin", "used", "probes"]
+      write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "keys", "admin", "used"]
       delete = ["workers"]
     }
 
@@ -73,10 +83,10 @@ locals {
       delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
-    # A person at the command line: revert, review, snapshot merge and tag, pause, keys, dead, doctor, verify.
+    # A person at the command line: revert, review, snapshot merge and tag, pause, keys, admin, dead, doctor, verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys"]
-      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used"]
+      write  = ["marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "audit", "pauses", "probes", "keys", "admin"]
       delete = ["pauses", "probes"]
     }
 

@@ -11,8 +11,9 @@ from runlore.commit import keys
 from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import invariants, snapshot_invariants
-from runlore.upkeep import audit, pauses
+from runlore.upkeep import administration, audit, pauses
 
+LOGGED = "the log of what was administered is whole"
 READABLE = "audit entries, pauses and kept answers can be read"
 
 
@@ -53,6 +54,7 @@ async def verify(
         out.violations += await _readable(store, keys.answers(name), answers.parse)
     out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
     out.violations += await _readable(store, keys.pauses(), _pause)
+    out.violations += await _logged(store)
     found = await _check(store, bus)
     if found:
         again = set(await _check(store, bus))
@@ -84,6 +86,15 @@ async def _readable(
         except errors.Corrupt as exc:
             found.append(invariants.Violation(READABLE, row.key, exc.message))
     return found
+
+
+async def _logged(store: store_port.ObjectStore) -> list[invariants.Violation]:
+    """Every change of the organization is in its log as it was written."""
+    try:
+        problems = (await administration.verify(store)).problems
+    except errors.RunloreError as exc:
+        problems = [exc.message]
+    return [invariants.Violation(LOGGED, keys.log(), one) for one in problems]
 
 
 def _pause(key: str, raw: bytes) -> object:
