@@ -69,6 +69,8 @@ class Administrator:
     store: port.ObjectStore
     by: Mapping[str, Any]
     reason: str | None = None
+    on_change: Callable[[], None] = lambda: None
+    """Called once a change is made: whoever remembers the organization reads it anew."""
 
     # --- admin keys -----------------------------------------------------------------------------------------
 
@@ -339,6 +341,12 @@ class Administrator:
         return None
 
     async def _move(self, step: Step[T]) -> T:
+        try:
+            return await self._moved(step)
+        finally:
+            self.on_change()
+
+    async def _moved(self, step: Step[T]) -> T:
         tried: list[tuple[organizations.Tip, T]] = []
         for attempt in range(RESTARTS_MAX):
             head = await heads.read(self.store, keys.organization(), fmt=organizations.FORMAT)

@@ -118,6 +118,10 @@ class Keyring:
                 self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.shield(self._asking)
 
+    def forget(self) -> None:
+        """Read the organization anew for the next one who asks: it was changed here."""
+        self._organization = None
+
     async def _ask(self) -> None:
         asked = clock.monotonic()
         try:

@@ -28,7 +28,7 @@ SCOPES = {"api.all.read": access.READ, **{one: one for one in access.SCOPES}}
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 After = Annotated[str | None, Query(max_length=512, description="`last_id` of the page before.")]
 B = TypeVar("B", bound=BaseModel)
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R")
 
 
 class _Body(BaseModel):
@@ -80,7 +80,8 @@ def administrator(request: Request, key: organizations.AdminKey) -> administrati
     """Whoever sent the request, as the log keeps them."""
     by = {"key": key.id, "key_name": key.name, "user": key.owner.id}
     store = callers.service_of(request).store
-    return administration.Administrator(store, by, request.headers.get(REASON_HEADER))
+    forget = request.app.state.keyring.forget
+    return administration.Administrator(store, by, request.headers.get(REASON_HEADER), forget)
 
 
 async def told(request: Request, body: BaseModel | dict[str, Any]) -> Response:
@@ -147,28 +148,20 @@ async def delete_admin_key(
 # --- projects -----------------------------------------------------------------------------------------------
 
 
-async def _projects(request: Request) -> dict[str, organizations.Project]:
-    """Every project by its id; one that only events made as it would be administered."""
-    store = callers.service_of(request).store
-    found = dict((await administration.read(store)).projects)
-    for name in await administration.known_projects(store) - found.keys():
-        found[name] = organizations.Project(
-            id=name, name=name, created_at=await administration.first_seen(store, name)
-        )
-    return found
-
-
 async def _project(request: Request, project: str) -> organizations.Project:
-    """One project. Raises `errors.NotFound`."""
+    """One project; one that only events made as it would be administered. Raises `errors.NotFound`."""
     store = callers.service_of(request).store
     found = (await administration.read(store)).projects.get(project)
     if found is None and project in await administration.known_projects(store):
-        found = organizations.Project(
-            id=project, name=project, created_at=await administration.first_seen(store, project)
-        )
+        found = await _implied(request, project)
     if found is None:
         raise errors.NotFound(f"there is no project {project!r}")
     return found
+
+
+async def _implied(request: Request, project: str) -> organizations.Project:
+    seen = await administration.first_seen(callers.service_of(request).store, project)
+    return organizations.Project(id=project, name=project, created_at=seen)
 
 
 @router.post("/projects", summary="Make a project", responses=shapes.answers(theirs.Project))
@@ -185,11 +178,13 @@ async def list_projects(
     limit: Limit = PAGE_DEFAULT,
     include_archived: bool = False,
 ) -> Response:
-    kept = (await _projects(request)).values()
-    rows, more = cut(
-        (one for one in kept if include_archived or one.archived_at is None), after, limit, lambda one: one.id
-    )
-    return await told(request, theirs.page([theirs.project(one) for one in rows], has_more=more))
+    store = callers.service_of(request).store
+    kept = (await administration.read(store)).projects
+    hidden = () if include_archived else {name for name, one in kept.items() if one.archived_at is not None}
+    names = (await administration.known_projects(store) | kept.keys()).difference(hidden)
+    rows, more = cut(names, after, limit, lambda one: one)
+    shown = [theirs.project(kept.get(name) or await _implied(request, name)) for name in rows]
+    return await told(request, theirs.page(shown, has_more=more))
 
 
 @router.get("/projects/{project_id}", summary="One project", responses=shapes.answers(theirs.Project))

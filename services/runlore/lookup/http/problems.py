@@ -66,6 +66,9 @@ def problem(exc: errors.RunloreError, status: int | None = None, *, path: str = 
     headers = {"Cache-Control": "no-store"}
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="runlore"'
+    if theirs and status == 409:
+        # Their client takes a conflict for a lock, and would ask again.
+        headers["x-should-retry"] = "false"
     if status == 408:
         # The rest of the body may still come: nobody reads it.
         headers["Connection"] = "close"
