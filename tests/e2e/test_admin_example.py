@@ -51,6 +51,32 @@ def test_the_example_sets_up_hits_its_limit_and_reads_all_of_it_back(home):
     assert admin["token"].rpartition("_")[2] not in kept
 
 
+def test_people_are_invited_and_taken_away_at_the_command_line(home):
+    home.json("admin", "bootstrap", *WHY)
+    home.json("admin", "projects", "create", "acme", *WHY)
+    invited = ("admin", "invites", "create")
+    made = home.json(*invited, "bo@example.org", "--role", "owner", "--project", "acme:owner", *WHY)
+    other = home.json(*invited, "cy@example.org", *WHY)
+    assert (
+        home.json(*invited, "x@example.org", "--role", "king", *WHY, code=2)["error"]["kind"]
+        == "invalid_input"
+    )
+    assert home.json("admin", "invites", "delete", other["id"], *WHY)["deleted"]
+    one = serving.Served(home).start()
+    headers = {"Authorization": f"Bearer {made['token']}"}
+    status, raw, _ = one.ask("/v1/organization/invites/accept", b'{"name": "Bo"}', headers)
+    assert status == 200 and one.drain() == 0
+    user = json.loads(raw)["user"]
+    (listed,) = home.json("admin", "users", "list")["users"]
+    assert (listed["id"], listed["role"], listed["projects"]) == (user["id"], "owner", {"acme": "owner"})
+    (shown,) = home.json("admin", "invites", "list")["invites"]
+    assert shown["accepted_at"] and "sha256" not in shown
+    assert len(home.json("admin", "keys", "list")["keys"]) == 2
+    assert home.json("admin", "users", "delete", user["id"], *WHY)["deleted"]
+    assert len(home.json("admin", "keys", "list")["keys"]) == 1
+    assert home.json("audit", "verify")["is_whole"]
+
+
 def test_the_command_line_administers_as_http_does_and_finds_an_entry_that_was_altered(home):
     refused = home.json("admin", "bootstrap", code=2)
     assert refused["error"]["kind"] == "invalid_input"

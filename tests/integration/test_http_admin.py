@@ -61,6 +61,12 @@ TYPES = {
     "organization.project.api_key": project_types.ProjectAPIKey,
     "organization.project.api_key.deleted": project_types.APIKeyDeleteResponse,
     "project.rate_limit": project_types.ProjectRateLimit,
+    "organization.user": client_types.OrganizationUser,
+    "organization.user.deleted": client_types.UserDeleteResponse,
+    "organization.project.user": project_types.ProjectUser,
+    "organization.project.user.deleted": project_types.UserDeleteResponse,
+    "organization.invite": client_types.Invite,
+    "organization.invite.deleted": client_types.InviteDeleteResponse,
 }
 
 
@@ -240,7 +246,7 @@ async def test_a_request_that_does_not_fit_is_told_so_and_what_has_no_meaning_is
             assert refused.value.code == "invalid_input" and "secret" not in str(refused.value)
         for nothing in (
             org.certificates.list(),
-            org.users.list(),
+            org.groups.list(),
             org.usage.completions(start_time=0),
             org.projects.api_keys.update("k", project_id="acme", scopes=[]),
         ):
@@ -383,13 +389,18 @@ async def test_a_key_is_not_believed_where_the_store_takes_longer_than_an_end_ma
 
 # --- who may ------------------------------------------------------------------------------------------------
 
+ACCEPT = "/v1/organization/invites/accept"
+"""Whose token is the invitation's."""
 ROUTES = sorted(
     (method.upper(), path)
     for path, operations in app.openapi()["paths"].items()
-    if path.startswith("/v1/organization/")
+    if path.startswith("/v1/organization/") and path != ACCEPT
     for method in operations
 )
-FILLED = {"key_id": "k", "project_id": "acme", "account_id": "a", "rate_limit_id": "rl-seed"}
+FILLED = {"key_id": "k", "project_id": "acme", "account_id": "a", "rate_limit_id": "rl-seed"} | {
+    "user_id": "u",
+    "invite_id": "i",
+}
 
 
 async def test_no_route_that_administers_answers_a_project_s_key_or_nobody_s(tmp_path):
@@ -398,7 +409,7 @@ async def test_no_route_that_administers_answers_a_project_s_key_or_nobody_s(tmp
         good = {"Authorization": f"Bearer {admin}"}
         wrong = {"Authorization": f"Bearer {admin[:-1]}{'1' if admin.endswith('0') else '0'}"}
         data = await one.key("acme", "admin")
-        assert len(ROUTES) == 21
+        assert len(ROUTES) == 34
         for method, path in ROUTES:
             asked = path.format(**FILLED)
             for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}, wrong):
@@ -440,6 +451,150 @@ async def test_their_client_raises_its_own_errors(tmp_path):
             with pytest.raises(wanted) as refused:
                 await theirs.projects.list()
             assert refused.value.code in ("unauthorized", "forbidden")
+
+
+# --- people -------------------------------------------------------------------------------------------------
+
+
+async def joined(one, org, email, *, role="reader", projects=()):
+    """(the user, `client.admin.organization` of theirs) of somebody who was invited and accepted."""
+    made = await org.invites.with_raw_response.create(email=email, role=role, projects=list(projects))
+    async with httpx2.AsyncClient() as client:
+        headers = {"Authorization": f"Bearer {made.headers['runlore-invite']}"}
+        answer = await client.post(f"{one.url}{ACCEPT}", json={"name": email[:2]}, headers=headers)
+        again = await client.post(f"{one.url}{ACCEPT}", json={"name": "x"}, headers=headers)
+    assert answer.status_code == 200 and again.status_code == 401, answer.text
+    accepted = answer.json()
+    strictly(client_types.OrganizationUser, accepted["user"])
+    strictly(client_types.AdminAPIKeyCreateResponse, accepted["admin_api_key"])
+    theirs = await one.client(admin=accepted["admin_api_key"]["value"])
+    return accepted["user"], theirs.admin.organization
+
+
+async def test_who_is_invited_becomes_a_user_whose_key_may_what_their_role_says(tmp_path):
+    async with administered(tmp_path) as (one, org):
+        await org.projects.create(name="acme")
+        await org.projects.create(name="shop")
+        bo, his = await joined(
+            one,
+            org,
+            "bo@example.org",
+            projects=[{"id": "acme", "role": "owner"}, {"id": "shop", "role": "member"}],
+        )
+        assert (bo["role"], bo["email"]) == ("reader", "bo@example.org")
+        assert [row.id for row in await everything(his.projects.list())] == ["acme", "shop"]
+        # In his own project he makes accounts and keys, sets limits, and adds people; the project itself stays.
+        made = await his.projects.service_accounts.create("acme", name="bot")
+        await his.projects.api_keys.delete(made.api_key.id, project_id="acme")
+        await his.projects.rate_limits.update_rate_limit(
+            "rl-seed", project_id="acme", max_requests_per_1_minute=5
+        )
+        for refused in (
+            his.projects.service_accounts.create("shop", name="bot"),
+            his.projects.service_accounts.create("nobody", name="bot"),
+            his.projects.update("acme", name="Mine"),
+            his.projects.archive("acme"),
+            his.projects.create(name="more"),
+            his.admin_api_keys.create(name="more"),
+            his.invites.create(email="cy@example.org", role="owner"),
+            his.users.update(bo["id"], role="owner"),
+        ):
+            with pytest.raises(openai.PermissionDeniedError):
+                await refused
+        assert (await org.users.update(bo["id"], role="owner")).role == "owner"
+        await his.projects.update("shop", name="The shop")
+        mine = [row for row in await everything(org.audit_logs.list(actor_emails=["BO@example.org"]))]
+        assert mine[0].type == "project.updated" and mine[0].actor.api_key.user.email == "bo@example.org"
+        assert [row.type for row in mine][-3:] == ["api_key.created", "user.added", "invite.accepted"]
+        assert (await org.users.delete(bo["id"])).deleted
+        with pytest.raises(openai.AuthenticationError):
+            await his.projects.list()
+        assert await everything(org.users.list()) == []
+        assert await everything(org.projects.users.list("acme")) == []
+
+
+async def test_users_of_a_project_are_added_changed_listed_and_taken_out(tmp_path):
+    async with administered(tmp_path) as (one, org):
+        await org.projects.create(name="acme")
+        people = [(await joined(one, org, f"{name}@example.org"))[0] for name in ("al", "bo", "cy")]
+        added = await org.projects.users.create("acme", email="AL@example.org", role="member")
+        assert (added.id, added.role) == (people[0]["id"], "member")
+        await org.projects.users.create("acme", user_id=people[1]["id"], role="owner")
+        assert (await org.projects.users.update(added.id, project_id="acme", role="owner")).role == "owner"
+        assert (await org.projects.users.retrieve(added.id, project_id="acme")).email == "al@example.org"
+        listed = await everything(org.projects.users.list("acme", limit=1))
+        assert [row.id for row in listed] == [people[0]["id"], people[1]["id"]]
+        assert [row.id for row in await everything(org.users.list(emails=["cy@example.org"]))] == [
+            people[2]["id"]
+        ]
+        assert [row.id for row in await everything(org.users.list(limit=1))] == [row["id"] for row in people]
+        assert (await org.projects.users.delete(added.id, project_id="acme")).deleted
+        for wrong, error in (
+            (org.projects.users.retrieve(added.id, project_id="acme"), openai.NotFoundError),
+            (org.projects.users.update(added.id, project_id="acme", role="owner"), openai.NotFoundError),
+            (org.projects.users.create("acme", email="no@example.org", role="member"), openai.NotFoundError),
+            (org.projects.users.create("acme", role="member"), openai.BadRequestError),
+            (org.projects.users.create("acme", user_id=added.id, role="reader"), openai.BadRequestError),
+            (org.users.update(added.id, role="member"), openai.BadRequestError),
+        ):
+            with pytest.raises(error):
+                await wrong
+
+
+async def test_an_invitation_is_listed_taken_back_over_in_a_week_and_for_one_address_at_a_time(
+    tmp_path, jumping
+):
+    async with administered(tmp_path) as (one, org):
+        first = await org.invites.create(email="al@example.org", role="reader")
+        assert first.status == "pending" and first.expires_at - first.created_at == 7 * 86400
+        for wrong, error in (
+            (org.invites.create(email="AL@example.org", role="reader"), openai.ConflictError),
+            (org.invites.create(email="no address", role="reader"), openai.BadRequestError),
+            (
+                org.invites.create(email="x@y", role="reader", projects=[{"id": "none", "role": "member"}]),
+                openai.NotFoundError,
+            ),
+        ):
+            with pytest.raises(error):
+                await wrong
+        made = await org.invites.with_raw_response.create(email="bo@example.org", role="reader")
+        token = made.headers["runlore-invite"]
+        assert (await org.invites.delete(first.id)).deleted
+        jumping.ahead += 8 * 86400
+        (listed,) = await everything(org.invites.list())
+        assert listed.status == "expired" and (await org.invites.retrieve(listed.id)).status == "expired"
+        async with httpx2.AsyncClient() as client:
+            for bearer in (token, token[:-1] + "g", "rli_x", "rl_x"):
+                headers = {"Authorization": f"Bearer {bearer}"}
+                answer = await client.post(f"{one.url}{ACCEPT}", json={"name": "x"}, headers=headers)
+                assert answer.status_code == 401 and answer.json()["error"]["code"] == "unauthorized"
+        user, _ = await joined(one, org, "bo@example.org")
+        accepted = [row for row in await everything(org.invites.list()) if row.status == "accepted"]
+        with pytest.raises(openai.ConflictError):
+            await org.invites.delete(accepted[0].id)
+        with pytest.raises(openai.ConflictError):
+            await org.invites.create(email="bo@example.org", role="owner")
+        assert secret_free(one.store, token) and user["name"] == "bo"
+
+
+def secret_free(store, token):
+    secret = token.rpartition("_")[2].encode()
+    return not [key for key, found in store._objects.items() if secret in found[0].body]
+
+
+async def test_nobody_locks_everybody_out(tmp_path):
+    async with administered(tmp_path) as (one, org):
+        (first,) = await everything(org.admin_api_keys.list())
+        reader, _ = await joined(one, org, "al@example.org")
+        with pytest.raises(openai.ConflictError):
+            await org.admin_api_keys.delete(first.id)
+        owner, hers = await joined(one, org, "bo@example.org", role="owner")
+        assert (await hers.admin_api_keys.delete(first.id)).deleted
+        for refused in (hers.users.delete(owner["id"]), hers.users.update(owner["id"], role="reader")):
+            with pytest.raises(openai.ConflictError):
+                await refused
+        await hers.users.update(reader["id"], role="owner")
+        assert (await hers.users.delete(owner["id"])).deleted
 
 
 # --- rate limits --------------------------------------------------------------------------------------------

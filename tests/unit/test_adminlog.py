@@ -80,8 +80,8 @@ async def test_an_entry_that_was_removed_altered_or_exchanged_is_found(number, h
 async def test_a_head_that_was_set_back_is_found_while_later_entries_stay_and_else_by_what_was_written_down():
     store = await filled(3)
     old = (await store.get(keys.organization())).body
-    await hand(store).create_project("x")
-    await hand(store).create_project("y")
+    for name in ("w", "x", "y", "z"):
+        await hand(store).create_project(name)
     written = (await administration.read(store)).tip
     await store.put(keys.organization(), old)
     assert "set back" in (await administration.verify(store)).problems[0]

@@ -46,16 +46,16 @@ def register(root: typer.Typer) -> None:
 
 
 @asynccontextmanager
-async def _opened(home: Any, *, create: bool = False) -> AsyncIterator[tuple[ObjectStore, dict[str, str]]]:
+async def opened(home: Any, *, create: bool = False) -> AsyncIterator[tuple[ObjectStore, dict[str, str]]]:
     """The store, and who acts."""
     from runlore import wiring
 
-    async with wiring.open_home(ui.settings_of(home), create=create) as opened:
-        found = ui.who(opened)
-        yield opened.store, {"user": f"{found['user']}@{found['host']}"}
+    async with wiring.open_home(ui.settings_of(home), create=create) as found_home:
+        found = ui.who(found_home)
+        yield found_home.store, {"user": f"{found['user']}@{found['host']}"}
 
 
-def _change(
+def change(
     step: Callable[[Administrator], Awaitable[tuple[dict[str, Any], str]]],
     reason: str,
     home: Any,
@@ -72,7 +72,7 @@ def _change(
         if not all(needed):
             raise errors.InvalidInput("an argument is missing", hint="--help shows an example")
         why = ui.needs_reason(reason)
-        async with _opened(home, create=create) as (store, by):
+        async with opened(home, create=create) as (store, by):
             answer, told = await step(administration.Administrator(store, by, why))
         out.answer(answer)
         out.say(told)
@@ -80,7 +80,7 @@ def _change(
     ui.run(work, as_json=as_json)
 
 
-def _shown(one: Any) -> dict[str, Any]:
+def shown(one: Any) -> dict[str, Any]:
     """What is told of something that is administered: no hash of a secret."""
     return dict(one.model_dump(mode="json", exclude={"sha256"}))
 
@@ -99,7 +99,7 @@ def bootstrap(
 
     Example: runlore admin bootstrap --reason "setting up"
     """
-    _change(lambda hand: _made_key(hand, name, None), reason, home, as_json, name, create=True)
+    change(lambda hand: _made_key(hand, name, None), reason, home, as_json, name, create=True)
 
 
 @keys_app.command("create")
@@ -114,7 +114,7 @@ def create_key(
 
     Example: runlore admin keys create --name terraform --reason "ticket 12"
     """
-    _change(lambda hand: _made_key(hand, name, expires_in), reason, home, as_json, name)
+    change(lambda hand: _made_key(hand, name, expires_in), reason, home, as_json, name)
 
 
 async def _made_key(hand: Administrator, name: str, expires_in: int | None) -> tuple[dict[str, Any], str]:
@@ -124,7 +124,7 @@ async def _made_key(hand: Administrator, name: str, expires_in: int | None) -> t
     user = str(hand.by["user"])
     owner = organization.Person(id=user, name=user.partition("@")[0], created_at=clock.now_iso())
     key, token = await hand.create_admin_key(name, owner=owner, expires_in_seconds=expires_in)
-    return {**_shown(key), "token": token}, token
+    return {**shown(key), "token": token}, token
 
 
 @keys_app.command("list")
@@ -137,8 +137,8 @@ def list_keys(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> Non
     async def work(out: ui.Out) -> None:
         from runlore.upkeep import administration
 
-        async with _opened(home) as (store, _):
-            rows = [_shown(one) for one in (await administration.read(store)).admin_keys.values()]
+        async with opened(home) as (store, _):
+            rows = [shown(one) for one in (await administration.read(store)).admin_keys.values()]
         out.answer({"keys": rows})
         out.table(
             ("id", "name", "owner", "created", "expires"),
@@ -167,7 +167,7 @@ def delete_key(
         await hand.delete_admin_key(key)
         return {"id": key, "deleted": True}, f"admin key {key} has ended"
 
-    _change(step, reason, home, as_json, key)
+    change(step, reason, home, as_json, key)
 
 
 # --- projects -----------------------------------------------------------------------------------------------
@@ -187,9 +187,9 @@ def create_project(
 
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
         made = await hand.create_project(name)
-        return _shown(made), f"project {made.id}"
+        return shown(made), f"project {made.id}"
 
-    _change(step, reason, home, as_json, name, create=True)
+    change(step, reason, home, as_json, name, create=True)
 
 
 @projects_app.command("list")
@@ -202,10 +202,10 @@ def list_projects(home: ui.HomeOption = None, as_json: ui.JsonOption = False) ->
     async def work(out: ui.Out) -> None:
         from runlore.upkeep import administration
 
-        async with _opened(home) as (store, _):
+        async with opened(home) as (store, _):
             kept = (await administration.read(store)).projects
             names = sorted(await administration.known_projects(store) | kept.keys())
-        rows = [_shown(kept[one]) if one in kept else {"id": one, "name": one} for one in names]
+        rows = [shown(kept[one]) if one in kept else {"id": one, "name": one} for one in names]
         out.answer({"projects": rows})
         out.table(
             ("id", "name", "created", "archived"),
@@ -230,9 +230,9 @@ def rename_project(
 
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
         made = await hand.rename_project(project, name)
-        return _shown(made), f"project {made.id} is called {made.name}"
+        return shown(made), f"project {made.id} is called {made.name}"
 
-    _change(step, reason, home, as_json, project, name)
+    change(step, reason, home, as_json, project, name)
 
 
 @projects_app.command("archive")
@@ -249,9 +249,9 @@ def archive_project(
 
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
         made = await hand.archive_project(project)
-        return _shown(made), f"project {made.id} is archived"
+        return shown(made), f"project {made.id} is archived"
 
-    _change(step, reason, home, as_json, project)
+    change(step, reason, home, as_json, project)
 
 
 # --- service accounts ---------------------------------------------------------------------------------------
@@ -274,9 +274,9 @@ def create_account(
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
         made = await hand.create_account(project, name)
         key, token = await hand.create_key(project, made.id, name, expires_in_seconds=expires_in)
-        return {**_shown(made), "keys": [key.id], "token": token}, token
+        return {**shown(made), "keys": [key.id], "token": token}, token
 
-    _change(step, reason, home, as_json, project, name)
+    change(step, reason, home, as_json, project, name)
 
 
 @accounts_app.command("list")
@@ -292,11 +292,11 @@ def list_accounts(
         from runlore import errors
         from runlore.upkeep import administration
 
-        async with _opened(home) as (store, _):
+        async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
         if found is None:
             raise errors.NotFound(f"there is no project {project!r} that is administered")
-        rows = [_shown(one) for one in found.accounts.values()]
+        rows = [shown(one) for one in found.accounts.values()]
         out.answer({"project": project, "accounts": rows})
         out.table(
             ("id", "name", "role", "created", "keys"),
@@ -326,7 +326,7 @@ def delete_account(
         await hand.delete_account(project, account)
         return {"id": account, "deleted": True}, f"service account {account} and its keys have ended"
 
-    _change(step, reason, home, as_json, project, account)
+    change(step, reason, home, as_json, project, account)
 
 
 # --- limits -------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def set_limit(
         told = {"project": project, "of": what, "requests_per_minute": requests}
         return told, f"{project} may ask for {what} {requests} times in a minute"
 
-    _change(step, reason, home, as_json, project)
+    change(step, reason, home, as_json, project)
 
 
 @limits_app.command("list")
@@ -366,7 +366,7 @@ def list_limits(
     async def work(out: ui.Out) -> None:
         from runlore.upkeep import administration
 
-        async with _opened(home) as (store, _):
+        async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
         rows = {name: one.requests_per_minute for name, one in found.limits.items()} if found else {}
         out.answer({"project": project, "requests_per_minute": rows})
@@ -395,7 +395,7 @@ def show_log(
         from runlore.upkeep import administration, adminlog
 
         rows = []
-        async with _opened(home) as (store, _):
+        async with opened(home) as (store, _):
             org = await administration.read(store)
             async for entry in adminlog.newest_first(store, org.tip):
                 rows.append(asdict(entry))

@@ -14,6 +14,7 @@ from runlore.cli import (
     inspect,
     mcp,
     operate,
+    people,
     pipeline,
     serve,
     snapshots,
@@ -70,6 +71,7 @@ sources.register(app)
 mcp.register(app)
 serve.register(app)
 admin.register(app)
+people.register()
 
 
 def _shorten(group: typer.Typer) -> None:

@@ -33,7 +33,8 @@ ADMIN_PREFIX = "rla"
 _TOKEN = re.compile(r"rla_([0-9a-f]{32})_([0-9a-f]{64})", re.ASCII)
 
 T = TypeVar("T")
-Step = Callable[[Organization, str], tuple[Organization, adminlog.Event, T]]
+Events = adminlog.Event | tuple[adminlog.Event, ...]
+Step = Callable[[Organization, str], tuple[Organization, Events, T]]
 """From what the organization is, and the time: what it becomes, what is told of it, and what whoever asked gets."""
 
 
@@ -94,7 +95,7 @@ class Administrator:
             told = adminlog.Event("api_key.created", key_id, details={"scopes": ["admin"], "name": name})
             return organizations.changed(org, admin_keys={**org.admin_keys, key_id: made}), told, made
 
-        return await self._move(step), f"{ADMIN_PREFIX}_{key_id}_{secret}"
+        return await self.move(step), f"{ADMIN_PREFIX}_{key_id}_{secret}"
 
     async def delete_admin_key(self, key_id: str) -> None:
         """End an admin key. Raises `errors.NotFound`; `errors.Refused` for the last one that is good."""
@@ -103,19 +104,13 @@ class Administrator:
             if key_id not in org.admin_keys:
                 raise errors.NotFound(f"there is no admin key {key_id!r}")
             rest = {name: one for name, one in org.admin_keys.items() if name != key_id}
-            moment = dt.datetime.fromisoformat(now)
-            if all(access.has_passed(one.expires_at, moment) for one in rest.values()):
-                raise errors.Refused(
-                    "it is the last admin key that is good: nobody could administer any more",
-                    hint="make another one first",
-                )
             return (
                 organizations.changed(org, admin_keys=rest),
                 adminlog.Event("api_key.deleted", key_id),
                 None,
             )
 
-        await self._move(step)
+        await self.move(step)
 
     # --- projects -------------------------------------------------------------------------------------------
 
@@ -134,26 +129,26 @@ class Administrator:
             told = adminlog.Event("project.created", wanted, wanted, {"name": name})
             return organizations.with_project(org, made), told, made
 
-        return await self._move(step)
+        return await self.move(step)
 
     async def rename_project(self, project: str, name: str) -> Project:
         name = access.checked_name(name, "a project")
-        implied = await self._implied(project)
+        implied = await self.implied(project)
 
         def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, Project]:
-            org = _with_implied(org, implied)
+            org = with_implied(org, implied)
             made = organizations.changed(organizations.project_of(org, project), name=name)
             told = adminlog.Event("project.updated", project, project, {"name": name})
             return organizations.with_project(org, made), told, made
 
-        return await self._move(step)
+        return await self.move(step)
 
     async def archive_project(self, project: str) -> Project:
         """From now on no key of the project opens anything. What it holds stays; what it was stays as it is."""
-        implied = await self._implied(project)
+        implied = await self.implied(project)
 
         def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, Project]:
-            org = _with_implied(org, implied)
+            org = with_implied(org, implied)
             made = organizations.changed(organizations.project_of(org, project), archived_at=now)
             return (
                 organizations.with_project(org, made),
@@ -161,17 +156,17 @@ class Administrator:
                 made,
             )
 
-        return await self._move(step)
+        return await self.move(step)
 
     # --- service accounts -----------------------------------------------------------------------------------
 
     async def create_account(self, project: str, name: str, *, role: str = organizations.MEMBER) -> Account:
         name = access.checked_name(name, "a service account")
-        implied = await self._implied(project)
+        implied = await self.implied(project)
         account_id = f"svc-{clock.new_id()}"
 
         def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, Account]:
-            org = _with_implied(org, implied)
+            org = with_implied(org, implied)
             if len(organizations.project_of(org, project).accounts) >= organizations.ACCOUNTS_MAX:
                 raise errors.Refused(f"the project has {organizations.ACCOUNTS_MAX} service accounts")
             made = Account(**{"id": account_id, "name": name, "role": role, "created_at": now})
@@ -180,7 +175,7 @@ class Administrator:
             )
             return organizations.with_account(org, project, made), told, made
 
-        return await self._move(step)
+        return await self.move(step)
 
     async def update_account(
         self, project: str, account: str, *, name: str | None = None, role: str | None = None
@@ -198,7 +193,7 @@ class Administrator:
             told = adminlog.Event("service_account.updated", account, project, given)
             return organizations.with_account(org, project, made), told, made
 
-        return await self._move(step)
+        return await self.move(step)
 
     async def delete_account(self, project: str, account: str) -> None:
         """Take a service account away; its keys end with it."""
@@ -211,7 +206,7 @@ class Administrator:
             told = adminlog.Event("service_account.deleted", account, project, {"keys": list(gone.keys)})
             return org, told, gone.keys
 
-        for key_id in await self._move(step):
+        for key_id in await self.move(step):
             await self._end_object(project, key_id)
 
     # --- keys of projects -----------------------------------------------------------------------------------
@@ -249,7 +244,7 @@ class Administrator:
             holder = organizations.changed(holder, keys=(*holder.keys, key.id))
             return organizations.with_account(org, project, holder), told, None
 
-        await self._move(step)
+        await self.move(step)
         return key, token
 
     async def create_machine_key(self, project: str, *, scope: str, name: str) -> tuple[access.Key, str]:
@@ -263,7 +258,7 @@ class Administrator:
             return org, told, None
 
         try:
-            await self._move(step)
+            await self.move(step)
         except errors.RunloreError:
             # It is good without the head's word: what is in no log must not stay.
             await access.revoke(self.store, project, key.id)
@@ -292,7 +287,7 @@ class Administrator:
                 org = organizations.with_account(org, project, organizations.changed(holder, keys=rest))
             return org, adminlog.Event("api_key.deleted", key_id, project), None
 
-        await self._move(step)
+        await self.move(step)
         await self._end_object(project, key_id)
 
     async def _ended_by_now(self) -> set[str]:
@@ -318,11 +313,11 @@ class Administrator:
             raise errors.NotFound(f"there is no limit of {what!r}", hint=", ".join(organizations.LIMITED))
         if not 0 <= requests_per_minute <= organizations.REQUESTS_MAX:
             raise errors.InvalidInput(f"requests in a minute are 0 to {organizations.REQUESTS_MAX}")
-        implied = await self._implied(project)
+        implied = await self.implied(project)
         made = organizations.Limit(requests_per_minute=requests_per_minute)
 
         def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, organizations.Limit]:
-            org = _with_implied(org, implied)
+            org = with_implied(org, implied)
             kept = organizations.project_of(org, project)
             org = organizations.with_project(
                 org, organizations.changed(kept, limits={**kept.limits, what: made})
@@ -330,21 +325,21 @@ class Administrator:
             given = {"max_requests_per_1_minute": requests_per_minute}
             return org, adminlog.Event("rate_limit.updated", what, project, given), made
 
-        return await self._move(step)
+        return await self.move(step)
 
     # --- the move -------------------------------------------------------------------------------------------
 
-    async def _implied(self, project: str) -> Project | None:
+    async def implied(self, project: str) -> Project | None:
         """A project that only events made, as it is administered from now on. None where it is no such one."""
         if ids.is_file_safe(project) and project in await known_projects(self.store):
             return Project(id=project, name=project, created_at=await first_seen(self.store, project))
         return None
 
-    async def _move(self, step: Step[T]) -> T:
-        try:
-            return await self._moved(step)
-        finally:
-            self.on_change()
+    async def move(self, step: Step[T]) -> T:
+        """Make one change, as `step` says; what it gives."""
+        result = await self._moved(step)
+        self.on_change()
+        return result
 
     async def _moved(self, step: Step[T]) -> T:
         tried: list[tuple[organizations.Tip, T]] = []
@@ -352,19 +347,23 @@ class Administrator:
             head = await heads.read(self.store, keys.organization(), fmt=organizations.FORMAT)
             org = organizations.parse(head)
             # Another was first, or a reply was lost, of any try before: then the chain holds its entry.
-            for tip, result in tried:
-                if await adminlog.holds(self.store, org.tip, tip):
+            for made, result in tried:
+                if await adminlog.holds(self.store, org.tip, made):
                     return result
             now = clock.now_iso()
-            after, event, result = step(org, now)
-            entry = self._entry(org.tip, event, now)
-            await adminlog.put(self.store, entry)
-            body = organizations.changed(after, tip=entry.tip).model_dump(mode="json")
+            after, events, result = step(org, now)
+            _check_administered(org, after, now)
+            tip = org.tip
+            for event in events if isinstance(events, tuple) else (events,):
+                entry = self._entry(tip, event, now)
+                await adminlog.put(self.store, entry)
+                tip = entry.tip
+            body = organizations.changed(after, tip=tip).model_dump(mode="json")
             try:
                 await heads.move(self.store, head, body, fmt=organizations.FORMAT)
                 return result
             except errors.HeadMoved:
-                tried.append((entry.tip, result))
+                tried.append((tip, result))
                 await puts.wait(min(attempt, 5))
         raise errors.StoreUnavailable("many change the organization at the same time")
 
@@ -399,11 +398,21 @@ def project_id(name: str) -> str:
         return slug if ids.is_file_safe(slug) else f"project-{slug}".strip("-")
 
 
-def _with_implied(org: Organization, implied: Project | None) -> Organization:
+def with_implied(org: Organization, implied: Project | None) -> Organization:
     if implied is None or implied.id in org.projects:
         return org
     _has_room(org)
     return organizations.with_project(org, implied)
+
+
+def _check_administered(before: Organization, after: Organization, now: str) -> None:
+    """Nobody locks everybody out. Raises `errors.Refused`."""
+    moment = dt.datetime.fromisoformat(now)
+    if before.is_administered(moment) and not after.is_administered(moment):
+        raise errors.Refused(
+            "it would end the last admin key of an owner: nobody could administer any more",
+            hint="make another one first",
+        )
 
 
 def _has_room(org: Organization) -> None:

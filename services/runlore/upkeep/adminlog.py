@@ -26,6 +26,7 @@ from runlore.upkeep.organization import Tip
 
 FORMAT = "runlore.adminlog/1"
 READ_BATCH = 200
+ENTRIES_OF_A_CHANGE_MAX = 3
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ async def verify(
     if not was_there and expected is not None:
         out.problems.append(f"the log does not hold the entry {expected.number} that was written down")
     out.beside = len({name for listed in names.values() for name in listed} - seen)
-    # A writer numbers its entry one after the head's: one two past it was put when the head was further on.
-    late = [number for number in names if number > out.tip.number + 1]
+    # A writer numbers its entries from one after the head's: what lies further on was put when the head was, too.
+    late = [number for number in names if number > out.tip.number + ENTRIES_OF_A_CHANGE_MAX]
     if late:
         out.problems.append(
             f"there is an entry {max(late)}, and the head names {out.tip.number}: it was set back"

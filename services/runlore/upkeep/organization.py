@@ -23,13 +23,16 @@ ADMIN_KEYS_MAX = 100
 PROJECTS_MAX = 1_000
 ACCOUNTS_MAX = 200
 """Service accounts of one project."""
+USERS_MAX, INVITES_MAX = 1_000, 500
 KEYS_MAX = 50
 """Keys of one service account."""
 LIMITED = ("publish", "seed")
 """What a project's requests are counted for."""
 REQUESTS_MAX = 1_000_000_000
 """Requests in a minute that are as good as no limit."""
-MEMBER, OWNER, NONE = "member", "owner", "none"
+MEMBER, OWNER, NONE, READER = "member", "owner", "none", "reader"
+USER = "user-"
+"""What the id of a user begins with. An admin key whose owner is none was made at the machine: it may do everything."""
 HIGHEST: Mapping[str, str | None] = {OWNER: access.ADMIN, MEMBER: access.WRITE, NONE: None}
 """The highest scope that a service account's role gives its keys."""
 
@@ -67,6 +70,36 @@ class Account(_Kept):
     keys: tuple[str, ...] = ()
 
 
+class Member(_Kept):
+    """What a user is in a project: an owner administers it, a member is one of its people."""
+
+    role: Literal["member", "owner"]
+    added_at: str
+
+
+class User(_Kept):
+    """A person who was invited. What their admin keys may do follows their role."""
+
+    id: str
+    email: str
+    name: str
+    role: Literal["owner", "reader"]
+    added_at: str
+
+
+class Invite(_Kept):
+    """An invitation to become a user, good until it is accepted or over. Its token is shown once, kept as a hash."""
+
+    id: str
+    email: str
+    role: Literal["owner", "reader"]
+    projects: dict[str, Literal["member", "owner"]] = Field(default_factory=dict)
+    sha256: str
+    created_at: str
+    expires_at: str
+    accepted_at: str | None = None
+
+
 class Limit(_Kept):
     """What a project may ask of one thing."""
 
@@ -82,6 +115,7 @@ class Project(_Kept):
     archived_at: str | None = None
     accounts: dict[str, Account] = Field(default_factory=dict)
     limits: dict[str, Limit] = Field(default_factory=dict)
+    members: dict[str, Member] = Field(default_factory=dict)
 
 
 class Tip(_Kept):
@@ -96,6 +130,8 @@ class Organization(_Kept):
 
     admin_keys: dict[str, AdminKey] = Field(default_factory=dict)
     projects: dict[str, Project] = Field(default_factory=dict)
+    users: dict[str, User] = Field(default_factory=dict)
+    invites: dict[str, Invite] = Field(default_factory=dict)
     ended_keys: tuple[str, ...] = ()
     """Keys of no account that were ended here: each stays until its own object says so too."""
     tip: Tip = Tip()
@@ -110,6 +146,19 @@ class Organization(_Kept):
         if key.account is not None and self.scope_of(key) is None:
             return "the key is not good"
         return None
+
+    def role_of(self, key: AdminKey, now: dt.datetime) -> str | None:
+        """What an admin key may do: all (`owner`), or read (`reader`). None: nothing any more."""
+        if access.has_passed(key.expires_at, now) or key.id not in self.admin_keys:
+            return None
+        if not key.owner.id.startswith(USER):
+            return OWNER
+        user = self.users.get(key.owner.id)
+        return user.role if user is not None else None
+
+    def is_administered(self, now: dt.datetime) -> bool:
+        """Whether some admin key may do everything."""
+        return any(self.role_of(one, now) == OWNER for one in self.admin_keys.values())
 
     def scope_of(self, key: access.Key) -> str | None:
         """What a key may do: its scope, and no more than its account's role gives. None: nothing."""

@@ -23,6 +23,7 @@ from runlore.lookup.http import (
     memory,
     organization,
     organization_log,
+    organization_people,
     organization_shapes,
     problems,
     seeds,
@@ -64,7 +65,7 @@ def _routed() -> FastAPI:
     _probes(app)
     for one in (seeds, memory, snapshots, events):
         app.include_router(one.router, responses=_RESPONSES)
-    for other in (organization, organization_log):
+    for other in (organization, organization_people, organization_log):
         app.include_router(other.router, responses=_ERRORS)
     made: dict[str, Any] = {}
 

@@ -82,21 +82,25 @@ class Keyring:
         await self._notes.used(key.id)
         return dataclasses.replace(key, scope=org.scope_of(key) or key.scope)
 
-    async def admin(self, token: str) -> organization.AdminKey:
-        """The admin key that a token opens. Raises `errors.Unauthorized`; `errors.Forbidden` for a project's key."""
+    async def admin(self, token: str) -> tuple[organization.AdminKey, str, organization.Organization]:
+        """The admin key that a token opens, its role, and where. Raises `errors.Unauthorized`.
+
+        Raises `errors.Forbidden` for a key of a project.
+        """
         came = clock.monotonic()
         parsed = administration.parse_admin(token)
         if parsed is None:
             await self.key(token)
             raise errors.Forbidden("a project's key administers nothing: that takes an admin key")
-        key = (await self.organization(came - KEPT_SECONDS)).admin_keys.get(parsed[0])
-        if key is None:
-            key = (await self.organization(came)).admin_keys.get(parsed[0])
-        over = key is None or access.has_passed(key.expires_at, clock.now())
-        if key is None or over or not hmac.compare_digest(key.sha256, access.hashed(parsed[1])):
+        org = await self.organization(came - KEPT_SECONDS)
+        if parsed[0] not in org.admin_keys:
+            org = await self.organization(came)
+        key = org.admin_keys.get(parsed[0])
+        role = None if key is None else org.role_of(key, clock.now())
+        if key is None or role is None or not hmac.compare_digest(key.sha256, access.hashed(parsed[1])):
             raise errors.Unauthorized("the admin key is not good", hint="`runlore admin bootstrap` makes one")
         await self._notes.used(key.id)
-        return key
+        return key, role, org
 
     async def count(self, project: str, what: str) -> None:
         """Count a request for `what` towards the project's rate limit. Raises `errors.RateLimited`."""
@@ -202,7 +206,7 @@ def needs(scope: str, *, counts: str | None = None) -> Any:
 
 async def authenticated(request: Request) -> access.Key:
     """The key that came with the request, whatever project it is for. Raises `errors.Unauthorized`."""
-    token = _token(request)
+    token = token_of(request)
     if administration.parse_admin(token) is not None:
         await request.app.state.keyring.admin(token)
         raise errors.Forbidden("an admin key opens no project: that takes a key of it")
@@ -216,16 +220,29 @@ async def administering(
 ) -> AsyncIterator[organization.AdminKey]:
     """The dependency of every route that administers: the admin key of the request. It needs one always."""
     service = service_of(request)
-    key = await request.app.state.keyring.admin(_token(request))
+    key, role, org = await request.app.state.keyring.admin(token_of(request))
     request.state.caller = {"key": key.id, "name": key.name}
+    if role != organization.OWNER and request.method != "GET" and not _owns_project(request, key, org):
+        raise errors.Forbidden("whoever has this admin key may read, and change projects that they own")
     with service.requests.entered(ADMINISTRATION):
         yield key
+
+
+def _owns_project(request: Request, key: organization.AdminKey, org: organization.Organization) -> bool:
+    """Whether what is to be changed is inside of a project that the key's owner owns: not the project itself."""
+    path = request.scope["route"].path
+    project = org.projects.get(unquoted(request.path_params.get("project_id", "")))
+    if project is None or "/{project_id}/" not in path or path.endswith("/archive"):
+        return False
+    member = project.members.get(key.owner.id)
+    return member is not None and member.role == organization.OWNER
 
 
 Administering = Annotated[organization.AdminKey, Depends(administering)]
 
 
-def _token(request: Request) -> str:
+def token_of(request: Request) -> str:
+    """What came as the request's bearer token. Raises `errors.Unauthorized`."""
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token.strip():
         raise errors.Unauthorized(

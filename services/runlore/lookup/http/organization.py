@@ -31,38 +31,38 @@ B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     # What has no meaning here is refused, not passed over: whoever asks for a residency must not think it is had.
     model_config = ConfigDict(extra="forbid")
 
 
-class AdminKeyBody(_Body):
+class AdminKeyBody(Body):
     name: str
     expires_in_seconds: int | None = None
 
 
-class ProjectBody(_Body):
+class ProjectBody(Body):
     name: str
 
 
-class AccountBody(_Body):
+class AccountBody(Body):
     name: str
     create_service_account_only: bool | None = None
     expires_in_seconds: int | None = None
 
 
-class AccountChange(_Body):
+class AccountChange(Body):
     name: str | None = None
     role: Literal["member", "owner"] | None = None
 
 
-class KeyBody(_Body):
+class KeyBody(Body):
     name: str = "key"
     scopes: list[str] | None = None
     expires_in_seconds: int | None = None
 
 
-class RateLimitBody(_Body):
+class RateLimitBody(Body):
     max_requests_per_1_minute: int | None = None
     max_tokens_per_1_minute: int | None = None
 
@@ -148,7 +148,7 @@ async def delete_admin_key(
 # --- projects -----------------------------------------------------------------------------------------------
 
 
-async def _project(request: Request, project: str) -> organizations.Project:
+async def project_of(request: Request, project: str) -> organizations.Project:
     """One project; one that only events made as it would be administered. Raises `errors.NotFound`."""
     store = callers.service_of(request).store
     found = (await administration.read(store)).projects.get(project)
@@ -189,7 +189,7 @@ async def list_projects(
 
 @router.get("/projects/{project_id}", summary="One project", responses=shapes.answers(theirs.Project))
 async def project(request: Request, admin: callers.Administering, project_id: callers.Segment) -> Response:
-    return await told(request, theirs.project(await _project(request, project_id)))
+    return await told(request, theirs.project(await project_of(request, project_id)))
 
 
 @router.post("/projects/{project_id}", summary="Rename a project", responses=shapes.answers(theirs.Project))
@@ -257,7 +257,7 @@ async def list_accounts(
     after: After = None,
     limit: Limit = PAGE_DEFAULT,
 ) -> Response:
-    kept = (await _project(request, project_id)).accounts.values()
+    kept = (await project_of(request, project_id)).accounts.values()
     rows, more = cut(kept, after, limit, lambda one: one.id)
     return await told(request, theirs.page([theirs.account(one) for one in rows], has_more=more))
 
@@ -335,7 +335,7 @@ def _scope(scopes: list[str] | None) -> str:
 async def _keys(request: Request, project: str) -> tuple[organizations.Organization, list[access.Key]]:
     """The keys of a project that have not ended; of an archived one those that it had."""
     store = callers.service_of(request).store
-    await _project(request, project)
+    await project_of(request, project)
     listed = await access.list_all(store, project)
     # Read after: a key is put before the organization names it.
     org = await administration.read(store)
@@ -412,7 +412,7 @@ async def rate_limits(
     before: After = None,
     limit: Limit = PAGE_MAX,
 ) -> Response:
-    kept = await _project(request, project_id)
+    kept = await project_of(request, project_id)
     rows = [theirs.rate_limit(what, kept) for what in organizations.LIMITED]
     newer = [one for one in rows if before is None or one.id < before]
     if before is not None:
@@ -441,4 +441,4 @@ async def update_rate_limit(
     if given.max_requests_per_1_minute is None:
         raise errors.InvalidInput("max_requests_per_1_minute is needed")
     await administrator(request, admin).limit(project_id, what, given.max_requests_per_1_minute)
-    return await told(request, theirs.rate_limit(what, await _project(request, project_id)))
+    return await told(request, theirs.rate_limit(what, await project_of(request, project_id)))

@@ -14,6 +14,7 @@ from runlore import errors
 from runlore.lookup.http import answers, callers, organization, shapes
 from runlore.lookup.http import organization_shapes as theirs
 from runlore.upkeep import administration, adminlog
+from runlore.upkeep.organization import Organization
 
 router = APIRouter(prefix="/v1/organization", tags=["administration"])
 FILTER_VALUES_MAX = 100
@@ -32,7 +33,8 @@ class Wanted:
     types: frozenset[str]
     projects: frozenset[str]
     actors: frozenset[str]
-    emails: frozenset[str]
+    emailed: frozenset[str] | None
+    """Users with the addresses that are asked for; None where none is."""
     resources: frozenset[str]
     tenant_only: bool
     within: Callable[[int], bool]
@@ -42,8 +44,7 @@ class Wanted:
             (not self.types or entry.type in self.types)
             and (not self.projects or entry.project in self.projects)
             and (not self.actors or bool(self.actors & theirs.actor_ids(entry.by)))
-            # Whoever acts is known by an id here, never by an address.
-            and not self.emails
+            and (self.emailed is None or entry.by.get("user") in self.emailed)
             and (
                 not self.resources
                 or bool(self.resources & {entry.target, f"{theirs.RATE_LIMIT}{entry.target}"})
@@ -53,7 +54,9 @@ class Wanted:
         )
 
 
-def _wanted(request: Request, within: Callable[[int], bool], *, tenant_only: bool) -> Wanted:
+def _wanted(
+    request: Request, org: Organization, within: Callable[[int], bool], *, tenant_only: bool
+) -> Wanted:
     """The filters, as their client sends lists (`name[]`), or plainly."""
 
     def values(name: str) -> frozenset[str]:
@@ -62,11 +65,13 @@ def _wanted(request: Request, within: Callable[[int], bool], *, tenant_only: boo
             raise errors.InvalidInput(f"{name}: at most {FILTER_VALUES_MAX}")
         return frozenset(given)
 
+    emails = {one.casefold() for one in values("actor_emails")}
+    emailed = frozenset(one.id for one in org.users.values() if one.email.casefold() in emails)
     return Wanted(
         types=values("event_types"),
         projects=values("project_ids"),
         actors=values("actor_ids"),
-        emails=values("actor_emails"),
+        emailed=emailed if emails else None,
         resources=values("resource_ids"),
         tenant_only=tenant_only,
         within=within,
@@ -106,9 +111,9 @@ async def audit_logs(
         )
 
     store = callers.service_of(request).store
-    wanted = _wanted(request, within, tenant_only=tenant_only)
     older_than, newer_than = _number(after), _number(before)
     org = await administration.read(store)
+    wanted = _wanted(request, org, within, tenant_only=tenant_only)
     found: list[adminlog.Entry] = []
     async for entry in adminlog.newest_first(store, org.tip):
         if newer_than is not None and entry.number <= newer_than:

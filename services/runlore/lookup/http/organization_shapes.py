@@ -135,6 +135,50 @@ class RateLimit(_Shape):
     max_tokens_per_1_minute: int
 
 
+class User(_Shape):
+    """A person who administers, or reads."""
+
+    object: Literal["organization.user"] = "organization.user"
+    id: str
+    email: str
+    name: str
+    role: Literal["owner", "reader"]
+    added_at: int
+
+
+class ProjectUser(_Shape):
+    """A user of a project."""
+
+    object: Literal["organization.project.user"] = "organization.project.user"
+    id: str
+    email: str
+    name: str
+    role: Literal["owner", "member"]
+    added_at: int
+
+
+class Invite(_Shape):
+    """An invitation. Its token is in the header `Runlore-Invite` of the answer that made it, and nowhere else."""
+
+    object: Literal["organization.invite"] = "organization.invite"
+    id: str
+    email: str
+    role: Literal["owner", "reader"]
+    status: Literal["accepted", "expired", "pending"]
+    projects: list[dict[str, str]]
+    created_at: int
+    expires_at: int
+    accepted_at: int | None
+
+
+class Accepted(_Shape):
+    """Who became a user, and their first admin key."""
+
+    object: Literal["organization.invite.accepted"] = "organization.invite.accepted"
+    user: User
+    admin_api_key: AdminKeyMade
+
+
 class Deleted(_Shape):
     """What is gone."""
 
@@ -237,6 +281,30 @@ def project_key(key: access.Key, org: organizations.Organization, used: Mapping[
     )
 
 
+def user(one: organizations.User) -> User:
+    return User(id=one.id, email=one.email, name=one.name, role=one.role, added_at=seconds(one.added_at))
+
+
+def project_user(one: organizations.User, member: organizations.Member) -> ProjectUser:
+    return ProjectUser(
+        id=one.id, email=one.email, name=one.name, role=member.role, added_at=seconds(member.added_at)
+    )
+
+
+def invite(one: organizations.Invite) -> Invite:
+    over = access.has_passed(one.expires_at, clock.now())
+    return Invite(
+        id=one.id,
+        email=one.email,
+        role=one.role,
+        status="accepted" if one.accepted_at is not None else "expired" if over else "pending",
+        projects=[{"id": name, "role": role} for name, role in sorted(one.projects.items())],
+        created_at=seconds(one.created_at),
+        expires_at=seconds(one.expires_at),
+        accepted_at=_maybe(one.accepted_at),
+    )
+
+
 def rate_limit(what: str, one: organizations.Project | None) -> RateLimit:
     limit = one.limits.get(what) if one is not None else None
     most = limit.requests_per_minute if limit is not None else None
@@ -255,7 +323,7 @@ def log_id(entry: adminlog.Entry) -> str:
 def audit_log(entry: adminlog.Entry, org: organizations.Organization) -> AuditLog:
     """An entry as theirs. What they have no field for (why, a name) `runlore admin log` tells."""
     found = AuditLog(
-        id=log_id(entry), type=entry.type, effective_at=seconds(entry.at), actor=_actor(entry.by)
+        id=log_id(entry), type=entry.type, effective_at=seconds(entry.at), actor=_actor(entry.by, org)
     )
     if entry.project is not None:
         kept = org.projects.get(entry.project)
@@ -269,13 +337,12 @@ def actor_ids(by: Mapping[str, Any]) -> set[str]:
     return {str(by[name]) for name in ("key", "user") if by.get(name)}
 
 
-def _actor(by: Mapping[str, Any]) -> dict[str, Any]:
+def _actor(by: Mapping[str, Any], org: organizations.Organization) -> dict[str, Any]:
+    known = org.users.get(str(by.get("user")))
+    person = {"id": by.get("user"), "email": known.email if known is not None else None}
     if "key" in by:
-        return {
-            "type": "api_key",
-            "api_key": {"id": by["key"], "type": "user", "user": {"id": by.get("user")}},
-        }
-    return {"type": "session", "session": {"user": {"id": by.get("user")}}}
+        return {"type": "api_key", "api_key": {"id": by["key"], "type": "user", "user": person}}
+    return {"type": "session", "session": {"user": person}}
 
 
 def _details(entry: adminlog.Entry) -> dict[str, Any]:
@@ -287,6 +354,9 @@ def _details(entry: adminlog.Entry) -> dict[str, Any]:
         "service_account.created": {"data": {"role": given.get("role")}},
         "service_account.updated": {"changes_requested": {"role": given.get("role")}},
         "rate_limit.updated": {"changes_requested": dict(given)},
+        "user.added": {"data": {"role": given.get("role")}},
+        "user.updated": {"changes_requested": {"role": given.get("role")}},
+        "invite.sent": {"data": {"email": given.get("email"), "role": given.get("role")}},
     }
     target = f"{RATE_LIMIT}{entry.target}" if entry.type.startswith("rate_limit.") else entry.target
     return {"id": target, **rest.get(entry.type, {})}
