@@ -359,7 +359,7 @@ async def test_another_service_on_the_store_closes_to_a_key_that_ended_within_fi
 
 
 async def test_a_new_key_is_good_at_once_at_a_service_that_has_just_looked(tmp_path, monkeypatch):
-    monkeypatch.setattr(callers, "KEPT_SECONDS", 1e6)
+    monkeypatch.setattr(callers, "ORGANIZATION_SECONDS", 1e6)
     monkeypatch.setattr(callers, "ENDS_SECONDS_MAX", 1e6)
     async with administered(tmp_path) as (one, org), deployed(tmp_path / "b", one.store) as other:
         await org.projects.create(name="acme")

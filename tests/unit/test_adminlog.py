@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import hashlib
 import json
 
@@ -49,6 +50,27 @@ async def test_an_untouched_log_is_whole_and_holds_what_was_written_down(monkeyp
     assert not (await administration.verify(store, written)).problems
     wrong = organization.Tip(number=written.number, sha256="0" * 64)
     assert (await administration.verify(store, wrong)).problems
+
+
+async def test_entries_that_were_read_are_not_read_again_and_new_ones_are(monkeypatch):
+    monkeypatch.setattr(adminlog, "READ_BATCH", 2)
+    store, kept = await filled(), adminlog.Kept()
+    before = [one async for one in adminlog.newest_first(store, (await administration.read(store)).tip, kept)]
+    await hand(store).create_project("later")
+    tip, asked = (await administration.read(store)).tip, []
+    read = store.get_many
+
+    async def noted(wanted):
+        asked.extend(wanted)
+        return await read(wanted)
+
+    store.get_many = noted
+    after = [one async for one in adminlog.newest_first(store, tip, kept)]
+    assert after[1:] == before and after[0].target == "later"
+    assert asked and all(int(key.rpartition("/")[2].partition("-")[0]) >= 5 for key in asked)
+    monkeypatch.setattr(adminlog, "KEPT_MAX", 1)
+    few = adminlog.Kept()
+    assert [one async for one in adminlog.newest_first(store, tip, few)] == after
 
 
 async def test_an_empty_log_is_whole():
@@ -182,6 +204,12 @@ async def test_fields_of_a_newer_version_survive_a_change():
 async def test_keys_that_ended_do_not_pile_up_in_the_head(monkeypatch):
     monkeypatch.setattr(administration, "ENDED_KEYS_KEPT", 3)
     store = MemoryStore()
+    # Not before every replica has forgotten the objects that said nothing of it yet.
+    for number in range(5):
+        key, _ = await hand(store).create_machine_key("acme", scope="read", name=f"k{number}")
+        await hand(store).delete_key("acme", key.id)
+    assert len((await administration.read(store)).ended_keys) == 5
+    monkeypatch.setattr(administration, "ENDED_KEPT", dt.timedelta(0))
     for number in range(8):
         key, _ = await hand(store).create_machine_key("acme", scope="read", name=f"k{number}")
         await hand(store).delete_key("acme", key.id)

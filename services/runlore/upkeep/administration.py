@@ -27,7 +27,9 @@ RESTARTS_MAX = 32
 REASON_CHARS_MAX = 2000
 EXPIRES_SECONDS_MAX = 10 * 365 * 86400
 ENDED_KEYS_KEPT = 64
-"""From so many on those whose own objects say that they ended are dropped from the head."""
+"""From so many on those whose own objects say for long that they ended are dropped from the head."""
+ENDED_KEPT = dt.timedelta(hours=1)
+"""So long at least a key that ended stays in the head: replicas remember its object of before for a while."""
 ADMIN_PREFIX = "rla"
 
 _TOKEN = re.compile(r"rla_([0-9a-f]{32})_([0-9a-f]{64})", re.ASCII)
@@ -291,12 +293,13 @@ class Administrator:
         await self._end_object(project, key_id)
 
     async def _ended_by_now(self) -> set[str]:
-        """Of the keys that the head ended, those whose own objects say so."""
+        """Of the keys that the head ended, those whose own objects say so for long enough."""
         listed = (await read(self.store)).ended_keys
         if len(listed) < ENDED_KEYS_KEPT:
             return set()
         found = [await access.read(self.store, one) for one in listed]
-        return {one.id for one in found if one is not None and one.revoked_at is not None}
+        least = clock.now() - ENDED_KEPT
+        return {one.id for one in found if one is not None and access.has_passed(one.revoked_at, least)}
 
     async def _end_object(self, project: str, key_id: str) -> None:
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ from runlore.upkeep.organization import Tip
 
 FORMAT = "runlore.adminlog/1"
 READ_BATCH = 200
+KEPT_MAX = 20_000
+"""Entries that a service remembers: some 20 MB."""
 ENTRIES_OF_A_CHANGE_MAX = 3
 
 
@@ -96,26 +99,51 @@ def parse(key: str, raw: bytes) -> Entry:
     raise errors.Corrupt(f"the entry {key} of the log is not what was written", key=key)
 
 
-async def newest_first(store: port.ObjectStore, tip: Tip) -> AsyncIterator[Entry]:
+class Kept:
+    """Entries that were read: none ever changes. The oldest of them go first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    def get(self, key: str) -> Entry | None:
+        return self._entries.get(key)
+
+    def put(self, key: str, entry: Entry) -> None:
+        self._entries[key] = entry
+        while len(self._entries) > KEPT_MAX:
+            self._entries.popitem(last=False)
+
+
+async def newest_first(store: port.ObjectStore, tip: Tip, kept: Kept | None = None) -> AsyncIterator[Entry]:
     """Every entry of the chain that ends in `tip`. Raises `errors.Corrupt` where a link is missing or altered."""
-    names = await _names(store)
+    names: dict[int, list[str]] | None = None
+    ahead: dict[str, port.Stored | None] = {}
     number, sha256 = tip.number, tip.sha256
     while number:
-        wanted = [
-            name for one in range(number, max(0, number - READ_BATCH), -1) for name in names.get(one, ())
-        ]
-        found = dict(zip(wanted, await store.get_many(wanted), strict=True))
-        least = max(0, number - READ_BATCH)
-        while number > least:
-            key = keys.log_entry(number, sha256)
-            stored = found.get(key)
+        key = keys.log_entry(number, sha256)
+        entry = kept.get(key) if kept is not None else None
+        if entry is None:
+            if key not in ahead:
+                names = await _names(store) if names is None else names
+                ahead = await _ahead(store, names, number)
+            stored = ahead.get(key)
             if stored is None:
                 raise errors.Corrupt(f"the entry {number} of the log is missing", key=key)
             entry = parse(key, stored.body)
-            yield entry
-            number, sha256 = number - 1, entry.previous
+            if kept is not None:
+                kept.put(key, entry)
+        yield entry
+        number, sha256 = number - 1, entry.previous
     if sha256:
         raise errors.Corrupt("the first entry of the log says that there was one before it")
+
+
+async def _ahead(
+    store: port.ObjectStore, names: Mapping[int, list[str]], number: int
+) -> dict[str, port.Stored | None]:
+    """The entries from `number` back, so many as are read together; also those that lost a race."""
+    wanted = [name for one in range(number, max(0, number - READ_BATCH), -1) for name in names.get(one, ())]
+    return dict(zip(wanted, await store.get_many(wanted), strict=True))
 
 
 async def holds(store: port.ObjectStore, tip: Tip, wanted: Tip) -> bool:

@@ -31,6 +31,7 @@ from runlore.lookup.http import (
     watching,
 )
 from runlore.lookup.http import service as services
+from runlore.upkeep import adminlog
 
 READY_SECONDS_MAX = 3.0
 """How long the store may take to say that it is there."""
@@ -45,6 +46,7 @@ def make(service: services.Service) -> FastAPI:
     app = _routed()
     app.state.service = service
     app.state.keyring = callers.Keyring(service.store)
+    app.state.log_entries = adminlog.Kept()
     problems.install(app)
     app.add_middleware(watching.Watched, service=service)
     return app

@@ -27,8 +27,10 @@ from runlore.lookup.http.service import PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Serv
 from runlore.store import port
 from runlore.upkeep import access, administration, lastuse, organization
 
-KEPT_SECONDS = 2.0
-"""How long a key, and what the organization says of it, is remembered."""
+KEPT_SECONDS = 15.0
+"""How long a key itself is remembered: nothing of it changes but that it ends, which the organization says first."""
+ORGANIZATION_SECONDS = 2.0
+"""How long what the organization says is remembered; from half of it on it is read anew beside the requests."""
 ENDS_SECONDS_MAX = 5.0
 """What was read longer ago opens nothing: so a key that was ended is over by then, also under a slow store."""
 KEPT_MAX = 10_000
@@ -73,7 +75,7 @@ class Keyring:
         key = await self._read(parsed[0]) if parsed else None
         if parsed is None or key is None or key.revoked_at is not None or not key.opens_with(parsed[1]):
             raise errors.Unauthorized("the key is not good", hint="`runlore keys create` makes one")
-        org = await self.organization(came - KEPT_SECONDS)
+        org = await self.organization(came - ORGANIZATION_SECONDS)
         if org.closed(key, clock.now()) is not None:
             # An account and its key may be newer than what is remembered.
             org = await self.organization(came)
@@ -92,7 +94,7 @@ class Keyring:
         if parsed is None:
             await self.key(token)
             raise errors.Forbidden("a project's key administers nothing: that takes an admin key")
-        org = await self.organization(came - KEPT_SECONDS)
+        org = await self.organization(came - ORGANIZATION_SECONDS)
         if parsed[0] not in org.admin_keys:
             org = await self.organization(came)
         key = org.admin_keys.get(parsed[0])
@@ -104,7 +106,7 @@ class Keyring:
 
     async def count(self, project: str, what: str) -> None:
         """Count a request for `what` towards the project's rate limit. Raises `errors.RateLimited`."""
-        org = await self.organization(clock.monotonic() - KEPT_SECONDS)
+        org = await self.organization(clock.monotonic() - ORGANIZATION_SECONDS)
         kept = org.projects.get(project)
         limit = kept.limits.get(what) if kept is not None else None
         if limit is not None and limit.requests_per_minute is not None:
@@ -115,12 +117,22 @@ class Keyring:
         while True:
             asked, found = self._organization or (-math.inf, None)
             if found is not None and asked >= since:
-                _check_age(asked)
+                age = clock.monotonic() - asked
+                if age > ENDS_SECONDS_MAX:
+                    raise errors.StoreUnavailable(
+                        "the store took too long to say whether the key is still good"
+                    )
+                if age > ORGANIZATION_SECONDS / 2:
+                    self._begin()
                 return found
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask())
-                self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-            await asyncio.shield(self._asking)
+            await asyncio.shield(self._begin())
+
+    def _begin(self) -> asyncio.Task[None]:
+        """The read that is under way, or a new one."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._asking
 
     def forget(self) -> None:
         """Read the organization anew for the next one who asks: it was changed here."""
@@ -139,17 +151,11 @@ class Keyring:
         if kept is not None and asked - kept[0] < KEPT_SECONDS:
             return kept[1]
         found = await access.read(self._store, key_id)
-        _check_age(asked)
         self._kept[key_id] = (asked, found)
         self._kept.move_to_end(key_id)
         while len(self._kept) > KEPT_MAX:
             self._kept.popitem(last=False)
         return found
-
-
-def _check_age(asked: float) -> None:
-    if clock.monotonic() - asked > ENDS_SECONDS_MAX:
-        raise errors.StoreUnavailable("the store took too long to say whether the key is still good")
 
 
 def service_of(request: Request) -> Service:

@@ -115,7 +115,7 @@ async def audit_logs(
     org = await administration.read(store)
     wanted = _wanted(request, org, within, tenant_only=tenant_only)
     found: list[adminlog.Entry] = []
-    async for entry in adminlog.newest_first(store, org.tip):
+    async for entry in adminlog.newest_first(store, org.tip, request.app.state.log_entries):
         if newer_than is not None and entry.number <= newer_than:
             break
         if (older_than is None or entry.number < older_than) and wanted.takes(entry):
