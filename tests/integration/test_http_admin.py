@@ -22,6 +22,7 @@ from openai.types.admin.organization.projects import service_accounts as account
 
 from lookup_service import kind, listening, operation_of, served
 from runlore import clock, errors
+from runlore.commit import keys
 from runlore.lookup.http import app, callers
 from runlore.testing.stores import MemoryStore
 from runlore.upkeep import administration, adminlog, organization
@@ -385,6 +386,34 @@ async def test_a_key_is_not_believed_where_the_store_takes_longer_than_an_end_ma
         one.store.get = slowly
         answer = await one.client.get("/v1/projects/acme/memories", headers=headers)
         assert answer.status_code == 503 and kind(answer) == "store_unavailable"
+
+
+async def test_many_who_wait_for_the_organization_read_it_once_and_are_told_once_that_the_store_is_away(
+    tmp_path,
+):
+    async with served(tmp_path, with_keys=True) as one:
+        headers = await one.key("acme", "read")
+        read, asked, all_there = one.store.get, [], asyncio.Barrier(20)
+        is_away = True
+
+        async def noted(key):
+            if key.startswith(keys.access_keys()):
+                await all_there.wait()
+            if key == keys.organization():
+                asked.append(key)
+                await asyncio.sleep(0.1)
+                if is_away:
+                    raise errors.StoreUnavailable("the bucket is away")
+            return await read(key)
+
+        async def ask(_=None):
+            return (await one.client.get("/v1/projects/acme/memories", headers=headers)).status_code
+
+        one.store.get = noted
+        assert set(await asyncio.gather(*map(ask, range(20)))) == {503}
+        assert len(asked) == 1
+        is_away = False
+        assert await ask() == 200
 
 
 # --- who may ------------------------------------------------------------------------------------------------

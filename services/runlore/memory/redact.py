@@ -48,6 +48,8 @@ _SHAPES: list[tuple[str, str]] = [
     ("stripe-key", r"(?<![A-Za-z0-9_])(?:[sr]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}"),
     ("npm-token", r"(?<![A-Za-z0-9_])npm_[A-Za-z0-9]{36}(?![A-Za-z0-9_])"),
     ("pypi-token", r"(?<![A-Za-z0-9_-])pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{40,}"),
+    # Our own: of a project, of who administers, of an invitation.
+    ("runlore-key", r"(?<![A-Za-z0-9_-])rl[ai]?_[0-9a-f]{32}_[0-9a-f]{64}(?![A-Za-z0-9_-])"),
     ("huggingface-token", r"(?<![A-Za-z0-9_])hf_[A-Za-z]{34}(?![A-Za-z0-9_])"),
     # A JSON Web Token: a base64url JSON object, twice, and a signature.
     ("jwt", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{10,}"),
@@ -70,7 +72,7 @@ _PATTERNS = [(kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _SHAPES
 # One cheap look that nearly every string fails: each shape holds one of these.
 _HINT = re.compile(
     r"(?<![A-Za-z0-9])sk-|AKIA|ASIA|PRIVATE KEY|gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|hooks\.slack|AIza|ya29\."
-    r"|k_(?:live|test)_|whsec_|npm_|pypi-Ag|hf_|eyJ|[Bb]earer\s|[Bb]asic\s|://[^\s/@]{1,400}@|(?i:secret_?access_?key|session_?token)"
+    r"|rl[ai]?_[0-9a-f]{32}_|k_(?:live|test)_|whsec_|npm_|pypi-Ag|hf_|eyJ|[Bb]earer\s|[Bb]asic\s|://[^\s/@]{1,400}@|(?i:secret_?access_?key|session_?token)"
 )
 _SPELLED = re.compile(r"\\u(?:00[0-7]|017[Ff]|212[Aa])")
 """ASCII as an escape, and the two letters beyond it that count as `s` and `k` where case does not count."""
@@ -82,6 +84,7 @@ _NEEDLES = (
 _RAW_HINTS = (
     ("sk-", re.compile(r"(?:(?<![A-Za-z0-9])|\\.{1,6}(?<=[A-Za-z0-9]))sk-")),
     ("://", re.compile(r"://[^\s/@]{1,2400}@")),
+    *((name, re.compile(rf"{name}[0-9a-f]{{32}}_")) for name in ("rl_", "rla_", "rli_")),
     ("earer", re.compile(r"[Bb]earer[\s\\]")),
     ("asic", re.compile(r"[Bb]asic[\s\\]")),
 )
