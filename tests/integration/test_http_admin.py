@@ -249,7 +249,7 @@ async def test_a_request_that_does_not_fit_is_told_so_and_what_has_no_meaning_is
             org.certificates.list(),
             org.groups.list(),
             org.usage.completions(start_time=0),
-            org.projects.api_keys.update("k", project_id="acme", scopes=[]),
+            org.projects.spend_limit.retrieve("acme"),
         ):
             with pytest.raises(openai.NotFoundError) as absent:
                 await nothing
@@ -308,6 +308,43 @@ async def test_a_service_account_s_key_opens_its_project_alone_as_far_as_its_rol
         assert [row.name for row in accounts] == ["b2", "x"]
         assert (await org.projects.service_accounts.delete(made.id, project_id="acme")).deleted
         assert await everything(org.projects.api_keys.list("acme")) == []
+
+
+async def test_a_key_that_is_changed_may_what_it_says_by_then_and_no_more_than_its_account(tmp_path, jumping):
+    async with administered(tmp_path) as (one, org), deployed(tmp_path / "b", one.store) as other:
+        await org.projects.create(name="acme")
+        made = await org.projects.service_accounts.create("acme", name="bot")
+        key, token = made.api_key.id, made.api_key.value
+        assert await other.ask("acme/events", token, "POST") == 400
+        changed = await org.projects.api_keys.update(
+            key, project_id="acme", scopes=["api.all.read"], expires_in_seconds=600
+        )
+        assert changed.id == key and changed.expires_at
+        assert (await org.projects.api_keys.retrieve(key, project_id="acme")).expires_at == changed.expires_at
+        jumping.ahead += callers.ENDS_SECONDS_MAX
+        assert [await found.ask("acme/events", token, "POST") for found in (one, other)] == [403, 403]
+        assert [await found.ask("acme/memories", token) for found in (one, other)] == [200, 200]
+        with pytest.raises(openai.ConflictError):
+            await org.projects.api_keys.update(key, project_id="acme", scopes=["admin"])
+        back = await org.projects.api_keys.update(key, project_id="acme", scopes=[])
+        assert back.expires_at == changed.expires_at and await one.ask("acme/events", token, "POST") == 400
+        (entry, *_) = (await org.audit_logs.list(event_types=["api_key.updated"])).data[-1:]
+        assert entry.api_key_updated.changes_requested.scopes == ["read"]
+        assert entry.api_key_updated.changes_requested.expires_in_seconds == 600
+        jumping.ahead += 700
+        assert [await found.ask("acme/memories", token) for found in (one, other)] == [401, 401]
+        machine, _ = await administration.Administrator(one.store, OPERATOR).create_machine_key(
+            "acme", scope="read", name="m"
+        )
+        for name, error in (
+            (key, openai.ConflictError),
+            (machine.id, openai.ConflictError),
+            ("0" * 32, openai.NotFoundError),
+            ("k", openai.NotFoundError),
+        ):
+            with pytest.raises(error):
+                await org.projects.api_keys.update(name, project_id="acme", expires_in_seconds=60)
+        assert (await org.projects.api_keys.delete(key, project_id="acme")).deleted
 
 
 class Jumping(clock.World):
@@ -438,7 +475,7 @@ async def test_no_route_that_administers_answers_a_project_s_key_or_nobody_s(tmp
         good = {"Authorization": f"Bearer {admin}"}
         wrong = {"Authorization": f"Bearer {admin[:-1]}{'1' if admin.endswith('0') else '0'}"}
         data = await one.key("acme", "admin")
-        assert len(ROUTES) == 34
+        assert len(ROUTES) == 35
         for method, path in ROUTES:
             asked = path.format(**FILLED)
             for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}, wrong):

@@ -235,9 +235,7 @@ class Administrator:
         def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, None]:
             organizations.project_of(org, project)
             holder = organizations.account_of(org, project, account)
-            most = organizations.HIGHEST[holder.role]
-            if most is None or access.SCOPES.index(scope) > access.SCOPES.index(most):
-                raise errors.Refused(f"the service account's role is {holder.role}: no key of scope {scope}")
+            _check_scope(holder, scope)
             if len(holder.keys) >= organizations.KEYS_MAX:
                 raise errors.Refused(f"the service account has {organizations.KEYS_MAX} keys")
             told = adminlog.Event(
@@ -267,6 +265,38 @@ class Administrator:
             raise
         return key, token
 
+    async def update_key(
+        self, project: str, key_id: str, *, scope: str | None, expires_in_seconds: int | None
+    ) -> access.Key:
+        """Another scope or end of a service account's key; as it is by then. One that is over stays over."""
+        key = await access.read(self.store, key_id)
+        gone = errors.NotFound(f"project {project} has no key {key_id!r}")
+        expires_at = _expiry(expires_in_seconds)
+
+        def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, access.Key]:
+            if key is None or key.project != project or key.revoked_at is not None:
+                raise gone
+            if key.account is None:
+                raise errors.Refused("a key of no service account stays as it is", hint="make another one")
+            if not organizations.names_key(org, key):
+                raise gone
+            organizations.project_of(org, project)
+            before = org.present(key)
+            if before.is_over(dt.datetime.fromisoformat(now)):
+                raise errors.Refused("the key is over", hint="make another one")
+            holder = organizations.account_of(org, project, key.account)
+            _check_scope(holder, scope or before.scope)
+            made = organizations.Terms(
+                scope=scope or before.scope, expires_at=expires_at or before.expires_at
+            )
+            holder = organizations.changed(holder, terms={**holder.terms, key_id: made})
+            org = organizations.with_account(org, project, holder)
+            asked = {"scopes": [scope] if scope else None, "expires_in_seconds": expires_in_seconds}
+            given = {name: value for name, value in asked.items() if value is not None}
+            return org, adminlog.Event("api_key.updated", key_id, project, given), org.present(key)
+
+        return await self.move(step)
+
     async def delete_key(self, project: str, key_id: str) -> None:
         """End a key of a project. Raises `errors.NotFound` also for another project's, and for one that has ended."""
         key = await access.read(self.store, key_id)
@@ -286,7 +316,9 @@ class Administrator:
             else:
                 holder = organizations.account_of(org, project, key.account)
                 rest = tuple(one for one in holder.keys if one != key_id)
-                org = organizations.with_account(org, project, organizations.changed(holder, keys=rest))
+                terms = {name: one for name, one in holder.terms.items() if name != key_id}
+                holder = organizations.changed(holder, keys=rest, terms=terms)
+                org = organizations.with_account(org, project, holder)
             return org, adminlog.Event("api_key.deleted", key_id, project), None
 
         await self.move(step)
@@ -406,6 +438,13 @@ def with_implied(org: Organization, implied: Project | None) -> Organization:
         return org
     _has_room(org)
     return organizations.with_project(org, implied)
+
+
+def _check_scope(holder: Account, scope: str) -> None:
+    """Raises `errors.Refused` where the account's role gives no key of this scope."""
+    most = organizations.HIGHEST[holder.role]
+    if most is None or access.SCOPES.index(scope) > access.SCOPES.index(most):
+        raise errors.Refused(f"the service account's role is {holder.role}: no key of scope {scope}")
 
 
 def _check_administered(before: Organization, after: Organization, now: str) -> None:

@@ -8,6 +8,7 @@ it once somebody administers it. Fields that this version does not know survive 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -60,6 +61,13 @@ class AdminKey(_Kept):
     expires_at: str | None = None
 
 
+class Terms(_Kept):
+    """What was changed of a key since it was made; null: nothing."""
+
+    scope: str | None = None
+    expires_at: str | None = None
+
+
 class Account(_Kept):
     """A service account of a project: a program, whose keys come and go. Only the keys that it names are good."""
 
@@ -68,6 +76,8 @@ class Account(_Kept):
     role: Literal["member", "owner", "none"]
     created_at: str
     keys: tuple[str, ...] = ()
+    terms: dict[str, Terms] = Field(default_factory=dict)
+    """Of those keys that were changed."""
 
 
 class Member(_Kept):
@@ -136,10 +146,18 @@ class Organization(_Kept):
     """Keys of no account that were ended here: each stays until its own object says so too."""
     tip: Tip = Tip()
 
+    def present(self, key: access.Key) -> access.Key:
+        """A key as it is by now: with what its account says was changed of it."""
+        terms = self.projects[key.project].accounts[key.account or ""].terms if names_key(self, key) else {}
+        if (changed_since := terms.get(key.id)) is None:
+            return key
+        given = changed_since.model_dump(include={"scope", "expires_at"}, exclude_none=True)
+        return dataclasses.replace(key, **given)
+
     def closed(self, key: access.Key, now: dt.datetime) -> str | None:
         """Why a key opens nothing now; None where it is good."""
         project = self.projects.get(key.project)
-        if key.is_over(now) or key.id in self.ended_keys:
+        if self.present(key).is_over(now) or key.id in self.ended_keys:
             return "the key is not good"
         if project is not None and project.archived_at is not None:
             return "the key's project is archived"
@@ -167,7 +185,7 @@ class Organization(_Kept):
         if not names_key(self, key):
             return None
         most = HIGHEST[self.projects[key.project].accounts[key.account].role]
-        return most if most is None else min(key.scope, most, key=access.SCOPES.index)
+        return most if most is None else min(self.present(key).scope, most, key=access.SCOPES.index)
 
 
 K = TypeVar("K", bound=_Kept)

@@ -62,6 +62,11 @@ class KeyBody(Body):
     expires_in_seconds: int | None = None
 
 
+class KeyChange(Body):
+    scopes: list[str] | None = None
+    expires_in_seconds: int | None = None
+
+
 class RateLimitBody(Body):
     max_requests_per_1_minute: int | None = None
     max_tokens_per_1_minute: int | None = None
@@ -382,6 +387,26 @@ async def key(
             used = await lastuse.of(callers.service_of(request).store, [one.id])
             return await told(request, theirs.project_key(one, org, used))
     raise errors.NotFound(f"project {project_id} has no key {key_id!r}")
+
+
+@router.post(
+    "/projects/{project_id}/api_keys/{key_id}",
+    summary="Another scope or end of a service account's key",
+    responses=shapes.answers(theirs.ProjectKey),
+)
+async def update_key(
+    request: Request, admin: callers.Administering, project_id: callers.Segment, key_id: callers.Segment
+) -> Response:
+    given = await body_of(request, KeyChange)
+    made = await administrator(request, admin).update_key(
+        project_id,
+        key_id,
+        scope=None if given.scopes is None else _scope(given.scopes),
+        expires_in_seconds=given.expires_in_seconds,
+    )
+    store = callers.service_of(request).store
+    org, used = await administration.read(store), await lastuse.of(store, [key_id])
+    return await told(request, theirs.project_key(made, org, used))
 
 
 @router.delete(

@@ -274,7 +274,7 @@ def project_key(key: access.Key, org: organizations.Organization, used: Mapping[
         name=key.name,
         redacted_value=access.redacted(key.id),
         created_at=seconds(key.created_at),
-        expires_at=_maybe(key.expires_at),
+        expires_at=_maybe(org.present(key).expires_at),
         last_used_at=_maybe(used.get(key.id)),
         owner=owner,
         owner_project_access="active" if org.closed(key, clock.now()) is None else "inactive",
@@ -349,6 +349,7 @@ def _details(entry: adminlog.Entry) -> dict[str, Any]:
     given = entry.details
     rest: dict[str, dict[str, Any]] = {
         "api_key.created": {"data": {"scopes": given.get("scopes", [])}},
+        "api_key.updated": {"changes_requested": dict(given)},
         "project.created": {"data": {"name": given.get("name"), "title": given.get("name")}},
         "project.updated": {"changes_requested": {"title": given.get("name")}},
         "service_account.created": {"data": {"role": given.get("role")}},
