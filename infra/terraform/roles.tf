@@ -30,6 +30,8 @@ locals {
     keys       = "_operations/keys/*"
     secrets    = "_operations/secrets/*"
     redaction  = "_operations/redaction/*"
+    admin      = "_operations/admin/*"
+    used       = "_operations/used/*"
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
@@ -37,7 +39,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "redaction"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
@@ -51,8 +53,16 @@ locals {
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
     # a line's branches. It keeps this machine's index, and says how it is.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "probes", "redaction"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used"]
+      delete = ["workers"]
+    }
+
+    # The same where it also administers (docs/ADMIN.md): it makes and ends keys. A replica of its own, which only those who
+    # administer reach, keeps that right away from the one that everybody asks.
+    serve_admin = {
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used"]
       delete = ["workers"]
     }
 
@@ -77,11 +87,11 @@ locals {
       delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
-    # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, dead, doctor,
+    # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, admin, dead, doctor,
     # verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "redaction"]
-      write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys", "spend", "joins"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "redaction"]
+      write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys", "admin", "spend", "joins"]
       delete = ["pauses", "probes"]
     }
 

@@ -471,6 +471,12 @@ class Overloaded(Retryable):
     kind = "overloaded"
 
 
+class RateLimited(Retryable):
+    """The project asked for this as often as it may in this minute."""
+
+    kind = "rate_limited"
+
+
 class TooSlow(Retryable):
     """The client let the service wait for too long."""
 

@@ -43,7 +43,7 @@ from runlore.snapshots import library
 from runlore.testing import models as scripted
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import access, audit, doctor, verify
+from runlore.upkeep import access, administration, audit, doctor, organization, verify
 
 KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
     keys.OPERATIONS
@@ -246,6 +246,9 @@ def objects(draw):
                 (keys.ACCESS, keys.access_key("0" * 32)),
                 (keys.SECRETS, keys.secret("seed-signing")),
                 (keys.REDACTION, keys.redaction(project)),
+                (keys.ADMIN, keys.organization()),
+                (keys.ADMIN, keys.log_entry(7, SHA)),
+                (keys.USED, keys.last_use("0" * 32)),
                 (keys.REQUESTS, keys.request(project, SHA)),
                 (keys.ANSWERS, keys.answer(project, SHA)),
                 (keys.ASKS, keys.mark(project, memory, "0" * 32, keys.ASKS)),
@@ -427,6 +430,61 @@ async def test_the_service_answers_with_the_rights_of_serve(rights, tmp_path):
             await access.create(view, "acme", scope="admin", name="its own")
     with pytest.raises(errors.Blocked):
         await view.delete(keys.memory_head("acme", "support"))
+
+
+async def test_what_is_held_is_decided_with_the_rights_of_serve_admin_and_shown_with_those_of_serve(
+    rights, tmp_path
+):
+    one = await deployed(rights)
+    operator = one.views["operator"]
+    await one.publish(made.data(11, rollout="new"))
+    await one.work()
+    await consolidate.revert(
+        operator, one.bus, revisions.Reader(operator), "acme", "support", to=1, reason="it was better"
+    )
+    decided = {"rollouts": ["new"], "reason": "looked at it"}
+    for role, wanted in (("serve", 503), ("serve_admin", 200)):
+        async with served(tmp_path / role, store=one.views[role], bus=one.bus) as asked:
+            assert (await asked.get("memories/support/review")).json()["items"], role
+            for verb in ("reject", "approve"):
+                await asked.post(f"memories/support/review/{verb}", decided, status=wanted)
+
+
+async def test_it_is_administered_with_the_rights_of_serve_admin_and_of_an_operator_and_not_with_those_of_serve(
+    rights, tmp_path
+):
+    one = Deployment(rights)
+    ann = organization.Person(id="ann", name="ann", created_at="2026-01-01T00:00:00+00:00")
+    operator = administration.Administrator(one.views["operator"], {"user": "ann"})
+    _, token = await operator.create_admin_key("first", owner=ann)
+    headers = {"Authorization": f"Bearer {token}"}
+    place = "v1/organization/projects"
+    for role, wanted in (("serve", 503), ("serve_admin", 200)):
+        async with served(tmp_path / role, store=one.views[role], bus=one.bus, with_keys=True) as asked:
+            answer = await asked.client.get(f"/{place}", headers=headers)
+            assert answer.status_code == 200, role
+            for path, body in (
+                (place, {"name": "acme"}),
+                (f"{place}/acme/service_accounts", {"name": "bot"}),
+                (f"{place}/acme/rate_limits/rl-seed", {"max_requests_per_1_minute": 9}),
+            ):
+                answer = await asked.client.post(f"/{path}", json=body, headers=headers)
+                assert answer.status_code == wanted, (role, path, answer.text)
+                if wanted != 200:
+                    break
+                made = answer.json()
+                if "api_key" in made:
+                    key = {"Authorization": f"Bearer {made['api_key']['value']}"}
+    async with served(tmp_path / "data", store=one.views["serve"], bus=one.bus, with_keys=True) as asked:
+        await asked.get("memories", headers=key)
+    async with served(tmp_path / "end", store=one.views["serve_admin"], with_keys=True) as asked:
+        (listed,) = (await asked.client.get(f"/{place}/acme/api_keys", headers=headers)).json()["data"]
+        assert listed["last_used_at"]
+        gone = await asked.client.delete(f"/{place}/acme/api_keys/{listed['id']}", headers=headers)
+        assert gone.status_code == 200
+        found = await asked.client.get("/v1/organization/audit_logs", headers=headers)
+        assert len(found.json()["data"]) == 6
+    assert not (await administration.verify(one.views["operator"])).problems
 
 
 async def test_a_sweep_runs_with_the_rights_of_the_sweeper(rights):

@@ -21,6 +21,7 @@ DOCS = {
         "README.md",
         "docs/CLI.md",
         "docs/DESIGN.md",
+        "docs/ADMIN.md",
         "docs/AGENTS.md",
         "docs/HTTP.md",
         "docs/MCP.md",
@@ -117,7 +118,7 @@ def test_the_layout_in_the_design_has_every_folder():
 
 
 def test_every_route_of_the_service_is_in_its_contract():
-    text = (reference.ROOT / "docs/HTTP.md").read_text("utf-8")
+    text = "\n".join((reference.ROOT / f"docs/{name}.md").read_text("utf-8") for name in ("HTTP", "ADMIN"))
     shown = {
         (method, one)
         for row in text.splitlines()

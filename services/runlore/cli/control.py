@@ -296,15 +296,27 @@ def moment(text: str) -> dt.datetime:
 
 
 def audit(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="[verify]", help="`verify`: check the log of what was administered instead."),
+    ] = "",
     project: ui.MaybeProject = None,
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help=f"{TIME_HELP}.", show_default=False)
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="The newest so many.")] = 50,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect", metavar="N:SHA256", help="With verify: an entry written down.", show_default=False
+        ),
+    ] = None,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
     """List what people changed: who, when, what, why, and what came of it. Oldest first.
+
+    With `verify`: whether the log of what was administered (`runlore admin log`) is as it was written.
 
     Example: runlore audit --project acme --since 7d
     """
@@ -313,6 +325,9 @@ def audit(
         from runlore import wiring
         from runlore.upkeep import audit as upkeep_audit
 
+        if what:
+            await _verify(out, home, what, expect)
+            return
         start = moment(since) if since else None
         async with wiring.open_home(ui.settings_of(home)) as opened:
             found = await upkeep_audit.read_all(opened.store, project=project, since=start)
@@ -334,6 +349,30 @@ def audit(
             out.say("nobody changed anything")
 
     ui.run(work, as_json=as_json)
+
+
+async def _verify(out: ui.Out, home: Any, what: str, expect: str | None) -> None:
+    """Check the chain. Raises `errors.ProblemsFound`."""
+    from dataclasses import asdict
+
+    from runlore import errors, wiring
+    from runlore.upkeep import administration, organization
+
+    number, _, sha256 = (expect or "").partition(":")
+    if what != "verify" or (expect is not None and not (number.isascii() and number.isdigit() and sha256)):
+        raise errors.InvalidInput(
+            "audit takes `verify`, and --expect N:SHA256", hint="--help shows an example"
+        )
+    expected = organization.Tip(number=int(number), sha256=sha256) if expect else None
+    async with wiring.open_home(ui.settings_of(home)) as opened:
+        found = await administration.verify(opened.store, expected)
+    tip = f"{found.tip.number}:{found.tip.sha256}"
+    out.answer({**asdict(found), "tip": tip, "is_whole": not found.problems})
+    for problem in found.problems:
+        out.say(problem)
+    if found.problems:
+        raise errors.ProblemsFound("the log of what was administered is not as it was written")
+    out.say(f"{found.entries} entries, each as it was written; the newest is {tip}")
 
 
 def _row(one: Any) -> dict[str, Any]:

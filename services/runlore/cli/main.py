@@ -9,11 +9,13 @@ import sys
 import typer
 
 from runlore.cli import (
+    admin,
     asks,
     control,
     inspect,
     mcp,
     operate,
+    people,
     pipeline,
     review,
     serve,
@@ -74,6 +76,8 @@ asks.register(app)
 sources.register(app)
 mcp.register(app)
 serve.register(app)
+admin.register(app)
+people.register()
 
 
 def _shorten(group: typer.Typer) -> None:

@@ -179,6 +179,12 @@ async def _listen(out: ui.Out, service: Service, settings: Settings) -> None:
 # --- keys -------------------------------------------------------------------------------------------------
 
 
+def _by(opened: Home) -> dict[str, str]:
+    """Who acts, as the log of what was administered keeps it."""
+    found = ui.who(opened)
+    return {"user": f"{found['user']}@{found['host']}"}
+
+
 @keys_app.command()
 def create(
     project: ProjectArgument = "",
@@ -196,7 +202,7 @@ def create(
     async def work(out: ui.Out) -> None:
         from runlore import errors, wiring
         from runlore.events import ids
-        from runlore.upkeep import access
+        from runlore.upkeep import administration
 
         if not project or not name:
             raise errors.InvalidInput("PROJECT and --name are needed", hint="--help shows an example")
@@ -207,7 +213,8 @@ def create(
             async with ui.acting(
                 opened, "keys create", projects=[project], reason=why, arguments=given
             ) as act:
-                key, token = await access.create(opened.store, project, scope=scope, name=name)
+                hand = administration.Administrator(opened.store, _by(opened), why)
+                key, token = await hand.create_machine_key(project, scope=scope, name=name)
                 act.result["key"] = key.id
         out.answer({**key.shown(), "token": token})
         out.say(token)
@@ -253,14 +260,14 @@ def revoke(
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """End a key: within 30 seconds nobody gets in with it.
+    """End a key: within 5 seconds nobody gets in with it.
 
     Example: runlore keys revoke 0198f0c2 --reason "left the team"
     """
 
     async def work(out: ui.Out) -> None:
         from runlore import errors, wiring
-        from runlore.upkeep import access
+        from runlore.upkeep import access, administration
 
         if not key:
             raise errors.InvalidInput("KEYID is needed", hint="`runlore keys list PROJECT` lists them")
@@ -275,7 +282,10 @@ def revoke(
             async with ui.acting(
                 opened, "keys revoke", projects=[found.project], reason=why, arguments=given
             ):
-                ended = await access.revoke(opened.store, found.project, key)
+                if found.revoked_at is None:
+                    hand = administration.Administrator(opened.store, _by(opened), why)
+                    await hand.delete_key(found.project, key)
+                ended = await access.read(opened.store, key) or found
         out.answer(ended.shown())
         out.say(f"key {ended.id} of {ended.project} ({ended.name}) is revoked")
 

@@ -23,6 +23,7 @@ OPERATIONS = "_operations"
 """Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
+ADMIN, USED = "admin", "used"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     SIDES,
@@ -173,6 +174,30 @@ def access_keys() -> str:
 
 def access_key(key_id: str) -> str:
     return f"{access_keys()}{key_id}.json"
+
+
+def organization() -> str:
+    """The head that says who administers the deployment, its projects, and which of their accounts hold which keys."""
+    return f"{OPERATIONS}/{ADMIN}/organization.json"
+
+
+def log() -> str:
+    """The prefix of the log of what was administered."""
+    return f"{OPERATIONS}/{ADMIN}/log/"
+
+
+def log_entry(number: int, sha256: str) -> str:
+    """One entry, by its number and its content, so that a LIST is in order and a writer that lost harms nobody."""
+    return f"{log()}{number:012d}-{sha256}.json"
+
+
+def used() -> str:
+    """The prefix of when each key was last used, about."""
+    return f"{OPERATIONS}/{USED}/"
+
+
+def last_use(key_id: str) -> str:
+    return f"{used()}{key_id}.json"
 
 
 def secret(name: str) -> str:

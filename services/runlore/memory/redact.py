@@ -23,8 +23,9 @@ from runlore.events import records
 from runlore.memory import detectors, shapes
 from runlore.memory.detectors import Hit
 
-SHAPES_VERSION = 2
-"""Of `memory/shapes.py` and of what is done with its hits. Version 1 wrote placeholders without a hash."""
+SHAPES_VERSION = 3
+"""Of `memory/shapes.py` and of what is done with its hits. Version 1 wrote placeholders without a hash; 3 knows
+the keys of who administers."""
 HASH_CHARS = 12
 ROUNDS_MAX = 8
 """What a placeholder leaves beside it may match anew: where two tokens touched, or one hit lay over another."""

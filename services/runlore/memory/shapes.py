@@ -80,8 +80,12 @@ TABLE: list[tuple[str, tuple[str, ...], str]] = [
         r"(?P<keep>(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/@:'\"<>\[\]{}$]{0,200}:)"
         r"[^\s/@'\"<>\[\]{}$]{1,200}(?P<tail>@[A-Za-z0-9\[])",
     ),
-    # The lookup service's own.
-    ("runlore-key", ("rl_",), r"(?<![A-Za-z0-9_])rl_[0-9a-f]{32}_[0-9a-f]{64}(?![A-Za-z0-9_])"),
+    # Our own: of a project, of who administers, of an invitation.
+    (
+        "runlore-key",
+        ("rl_", "rla_", "rli_"),
+        r"(?<![A-Za-z0-9_])rl[ai]?_[0-9a-f]{32}_[0-9a-f]{64}(?![A-Za-z0-9_])",
+    ),
     (
         "url-signature",
         ("ignature=", "sig="),

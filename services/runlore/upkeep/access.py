@@ -6,6 +6,7 @@ and is never deleted: a revoked one stays, with its time, so that its id says fo
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import hmac
 import json
@@ -44,21 +45,40 @@ class Key:
     sha256: str
     created_at: str
     revoked_at: str | None = None
+    account: str | None = None
+    """The service account that it belongs to: it opens nothing that the account does not (`upkeep/organization.py`)."""
+    expires_at: str | None = None
 
     def allows(self, scope: str) -> bool:
         return SCOPES.index(scope) <= SCOPES.index(self.scope)
 
     def opens_with(self, secret: str) -> bool:
         """Whether `secret` is this key's, compared in constant time."""
-        return hmac.compare_digest(self.sha256, _hash(secret))
+        return hmac.compare_digest(self.sha256, hashed(secret))
+
+    def is_over(self, now: dt.datetime) -> bool:
+        """Whether it was revoked, or its time is up."""
+        return self.revoked_at is not None or has_passed(self.expires_at, now)
 
     def shown(self) -> dict[str, Any]:
         """What a list tells of it: everything but the hash."""
         return {name: value for name, value in asdict(self).items() if name != "sha256"}
 
 
-def _hash(secret: str) -> str:
+def hashed(secret: str) -> str:
+    """What is kept of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def has_passed(at: str | None, now: dt.datetime) -> bool:
+    return at is not None and dt.datetime.fromisoformat(at) <= now
+
+
+def checked_name(name: str, what: str) -> str:
+    """`name` as it is kept, of a key or of whom it is for. Raises `errors.InvalidInput`."""
+    if not name.strip() or len(name) > NAME_CHARS_MAX or ids.has_control(name):
+        raise errors.InvalidInput(f"{what} needs a name of 1 to {NAME_CHARS_MAX} characters")
+    return name.strip()
 
 
 def parse(token: str) -> tuple[str, str] | None:
@@ -67,17 +87,28 @@ def parse(token: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-async def create(store: port.ObjectStore, project: str, *, scope: str, name: str) -> tuple[Key, str]:
+async def create(
+    store: port.ObjectStore,
+    project: str,
+    *,
+    scope: str,
+    name: str,
+    account: str | None = None,
+    expires_at: str | None = None,
+) -> tuple[Key, str]:
     """Make a key; it, and the token that is shown once. Raises `errors.InvalidInput`, `errors.InvalidId`."""
     ids.check_name(project, "project")
     if scope not in SCOPES:
         raise errors.InvalidInput(f"{scope!r} is no scope", hint=f"scopes: {', '.join(SCOPES)}")
-    if not name.strip() or len(name) > NAME_CHARS_MAX or ids.has_control(name):
-        raise errors.InvalidInput(f"a key needs a name of 1 to {NAME_CHARS_MAX} characters")
+    name = checked_name(name, "a key")
     secret = clock.secret_hex(SECRET_BYTES)
     for attempt in range(PUT_ATTEMPTS_MAX):
         # A fresh id each time: after a lost reply a key may stand whose secret nobody ever saw.
-        key = Key(clock.new_id(), project, scope, name.strip(), _hash(secret), clock.now_iso())
+        key = Key(
+            *(clock.new_id(), project, scope, name, hashed(secret), clock.now_iso()),
+            account=account,
+            expires_at=expires_at,
+        )
         try:
             await store.put_if_absent(keys.access_key(key.id), _body(key))
             return key, f"rl_{key.id}_{secret}"
@@ -87,7 +118,9 @@ async def create(store: port.ObjectStore, project: str, *, scope: str, name: str
 
 
 def _body(key: Key) -> bytes:
-    return envelope.dump({"format": FORMAT, **asdict(key)})
+    # Without what it does not have: a replica of the version before knows no such fields.
+    own = {name: value for name, value in asdict(key).items() if value is not None or name == "revoked_at"}
+    return envelope.dump({"format": FORMAT, **own})
 
 
 async def read(store: port.ObjectStore, key_id: str) -> Key | None:
@@ -96,6 +129,11 @@ async def read(store: port.ObjectStore, key_id: str) -> Key | None:
         return None
     stored = await store.get(keys.access_key(key_id))
     return None if stored is None else _parsed(keys.access_key(key_id), stored.body)
+
+
+def redacted(key_id: str, prefix: str = "rl") -> str:
+    """What a list shows in place of a token: enough of its id to find it again, and nothing of its secret."""
+    return f"{prefix}_{key_id[:12]}...{key_id[-4:]}_..."
 
 
 def _parsed(where: str, raw: bytes) -> Key:

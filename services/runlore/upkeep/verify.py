@@ -11,8 +11,9 @@ from runlore.commit import keys, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import invariants, side_invariants, snapshot_invariants
-from runlore.upkeep import audit, pauses
+from runlore.upkeep import administration, audit, pauses
 
+LOGGED = "the log of what was administered is whole"
 READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
 
 
@@ -54,6 +55,7 @@ async def verify(
     out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
     out.violations += await _readable(store, keys.pauses(), _pause)
     out.violations += await _readable(store, keys.redactions(), redaction.parse)
+    out.violations += await _logged(store)
     found = await _check(store, bus)
     if found:
         again = set(await _check(store, bus))
@@ -86,6 +88,15 @@ async def _readable(
         except errors.Corrupt as exc:
             found.append(invariants.Violation(READABLE, row.key, exc.message))
     return found
+
+
+async def _logged(store: store_port.ObjectStore) -> list[invariants.Violation]:
+    """Every change of the organization is in its log as it was written."""
+    try:
+        problems = (await administration.verify(store)).problems
+    except errors.RunloreError as exc:
+        problems = [exc.message]
+    return [invariants.Violation(LOGGED, keys.log(), one) for one in problems]
 
 
 def _pause(key: str, raw: bytes) -> object:

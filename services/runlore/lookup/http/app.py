@@ -22,6 +22,10 @@ from runlore.lookup.http import (
     events,
     memory,
     models,
+    organization,
+    organization_log,
+    organization_people,
+    organization_shapes,
     problems,
     review,
     seeds,
@@ -29,6 +33,7 @@ from runlore.lookup.http import (
     watching,
 )
 from runlore.lookup.http import service as services
+from runlore.upkeep import adminlog
 
 READY_SECONDS_MAX = 3.0
 """How long the store may take to say that it is there."""
@@ -43,6 +48,7 @@ def make(service: services.Service) -> FastAPI:
     app = _routed()
     app.state.service = service
     app.state.keyring = callers.Keyring(service.store)
+    app.state.log_entries = adminlog.Kept()
     problems.install(app)
     app.add_middleware(watching.Watched, service=service)
     return app
@@ -63,6 +69,8 @@ def _routed() -> FastAPI:
     _probes(app)
     for one in (seeds, memory, review, models, snapshots, events):
         app.include_router(one.router, responses=_RESPONSES)
+    for other in (organization, organization_people, organization_log):
+        app.include_router(other.router, responses=_ERRORS)
     made: dict[str, Any] = {}
 
     def document() -> dict[str, Any]:
@@ -97,6 +105,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "A problem (RFC 9457), with its `kind`.",
         "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "An error, as OpenAI's API tells one.", "model": organization_shapes.Error}
 }
 PROBLEM_SCHEMA = {
     "type": "object",

@@ -6,10 +6,14 @@ that project exists or not (invariant 9).
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import functools
+import hmac
 import ipaddress
+import math
 import urllib.parse
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
@@ -21,12 +25,18 @@ from runlore import clock, errors
 from runlore.events import ids
 from runlore.lookup.http.service import PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Service
 from runlore.store import port
-from runlore.upkeep import access
+from runlore.upkeep import access, administration, lastuse, organization
 
 KEPT_SECONDS = 15.0
-"""How long what a key may do is remembered: so long a revoked one goes on, and as long again under a slow store."""
+"""How long a key itself is remembered: nothing of it changes but that it ends, which the organization says first."""
+ORGANIZATION_SECONDS = 2.0
+"""How long what the organization says is remembered; from half of it on it is read anew beside the requests."""
+ENDS_SECONDS_MAX = 5.0
+"""What was read longer ago opens nothing: so a key that was ended is over by then, also under a slow store."""
 KEPT_MAX = 10_000
 READ, WRITE, ADMIN = access.READ, access.WRITE, access.ADMIN
+ADMINISTRATION = "_operations"
+"""Whose share of a gate the routes that administer take: no project is called so."""
 NOT_YOURS = "the key is not one for this project"
 
 
@@ -48,19 +58,92 @@ bearer = HTTPBearer(auto_error=False, description="`rl_<key id>_<secret>` of `ru
 
 
 class Keyring:
-    """Keys by their id, remembered for a moment; also that there is none."""
+    """Keys by their id, remembered for a moment; also that there is none. And the organization, which ends them."""
 
     def __init__(self, store: port.ObjectStore) -> None:
         self._store = store
         self._kept: OrderedDict[str, tuple[float, access.Key | None]] = OrderedDict()
+        self._organization: tuple[float, organization.Organization] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._counts = Counts()
+        self._notes = lastuse.Notes(store)
 
     async def key(self, token: str) -> access.Key:
-        """The key that a token opens. Raises `errors.Unauthorized`."""
+        """The key that a token opens, with what it may do now. Raises `errors.Unauthorized`."""
+        came = clock.monotonic()
         parsed = access.parse(token)
         key = await self._read(parsed[0]) if parsed else None
         if parsed is None or key is None or key.revoked_at is not None or not key.opens_with(parsed[1]):
             raise errors.Unauthorized("the key is not good", hint="`runlore keys create` makes one")
-        return key
+        org = await self.organization(came - ORGANIZATION_SECONDS)
+        if org.closed(key, clock.now()) is not None:
+            # An account and its key may be newer than what is remembered.
+            org = await self.organization(came)
+        if (why := org.closed(key, clock.now())) is not None:
+            raise errors.Unauthorized(why, hint="whoever administers the project makes another")
+        await self._notes.used(key.id)
+        return dataclasses.replace(key, scope=org.scope_of(key) or key.scope)
+
+    async def admin(self, token: str) -> tuple[organization.AdminKey, str, organization.Organization]:
+        """The admin key that a token opens, its role, and where. Raises `errors.Unauthorized`.
+
+        Raises `errors.Forbidden` for a key of a project.
+        """
+        came = clock.monotonic()
+        parsed = administration.parse_admin(token)
+        if parsed is None:
+            await self.key(token)
+            raise errors.Forbidden("a project's key administers nothing: that takes an admin key")
+        org = await self.organization(came - ORGANIZATION_SECONDS)
+        if parsed[0] not in org.admin_keys:
+            org = await self.organization(came)
+        key = org.admin_keys.get(parsed[0])
+        role = None if key is None else org.role_of(key, clock.now())
+        if key is None or role is None or not hmac.compare_digest(key.sha256, access.hashed(parsed[1])):
+            raise errors.Unauthorized("the admin key is not good", hint="`runlore admin bootstrap` makes one")
+        await self._notes.used(key.id)
+        return key, role, org
+
+    async def count(self, project: str, what: str) -> None:
+        """Count a request for `what` towards the project's rate limit. Raises `errors.RateLimited`."""
+        org = await self.organization(clock.monotonic() - ORGANIZATION_SECONDS)
+        kept = org.projects.get(project)
+        limit = kept.limits.get(what) if kept is not None else None
+        if limit is not None and limit.requests_per_minute is not None:
+            self._counts.ask(project, what, limit.requests_per_minute)
+
+    async def organization(self, since: float) -> organization.Organization:
+        """The organization as it was at `since` or later; read once for all who wait for it."""
+        while True:
+            asked, found = self._organization or (-math.inf, None)
+            if found is not None and asked >= since:
+                age = clock.monotonic() - asked
+                if age > ENDS_SECONDS_MAX:
+                    raise errors.StoreUnavailable(
+                        "the store took too long to say whether the key is still good"
+                    )
+                if age > ORGANIZATION_SECONDS / 2:
+                    self._begin()
+                return found
+            await asyncio.shield(self._begin())
+
+    def _begin(self) -> asyncio.Task[None]:
+        """The read that is under way, or a new one."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._asking
+
+    def forget(self) -> None:
+        """Read the organization anew for the next one who asks: it was changed here."""
+        self._organization = None
+
+    async def _ask(self) -> None:
+        asked = clock.monotonic()
+        try:
+            self._organization = asked, await administration.read(self._store)
+        finally:
+            self._asking = None
 
     async def _read(self, key_id: str) -> access.Key | None:
         asked = clock.monotonic()
@@ -79,8 +162,30 @@ def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
-def needs(scope: str) -> Any:
-    """The dependency of a route that needs `scope` in its path's project, and takes a place of that project's share."""
+class Counts:
+    """How often each project asked for each thing in the present minute of the clock, of this service alone."""
+
+    def __init__(self) -> None:
+        self._minute, self._asked = 0, Counter[tuple[str, str]]()
+
+    def ask(self, project: str, what: str, most: int) -> None:
+        """Count one request. Raises `errors.RateLimited` where it would be one too many."""
+        now = clock.now().timestamp()
+        minute = int(now // 60)
+        if minute != self._minute:
+            self._minute, self._asked = minute, Counter()
+        if self._asked[project, what] >= most:
+            raise errors.RateLimited(
+                f"the project may ask for {what} {most} times in a minute", retry_seconds=60 - int(now % 60)
+            )
+        self._asked[project, what] += 1
+
+
+def needs(scope: str, *, counts: str | None = None) -> Any:
+    """The dependency of a route that needs `scope` in its path's project, and takes a place of that project's share.
+
+    With `counts` it is counted as this, for the rate limit of the project.
+    """
 
     async def check(
         request: Request, project: Project, _: Annotated[Any, Security(bearer)] = None
@@ -92,6 +197,8 @@ def needs(scope: str) -> Any:
                 raise errors.Forbidden(NOT_YOURS)
             if not key.allows(scope):
                 raise errors.Forbidden(f"the key's scope is {key.scope}; this needs {scope}")
+            if counts is not None:
+                await request.app.state.keyring.count(project, counts)
         else:
             request.state.caller = {"client": "without a key"}
             ids.check_name(project, "project")
@@ -105,14 +212,49 @@ def needs(scope: str) -> Any:
 
 async def authenticated(request: Request) -> access.Key:
     """The key that came with the request, whatever project it is for. Raises `errors.Unauthorized`."""
+    token = token_of(request)
+    if administration.parse_admin(token) is not None:
+        await request.app.state.keyring.admin(token)
+        raise errors.Forbidden("an admin key opens no project: that takes a key of it")
+    key = await request.app.state.keyring.key(token)
+    request.state.caller = {"key": key.id, "name": key.name}
+    return key
+
+
+async def administering(
+    request: Request, _: Annotated[Any, Security(bearer)] = None
+) -> AsyncIterator[organization.AdminKey]:
+    """The dependency of every route that administers: the admin key of the request. It needs one always."""
+    service = service_of(request)
+    key, role, org = await request.app.state.keyring.admin(token_of(request))
+    request.state.caller = {"key": key.id, "name": key.name}
+    if role != organization.OWNER and request.method != "GET" and not _owns_project(request, key, org):
+        raise errors.Forbidden("whoever has this admin key may read, and change projects that they own")
+    with service.requests.entered(ADMINISTRATION):
+        yield key
+
+
+def _owns_project(request: Request, key: organization.AdminKey, org: organization.Organization) -> bool:
+    """Whether what is to be changed is inside of a project that the key's owner owns: not the project itself."""
+    path = request.scope["route"].path
+    project = org.projects.get(unquoted(request.path_params.get("project_id", "")))
+    if project is None or "/{project_id}/" not in path or path.endswith("/archive"):
+        return False
+    member = project.members.get(key.owner.id)
+    return member is not None and member.role == organization.OWNER
+
+
+Administering = Annotated[organization.AdminKey, Depends(administering)]
+
+
+def token_of(request: Request) -> str:
+    """What came as the request's bearer token. Raises `errors.Unauthorized`."""
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token.strip():
         raise errors.Unauthorized(
             "the request has no key", hint="send it as `Authorization: Bearer rl_<key id>_<secret>`"
         )
-    key = await request.app.state.keyring.key(token.strip())
-    request.state.caller = {"key": key.id, "name": key.name}
-    return key
+    return token.strip()
 
 
 def caller(request: Request) -> dict[str, str]:

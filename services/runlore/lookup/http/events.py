@@ -85,7 +85,7 @@ class _Prepared:
 async def events(
     request: Request,
     project: callers.Project,
-    _: Annotated[Any, callers.needs(callers.WRITE)],
+    _: Annotated[Any, callers.needs(callers.WRITE, counts="publish")],
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=KEY_CHARS_MAX, description="The run's id without another."),

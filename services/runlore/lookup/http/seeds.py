@@ -74,7 +74,7 @@ async def seed(
     request: Request,
     project: callers.Project,
     memory: callers.Memory,
-    _: Annotated[Any, callers.needs(callers.READ)],
+    _: Annotated[Any, callers.needs(callers.READ, counts="seed")],
     conversation_id: Given = None,
     session_id: Given = None,
     group_id: Given = None,

@@ -108,7 +108,7 @@ class Watched:
                 # Half sent: the connection ends before its length, so nobody takes it for whole.
                 log.warning("an answer broke off", kind=exc.kind, problem=exc.message)
                 raise
-            await problems.problem(exc)(scope, receive, send)
+            await problems.problem(exc, path=scope["path"])(scope, receive, send)
         except asyncio.CancelledError:
             if not self._service.stopping.is_set():
                 raise
@@ -117,7 +117,7 @@ class Watched:
         except ClientDisconnect:
             seen["status"] = seen["status"] or 499
         except Exception as exc:
-            answer = problems.internal(exc)
+            answer = problems.internal(exc, path=scope["path"])
             if seen["status"]:
                 raise
             await answer(scope, receive, send)

@@ -1,0 +1,239 @@
+"""The organization: who administers a deployment, its projects, and which of their accounts hold which keys. Pure.
+
+It is one small head (`_operations/admin/organization.json`), so that what must hold across all of it holds in one
+move: the last admin key can not go, an archived project opens nothing, and no change is without its entry in the log
+(`upkeep/administration.py` moves it, `upkeep/adminlog.py` keeps the log). A project that only ever had events is in
+it once somebody administers it. Fields that this version does not know survive every move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runlore import errors
+from runlore.commit import heads
+from runlore.upkeep import access
+
+FORMAT = "runlore.organization/1"
+ADMIN_KEYS_MAX = 100
+PROJECTS_MAX = 1_000
+ACCOUNTS_MAX = 200
+"""Service accounts of one project."""
+USERS_MAX, INVITES_MAX = 1_000, 500
+KEYS_MAX = 50
+"""Keys of one service account."""
+LIMITED = ("publish", "seed")
+"""What a project's requests are counted for."""
+REQUESTS_MAX = 1_000_000_000
+"""Requests in a minute that are as good as no limit."""
+MEMBER, OWNER, NONE, READER = "member", "owner", "none", "reader"
+USER = "user-"
+"""What the id of a user begins with. An admin key whose owner is none was made at the machine: it may do everything."""
+HIGHEST: Mapping[str, str | None] = {OWNER: access.ADMIN, MEMBER: access.WRITE, NONE: None}
+"""The highest scope that a service account's role gives its keys."""
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Person(_Kept):
+    """Whose an admin key is."""
+
+    id: str
+    name: str
+    created_at: str
+
+
+class AdminKey(_Kept):
+    """A key that administers: it opens no project."""
+
+    id: str
+    name: str
+    sha256: str
+    owner: Person
+    created_at: str
+    expires_at: str | None = None
+
+
+class Terms(_Kept):
+    """What was changed of a key since it was made; null: nothing."""
+
+    scope: str | None = None
+    expires_at: str | None = None
+
+
+class Account(_Kept):
+    """A service account of a project: a program, whose keys come and go. Only the keys that it names are good."""
+
+    id: str
+    name: str
+    role: Literal["member", "owner", "none"]
+    created_at: str
+    keys: tuple[str, ...] = ()
+    terms: dict[str, Terms] = Field(default_factory=dict)
+    """Of those keys that were changed."""
+
+
+class Member(_Kept):
+    """What a user is in a project: an owner administers it, a member is one of its people."""
+
+    role: Literal["member", "owner"]
+    added_at: str
+
+
+class User(_Kept):
+    """A person who was invited. What their admin keys may do follows their role."""
+
+    id: str
+    email: str
+    name: str
+    role: Literal["owner", "reader"]
+    added_at: str
+
+
+class Invite(_Kept):
+    """An invitation to become a user, good until it is accepted or over. Its token is shown once, kept as a hash."""
+
+    id: str
+    email: str
+    role: Literal["owner", "reader"]
+    projects: dict[str, Literal["member", "owner"]] = Field(default_factory=dict)
+    sha256: str
+    created_at: str
+    expires_at: str
+    accepted_at: str | None = None
+
+
+class Limit(_Kept):
+    """What a project may ask of one thing."""
+
+    requests_per_minute: int | None = None
+
+
+class Project(_Kept):
+    """What is administered of a project; `archived_at`: from then on its keys open nothing."""
+
+    id: str
+    name: str
+    created_at: str
+    archived_at: str | None = None
+    accounts: dict[str, Account] = Field(default_factory=dict)
+    limits: dict[str, Limit] = Field(default_factory=dict)
+    members: dict[str, Member] = Field(default_factory=dict)
+
+
+class Tip(_Kept):
+    """The newest entry of the log, and so all before it; number 0 before the first."""
+
+    number: int = 0
+    sha256: str = ""
+
+
+class Organization(_Kept):
+    """The head's body."""
+
+    admin_keys: dict[str, AdminKey] = Field(default_factory=dict)
+    projects: dict[str, Project] = Field(default_factory=dict)
+    users: dict[str, User] = Field(default_factory=dict)
+    invites: dict[str, Invite] = Field(default_factory=dict)
+    ended_keys: tuple[str, ...] = ()
+    """Keys of no account that were ended here: each stays until its own object says so too."""
+    tip: Tip = Tip()
+
+    def present(self, key: access.Key) -> access.Key:
+        """A key as it is by now: with what its account says was changed of it."""
+        terms = self.projects[key.project].accounts[key.account or ""].terms if names_key(self, key) else {}
+        if (changed_since := terms.get(key.id)) is None:
+            return key
+        given = changed_since.model_dump(include={"scope", "expires_at"}, exclude_none=True)
+        return dataclasses.replace(key, **given)
+
+    def closed(self, key: access.Key, now: dt.datetime) -> str | None:
+        """Why a key opens nothing now; None where it is good."""
+        project = self.projects.get(key.project)
+        if self.present(key).is_over(now) or key.id in self.ended_keys:
+            return "the key is not good"
+        if project is not None and project.archived_at is not None:
+            return "the key's project is archived"
+        if key.account is not None and self.scope_of(key) is None:
+            return "the key is not good"
+        return None
+
+    def role_of(self, key: AdminKey, now: dt.datetime) -> str | None:
+        """What an admin key may do: all (`owner`), or read (`reader`). None: nothing any more."""
+        if access.has_passed(key.expires_at, now) or key.id not in self.admin_keys:
+            return None
+        if not key.owner.id.startswith(USER):
+            return OWNER
+        user = self.users.get(key.owner.id)
+        return user.role if user is not None else None
+
+    def is_administered(self, now: dt.datetime) -> bool:
+        """Whether some admin key may do everything."""
+        return any(self.role_of(one, now) == OWNER for one in self.admin_keys.values())
+
+    def scope_of(self, key: access.Key) -> str | None:
+        """What a key may do: its scope, and no more than its account's role gives. None: nothing."""
+        if key.account is None:
+            return key.scope
+        if not names_key(self, key):
+            return None
+        most = HIGHEST[self.projects[key.project].accounts[key.account].role]
+        return most if most is None else min(self.present(key).scope, most, key=access.SCOPES.index)
+
+
+K = TypeVar("K", bound=_Kept)
+
+
+def changed(one: K, **fields: Any) -> K:
+    return one.model_copy(update=fields)
+
+
+def parse(head: heads.Head) -> Organization:
+    """The organization in a head as read. Raises `errors.Corrupt`."""
+    try:
+        return Organization.model_validate(
+            {name: value for name, value in head.body.items() if name in Organization.model_fields}
+        )
+    except ValidationError:
+        raise errors.Corrupt(f"the head {head.key} is no organization", key=head.key) from None
+
+
+def project_of(org: Organization, project: str) -> Project:
+    """A project as it is administered. Raises `errors.NotFound`, or `errors.Refused` where it is archived."""
+    found = org.projects.get(project)
+    if found is None:
+        raise errors.NotFound(f"there is no project {project!r}")
+    if found.archived_at is not None:
+        raise errors.Refused(f"the project {project} is archived")
+    return found
+
+
+def account_of(org: Organization, project: str, account: str) -> Account:
+    """A service account. Raises `errors.NotFound`."""
+    found = org.projects.get(project)
+    if found is None or account not in found.accounts:
+        raise errors.NotFound(f"project {project} has no service account {account!r}")
+    return found.accounts[account]
+
+
+def names_key(org: Organization, key: access.Key) -> bool:
+    """Whether a key of a service account is one that its account names, whatever may be done with it now."""
+    project = org.projects.get(key.project)
+    account = project.accounts.get(key.account or "") if project is not None else None
+    return account is not None and key.id in account.keys
+
+
+def with_project(org: Organization, project: Project) -> Organization:
+    return changed(org, projects={**org.projects, project.id: project})
+
+
+def with_account(org: Organization, project: str, account: Account) -> Organization:
+    kept = org.projects[project]
+    return with_project(org, changed(kept, accounts={**kept.accounts, account.id: account}))
