@@ -130,6 +130,7 @@ async def _beside_stages(out: ui.Out, opened: Home, stopping: Any, *, up: bool) 
 async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -> AsyncIterator[Service]:
     import asyncio
 
+    from runlore import wiring
     from runlore.lookup.http import events, lists
     from runlore.lookup.http import service as services
 
@@ -148,6 +149,8 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             connections_max=opened.settings.http_connections_max,
             stall_seconds=opened.settings.http_stall_seconds,
             stopping=stopping,
+            status_path=opened.status_path,
+            up=lambda: wiring.up_is_running(opened.root),
         )
     finally:
         await found.close()

@@ -18,6 +18,7 @@ from runlore import __version__, errors
 from runlore.commit import keys
 from runlore.lookup.http import answers, callers, events, memory, problems, seeds, snapshots, watching
 from runlore.lookup.http import service as services
+from runlore.lookup.http.console import app as console
 
 READY_SECONDS_MAX = 3.0
 """How long the store may take to say that it is there."""
@@ -33,6 +34,7 @@ def make(service: services.Service) -> FastAPI:
     app.state.service = service
     app.state.keyring = callers.Keyring(service.store)
     problems.install(app)
+    console.errors_as_pages(app)
     app.add_middleware(watching.Watched, service=service)
     return app
 
@@ -52,6 +54,7 @@ def _routed() -> FastAPI:
     _probes(app)
     for one in (seeds, memory, snapshots, events):
         app.include_router(one.router, responses=_RESPONSES)
+    console.routes(app)
     made: dict[str, Any] = {}
 
     def document() -> dict[str, Any]:

@@ -28,6 +28,7 @@ KEPT_SECONDS = 15.0
 KEPT_MAX = 10_000
 READ, WRITE, ADMIN = access.READ, access.WRITE, access.ADMIN
 NOT_YOURS = "the key is not one for this project"
+NOT_GOOD, NOT_GOOD_HINT = "the key is not good", "`runlore keys create` makes one"
 
 
 def unquoted(text: str) -> str:
@@ -57,9 +58,16 @@ class Keyring:
     async def key(self, token: str) -> access.Key:
         """The key that a token opens. Raises `errors.Unauthorized`."""
         parsed = access.parse(token)
-        key = await self._read(parsed[0]) if parsed else None
-        if parsed is None or key is None or key.revoked_at is not None or not key.opens_with(parsed[1]):
-            raise errors.Unauthorized("the key is not good", hint="`runlore keys create` makes one")
+        key = await self.standing(parsed[0]) if parsed else None
+        if parsed is None or key is None or not key.opens_with(parsed[1]):
+            raise errors.Unauthorized(NOT_GOOD, hint=NOT_GOOD_HINT)
+        return key
+
+    async def standing(self, key_id: str) -> access.Key:
+        """The key with this id, unless it has ended. A session vouches for its holder. Raises `errors.Unauthorized`."""
+        key = await self._read(key_id)
+        if key is None or key.revoked_at is not None:
+            raise errors.Unauthorized(NOT_GOOD, hint=NOT_GOOD_HINT)
         return key
 
     async def _read(self, key_id: str) -> access.Key | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,10 @@ class Service:
     connections_max: int = 4096
     stall_seconds: float = 60.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    status_path: Path | None = None
+    """What `runlore up` on this machine says of its stages, for the page of the status."""
+    up: Callable[[], int | None] = lambda: None
+    """The process that runs the stages on this machine, if any does."""
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)
@@ -121,6 +125,10 @@ class Service:
             if self._letters is None or clock.monotonic() - self._letters[0] > LETTERS_SECONDS:
                 self._letters = clock.monotonic(), await dead.read_all(self.bus)
             return self._letters[1]
+
+    def forget_letters(self) -> None:
+        """Read them anew: one of them was just resolved."""
+        self._letters = None
 
     def snapshots(self, project: str) -> library.Snapshots:
         return library.Snapshots(self.store, project)
