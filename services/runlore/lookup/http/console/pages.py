@@ -115,7 +115,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.globals |= {"url": url, "path_url": path_url, "static_url": static_url, "version": __version__}
-    made.filters |= {"size": texts.size, "moment": texts.moment, "short": lambda text: str(text or "")[:12]}
+    made.filters |= {"size": texts.size, "moment": texts.moment, "ticked": texts.ticked, "short": lambda text: str(text or "")[:12]}
     return made
 
 

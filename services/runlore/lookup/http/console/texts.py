@@ -207,6 +207,15 @@ def hex_lines(raw: bytes) -> list[tuple[str, str, str]]:
     return rows
 
 
+_TICKED = re.compile(r"`([^`]{1,300})`")
+
+
+def ticked(text: Any) -> markupsafe.Markup:
+    """A sentence of ours in which a command stands between backticks: that part as code."""
+    # Escaped first: what is between them may be somebody's id.
+    return markupsafe.Markup(_TICKED.sub(r"<code>\1</code>", str(markupsafe.escape(visible(str(text or ""))))))
+
+
 # --- numbers and times ------------------------------------------------------------------------------------------
 
 
