@@ -98,7 +98,9 @@ class Browser:
         """What a command answers; what happened meanwhile goes to `events`."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
-        os.write(self._out, json.dumps({**message, **({"sessionId": session} if session else {})}).encode() + b"\0")
+        os.write(
+            self._out, json.dumps({**message, **({"sessionId": session} if session else {})}).encode() + b"\0"
+        )
         while True:
             told = self._next()
             if told.get("id") == self._number:
@@ -175,10 +177,51 @@ class Page:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
         self._owner.wait("Page.loadEventFired", self._session)
 
+    def enter(self):
+        """Press Enter where the focus is, which leads to another page."""
+        self.key("Enter", "\r")
+        self._owner.wait("Page.loadEventFired", self._session)
+
+    def focus(self, selector):
+        """Put the focus where a person would tab to."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        self.call(
+            "DOM.focus", nodeId=self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        )
+
+    def follow_first(self, selector):
+        """Go where a link leads, by keyboard."""
+        self.focus(selector)
+        self.enter()
+
+    def path(self):
+        """Where it is, without the host."""
+        history = self.call("Page.getNavigationHistory")
+        url = history["entries"][history["currentIndex"]]["url"]
+        return "/" + url.split("/", 3)[3]
+
+    def focused(self):
+        """The name of what has the focus, as it is read aloud."""
+        for one in self.call("Accessibility.getFullAXTree")["nodes"]:
+            has = [each["value"]["value"] for each in one.get("properties", ()) if each["name"] == "focused"]
+            if has == [True] and one["role"]["value"] != "RootWebArea":
+                return one["name"]["value"]
+        return None
+
+    def cookies(self):
+        """The names of the cookies that it keeps."""
+        return [one["name"] for one in self.call("Network.getCookies")["cookies"]]
+
     def key(self, name, text=""):
         """Press a key."""
+        codes = {"Enter": 13, "Tab": 9, "/": 191}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, text=text if kind == "keyDown" else "")
+            told = {
+                "key": name,
+                "text": text if kind == "keyDown" else "",
+                "windowsVirtualKeyCode": codes[name],
+            }
+            self.call("Input.dispatchKeyEvent", type=kind, **told)
 
     def picture(self, path, *, whole=False):
         """A PNG of what is seen; `whole`: of all of the page."""

@@ -1,163 +1,25 @@
-"""The console in-process: who may see what, that every page is whole, and that what others wrote does nothing."""
+"""The console in-process: every page is whole, and what others wrote does nothing."""
 
 from __future__ import annotations
 
-import contextlib
-import html.parser
 import re
-import urllib.parse
-
-import pytest
 
 import made
-from lookup_service import BASE, give_workspace, kind, served, tar
-from runlore import clock
-from runlore.commit import lines
-from runlore.consumers import dead
-from runlore.lookup.http import app, callers
-from runlore.lookup.http.console import app as console
-from runlore.lookup.http.console import pages, sessions, texts
-from runlore.upkeep import access, audit
-
-HTML = {"Accept": "text/html,application/xhtml+xml"}
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-HOME = "/projects/acme"
-
-
-class Seen(html.parser.HTMLParser):
-    """What a browser would make of a page: its links, forms, ids, headings, and what would run."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.links, self.forms, self.ids, self.headings, self.wrong, self.words = [], [], [], [], [], []
-        self.labels, self.fields = set(), []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.wrong += [name for name, _ in attrs if name.startswith("on") or name == "style"]
-        if tag in ("iframe", "object", "embed", "base", "style", "meta") and "http-equiv" in given:
-            self.wrong.append(tag)
-        if tag == "script" and not given.get("src", "").startswith("/static/"):
-            self.wrong.append("script")
-        if tag == "img" and not given.get("src", "").startswith("/static/"):
-            self.wrong.append(f"img {given}")
-        for name in ("href", "src", "action"):
-            if urllib.parse.urlsplit(given.get(name) or "").scheme not in ("", "http", "https", "mailto"):
-                self.wrong.append(f"{tag} {given[name]}")
-        if tag == "a":
-            self.links.append(given["href"])
-        elif tag == "form":
-            self.forms.append({"action": given.get("action"), "method": given.get("method"), "fields": {}})
-        elif tag == "input" and self.forms:
-            self.forms[-1]["fields"][given.get("name")] = given.get("value", "")
-        elif tag == "label":
-            self.labels.add(given["for"])
-        elif tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
-            self.headings.append(int(tag[1]))
-        if tag in ("input", "select", "textarea") and given.get("type") != "hidden":
-            self.fields.append((given.get("id"), given.get("aria-label")))
-        if "id" in given:
-            self.ids.append(given["id"])
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    def token(self):
-        return next(form["fields"]["token"] for form in self.forms if "token" in form["fields"])
-
-
-def whole(answer, *, status=200):
-    """The page in an answer, which must be a sound one."""
-    assert answer.status_code == status, (answer.url, answer.status_code, answer.text[:600])
-    assert answer.headers["content-type"] == "text/html; charset=utf-8", answer.url
-    assert answer.headers["content-security-policy"] == pages.POLICY
-    assert answer.headers["cache-control"] == "no-store" and answer.headers["x-content-type-options"] == "nosniff"
-    seen = Seen(answer.text)
-    assert not seen.wrong, (answer.url, seen.wrong)
-    assert len(seen.ids) == len(set(seen.ids)), (answer.url, sorted(seen.ids))
-    assert seen.headings.count(1) == 1 and seen.headings[0] == 1, (answer.url, seen.headings)
-    for one, label in seen.fields:
-        assert label or one in seen.labels, (answer.url, one)
-    return seen
-
-
-async def page(one, path, *, status=200, headers=HTML, **more):
-    return whole(await one.client.get(path, headers=headers, **more), status=status)
-
-
-async def filled(one, headers=None):
-    """A project with everything in it: revisions, a held one, workspaces with a branch, a dead letter."""
-    for first in (0, 3, 6):
-        for number in range(first, first + 3):
-            await one.post("events", made.data(number), status=202, headers=headers)
-        await one.work()
-    given = await one.client.post(
-        "/v1/projects/acme/archives", content=tar(*FILES), headers=headers
-    )
-    for number, rollout in ((20, "conv"), (21, "conv"), (22, "conv")):
-        more = tar(*FILES, (f"more-{number}.txt", b"more\n" * number))
-        claim = given.json() if number == 20 else (
-            await one.client.post("/v1/projects/acme/archives", content=more, headers=headers)
-        ).json()
-        data = made.data(number, rollout=rollout, workspaces=[{"archive": claim, **BASES.get(number, {})}])
-        await one.post("events", data, status=202, headers=headers)
-        await one.work()
-        if number == 20:
-            head = await lines.read(one.store, lines.Line("acme", "conv"))
-            base = {"counter": head.body["version"], "snapshot": lines.id_of(head.body["ref"])}
-            BASES[21] = {"base": base}
-    bad = made.data(30)
-    bad["record"] = "no JSON at all " + HOSTILE
-    await one.post("events", bad, status=202, headers=headers)
-    await letters(one)
-
-
-BASES = {}
-FILES = (
-    ("readme.md", b"# Hello\n"),
-    ("src/main.py", b"print(1)\n" * 5),
-    ("src/bytes.bin", bytes(range(256)) * 20),
-    ("large.txt", b"a line of text that is repeated\n" * 170_000),
+from console_pages import (
+    HOME,
+    HOSTILE,
+    HTML,
+    ROUTES,
+    Seen,
+    crawled,
+    filled,
+    letters,
+    page,
+    signed_in,
+    whole,
 )
-
-
-async def letters(one):
-    from runlore.consumers import record
-
-    taken = [message async for message in one.bus.read("runs")]
-    await record.RecordStage(one.store, one.bus).process(taken)
-
-
-ROUTES = [route for router in console.ROUTERS for route in router.routes]
-
-
-def route_of(path):
-    """The route that answers a GET of this address."""
-    plain = path.partition("?")[0]
-    return next(one.path for one in ROUTES if "GET" in one.methods and one.path_regex.match(plain))
-
-
-async def crawled(one, start, headers=HTML, most=15):
-    """The pages that links lead to from `start`, at most so many of each route: path → what is there."""
-    found, left, seen = {}, [start], {}
-    while left:
-        path = left.pop(0).partition("#")[0]
-        if not path or path in found or path.startswith("http"):
-            continue
-        route = route_of(path)
-        seen[route] = seen.get(route, 0) + 1
-        if seen[route] > most:
-            continue
-        answer = await one.client.get(path, headers=headers)
-        while answer.status_code == 303:
-            answer = await one.client.get(answer.headers["location"], headers=headers)
-        if route.endswith(("/raw", "/raw/{path:path}")):
-            assert answer.status_code == 200 and answer.headers["content-disposition"].startswith("attachment")
-            continue
-        found[path] = whole(answer)
-        left += [urllib.parse.urljoin(path, link) for link in found[path].links]
-    return found, set(seen)
+from lookup_service import give_workspace, served
+from runlore.lookup.http.console import texts
 
 
 async def test_every_page_that_a_link_leads_to_is_whole(tmp_path):
@@ -174,5 +36,209 @@ async def test_every_page_that_a_link_leads_to_is_whole(tmp_path):
             "/projects/{project}/memories/{memory}/search",
         }
         words = " ".join(word for seen in found.values() for word in seen.words)
-        for told in ("Revision 3", "consolidated", "dead", "It is no text", "What is wrong or waits", "branch"):
+        for told in (
+            "Revision 3",
+            "consolidated",
+            "dead",
+            "What is wrong or waits",
+            "branch",
+        ):
             assert told in words, told
+
+
+# --- what others wrote --------------------------------------------------------------------------------------------
+
+BAD = (
+    HOSTILE,
+    "[click](javascript:alert(1)) <b onmouseover=alert(1)>x</b> ![i](http://evil.example/x.png)",
+    "\u202egnp.exe\u2066 \u200bhidden\U000e0041\U000e0042",
+    "x" * 5000,
+    "{{ 7 * 7 }} {% raw %} ${7*7}",
+)
+
+
+async def test_what_a_run_said_and_what_things_are_called_does_nothing_on_any_page(tmp_path):
+    async with served(tmp_path) as one:
+        for number, text in enumerate(BAD):
+            record = made.payload(number, text=text, final=text)
+            data = made.data(number, rollout=f"{text[:60]} & \"'<i>", record=record)
+            data["run_id"] = f"run-{number}-{text[:40]}"
+            await one.client.post("/v1/projects/acme/events", json=data)
+        await one.work()
+        bad = [
+            ("<img src=x onerror=alert(1)>.md", b"<script>alert(1)</script>\n"),
+            ("a\u202eb.txt", b"\xe2\x80\xae x\n"),
+        ]
+        await give_workspace(
+            one.service, one.client, *bad, ("q?#%2F&\"'.txt", b"odd\n"), ("caf\u00e9 \U0001f600", b"x" * 9999)
+        )
+        await one.work()
+        found, _ = await crawled(one, "/", most=12)
+        text = " ".join(word for seen in found.values() for word in seen.words)
+        for sign in ("\u202e", "\u2066", "\u200b", "\U000e0041"):
+            assert sign not in text and f"U+{ord(sign):04X}" in text, hex(ord(sign))
+        assert "<script>" in text and "{{ 7 * 7 }}" in text
+
+
+async def test_a_page_that_is_asked_for_with_nonsense_says_so_as_a_page(tmp_path):
+    async with served(tmp_path) as one:
+        await filled(one)
+        for path, status in (
+            ("/projects/acme/memories/support/revisions/99", 404),
+            ("/projects/acme/memories/support/revisions/0", 404),
+            ("/projects/acme/memories/support/revisions/x", 400),
+            ("/projects/acme/memories/support/revisions/1/files/..%2f..%2fetc", 404),
+            ("/projects/acme/memories/support/revisions/1/why/MEMORY.md?line=9999", 404),
+            ("/projects/acme/memories/support/revisions/1/why/MEMORY.md", 400),
+            ("/projects/acme/memories/support/diff?to=1&from=2&subject=" + "x" * 2000, 400),
+            ("/projects/acme/memories/none", 404),
+            ("/projects/acme/memories/NO%20NAME", 400),
+            ("/projects/acme/memories/support/rollouts/..%2f..", 400),
+            ("/projects/acme/memories/support/rollouts/none", 404),
+            ("/projects/acme/memories/support?cursor=x", 400),
+            ("/projects/acme/runs?cursor=W10", 400),
+            ("/projects/acme/runs/none", 404),
+            ("/projects/acme/snapshots/none/tree", 404),
+            ("/projects/acme/snapshots/conv/tree?path=none", 404),
+            ("/projects/acme/snapshots/conv/file?path=src", 400),
+            ("/projects/acme/snapshots/conv/diff?to=conv&path=none", 404),
+            ("/projects/acme/lines/none/main", 404),
+            ("/projects/acme/dead/none", 404),
+            ("/projects/acme/memories/support/search?q=" + "a" * 1001, 400),
+            ("/projects/%FF", 400),
+            ("/static/layout.html", 404),
+            ("/static/..%2fpages.py", 404),
+        ):
+            await page(one, path, status=status)
+        await page(one, "/projects/acme/memories/support/search?q=%00%22*%22")
+
+
+async def test_a_large_file_is_cut_with_a_note_and_a_binary_one_is_shown_by_its_head(tmp_path):
+    async with served(tmp_path) as one:
+        await filled(one)
+        base = "/projects/acme/snapshots/conv"
+        large = await one.client.get(f"{base}/file?path=large.txt", headers=HTML)
+        whole(large)
+        assert len(large.content) < 400_000 and "The first 256 KiB of 5.2 MiB" in large.text
+        more = await one.client.get(f"{base}/file?path=large.txt&from=1001", headers=HTML)
+        assert "Lines 1001 to 2000" in more.text
+        binary = await one.client.get(f"{base}/file?path=src/bytes.bin", headers=HTML)
+        whole(binary)
+        assert "00 01 02 03" in binary.text and "\x01" not in binary.text
+        saved = await one.client.get(f"{base}/raw?path=src/bytes.bin", headers=HTML)
+        assert saved.content == bytes(range(256)) * 20
+        assert saved.headers["content-disposition"].startswith('attachment; filename="bytes.bin"')
+        assert saved.headers["content-type"] == "application/octet-stream"
+        assert saved.headers["content-security-policy"] == "sandbox"
+
+
+# --- what a project is told of the whole --------------------------------------------------------------------------
+
+
+async def test_the_status_of_a_project_names_no_other_project_and_no_machine(tmp_path):
+    async with served(tmp_path, with_keys=True) as one:
+        from runlore.upkeep import pauses, workers
+
+        await filled(one, await one.key())
+        await pauses.put(
+            one.store, "consolidate", project="secretive", memory=None, reason="hush", by={"user": "eve"}
+        )
+        stuck = {"secretive/plans": "hush", "acme/support": "a broken pack"}
+        stages = {
+            "consolidate": {
+                "state": "failed",
+                "cause": "secretive/packs/x",
+                "since": "now",
+                "memories": stuck,
+            }
+        }
+        teller = workers.Teller(one.store, lambda: stages, instance="pod-7")
+        await teller._put(stages)
+        bad = made.data(77, project="secretive")
+        bad["record"] = "no JSON"
+        await one.client.post("/v1/projects/secretive/events", json=bad, headers=await one.key("secretive"))
+        await letters(one)
+        text = (await one.client.get("/projects/acme/status", headers=await signed_in(one, "read"))).text
+        assert "failed" in text and "a broken pack" in text and "invalid_record 1" in text
+        for word in ("secretive", "hush", "eve", "pod-7"):
+            assert word not in text, word
+        theirs = (
+            await one.client.get(
+                "/projects/secretive/dead", headers=await signed_in(one, "read", "secretive")
+            )
+        ).text
+        assert "invalid_record" in theirs and HOSTILE[:20] not in theirs
+
+
+async def test_an_empty_project_says_what_to_do_and_lists_go_on_over_pages(tmp_path, monkeypatch):
+    async with served(tmp_path) as one:
+        for path in (
+            "/",
+            HOME,
+            f"{HOME}/runs",
+            f"{HOME}/snapshots",
+            f"{HOME}/dead",
+            f"{HOME}/status",
+            f"{HOME}/keys",
+        ):
+            await page(one, path)
+        assert "runlore emit" in " ".join((await page(one, "/")).words)
+        assert "No memory yet" in (await page(one, HOME)).words
+        await filled(one)
+        from runlore.lookup.http.console import memories, runs
+
+        monkeypatch.setattr(runs, "SHOWN", 4)
+        monkeypatch.setattr(memories, "REVISIONS_SHOWN", 2)
+        for start, part in ((f"{HOME}/runs", "/runs/run-"), (f"{HOME}/memories/support", "/revisions/")):
+            seen, path = [], start
+            while path:
+                one_page = await page(one, path)
+                seen += [link for link in dict.fromkeys(one_page.links) if re.search(rf"{part}\d+$", link)]
+                path = next((link for link in one_page.links if "cursor=" in link), None)
+            wanted = 12 if "runs" in start else 6
+            assert len(seen if "revisions" in part else set(seen)) == wanted, (start, seen)
+
+
+async def test_the_states_of_a_list_are_those_that_explain_tells(tmp_path):
+    async with served(tmp_path) as one:
+        await filled(one)
+        await one.post("events", made.data(40), status=202)
+        await letters(one)  # Recorded, and no revision made yet.
+        await one.post("events", made.data(1, attempt=2, record=made.payload(99)), status=202)
+        await letters(one)
+        text = (await one.client.get(f"{HOME}/runs", headers=HTML)).text
+        rows = re.findall(
+            r'/runs/(run-\d+)"><bdi>.*?</th>\s*<td data-label="State"><span>\s*<span class="tag \w*">(\w+)',
+            text,
+            re.S,
+        )
+        assert {state for _, state in rows} >= {"recorded", "consolidated", "superseded"}
+        for run, state in rows:
+            told = (await one.get(f"runs/{run}")).json()["runs"]
+            assert state in {story["state"] for story in told}, (run, state)
+
+
+def test_markdown_of_others_holds_no_html_no_script_and_no_image():
+    def why(line):
+        return f"/why?line={line}"
+
+    text = (
+        "# T <script>alert(1)</script>\n\n<img src=x onerror=alert(1)>\n\n[a](javascript:alert(1)) [b](//evil.example)"
+        ' [c](data:text/html,x) [d](https://example.org "t") [e](other.md) [f](none.md) ![g](http://evil.example/g.png)\n'
+        "second line\n\n- one\n  - two\n\n| a | b |\n|---|---|\n| <i>1</i> | 2 |\n\n"
+        "```html\n<script>x</script>\nrow\n```\n"
+        "<javascript:alert(1)> <https://example.org/auto>\n"
+    )
+    made_page = str(
+        texts.markdown(text, why, {1}, lambda name: f"/files/{name}" if name == "other.md" else None)
+    )
+    seen = Seen(made_page)
+    assert (
+        not seen.wrong and "<script" not in made_page and "<img" not in made_page and "<i>" not in made_page
+    )
+    out = [link for link in seen.links if not link.startswith("/")]
+    assert out == ["https://example.org", "http://evil.example/g.png", "https://example.org/auto"]
+    assert "/files/other.md" in seen.links
+    numbered = [int(link.rpartition("=")[2]) for link in seen.links if link.startswith("/why")]
+    assert numbered == [1, 3, 5, 6, 8, 9, 11, 13, 16, 17, 19]
+    assert made_page.count("known") == 1

@@ -115,7 +115,13 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.globals |= {"url": url, "path_url": path_url, "static_url": static_url, "version": __version__}
-    made.filters |= {"size": texts.size, "moment": texts.moment, "ticked": texts.ticked, "short": lambda text: str(text or "")[:12]}
+    made.filters |= {
+        "size": texts.size,
+        "moment": texts.moment,
+        "ticked": texts.ticked,
+        "found_in": texts.found_in,
+        "short": lambda text: str(text or "")[:12],
+    }
     return made
 
 

@@ -213,7 +213,17 @@ _TICKED = re.compile(r"`([^`]{1,300})`")
 def ticked(text: Any) -> markupsafe.Markup:
     """A sentence of ours in which a command stands between backticks: that part as code."""
     # Escaped first: what is between them may be somebody's id.
-    return markupsafe.Markup(_TICKED.sub(r"<code>\1</code>", str(markupsafe.escape(visible(str(text or ""))))))
+    return markupsafe.Markup(
+        _TICKED.sub(r"<code>\1</code>", str(markupsafe.escape(visible(str(text or "")))))
+    )
+
+
+_FOUND = re.compile(r"\[([^\[\]]{1,200})\]")
+
+
+def found_in(snippet: Any) -> markupsafe.Markup:
+    """A search's snippet, with what was found in it marked (the index puts it between brackets)."""
+    return markupsafe.Markup(_FOUND.sub(r"<mark>\1</mark>", str(markupsafe.escape(visible(str(snippet))))))
 
 
 # --- numbers and times ------------------------------------------------------------------------------------------
