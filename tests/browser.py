@@ -1,8 +1,8 @@
 """A real Chromium without a window, driven over a pipe: what a page looks like, and what runs in it.
 
 It speaks the DevTools protocol (https://chromedevtools.github.io/devtools-protocol/) over two file descriptors, so it
-needs no port, no driver and no library. Where there is no Chromium its tests are skipped, unless
-`RUNLORE_TEST_REQUIRE` names `chromium`.
+needs no port, no driver and no library. Where there is no Chromium and none can be fetched (infra/dev/chromium.py) its
+tests are skipped, unless `RUNLORE_TEST_REQUIRE` names `chromium`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
+import servers
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ANSWER_SECONDS_MAX = 60
 OPTIONS = (
     "--headless",
@@ -47,13 +45,14 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def found():
-    """Where Chromium is; skips where it is not."""
-    path = os.environ.get("RUNLORE_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        if "chromium" in os.environ.get("RUNLORE_TEST_REQUIRE", "").split(","):
-            pytest.fail("there is no Chromium")
-        pytest.skip("there is no Chromium")
-    return path
+    """Where Chromium is, fetched if need be; skips where there can be none."""
+    from infra.dev import chromium
+
+    servers.need("chromium", chromium.missing())
+    try:
+        return chromium.fetch()
+    except RuntimeError as exc:  # As where there is no network.
+        servers.need("chromium", str(exc))
 
 
 @contextlib.contextmanager
