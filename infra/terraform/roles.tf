@@ -45,9 +45,10 @@ locals {
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
-    # a line's branches. It keeps this machine's index, and says how it is.
+    # a line's branches. It keeps this machine's index, and says how it is. Its console shows what waits and dead letters; that
+    # it ends keys there takes the right to write them, which it is not given here.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "pauses", "workers", "keys", "secrets", "probes"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "_dead", "pauses", "workers", "keys", "secrets", "probes"]
       write  = ["claims", "requests", "secrets", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers"]
       delete = ["workers"]
     }

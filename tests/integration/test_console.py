@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 
 import made
@@ -19,7 +20,8 @@ from console_pages import (
     whole,
 )
 from lookup_service import give_workspace, served
-from runlore.lookup.http.console import texts
+from runlore.lookup import index
+from runlore.lookup.http.console import memories, operations, runs, sessions, snapshots, texts
 
 
 async def test_every_page_that_a_link_leads_to_is_whole(tmp_path):
@@ -185,8 +187,6 @@ async def test_an_empty_project_says_what_to_do_and_lists_go_on_over_pages(tmp_p
         assert "runlore emit" in " ".join((await page(one, "/")).words)
         assert "No memory yet" in (await page(one, HOME)).words
         await filled(one)
-        from runlore.lookup.http.console import memories, runs
-
         monkeypatch.setattr(runs, "SHOWN", 4)
         monkeypatch.setattr(memories, "REVISIONS_SHOWN", 2)
         for start, part in ((f"{HOME}/runs", "/runs/run-"), (f"{HOME}/memories/support", "/revisions/")):
@@ -242,3 +242,29 @@ def test_markdown_of_others_holds_no_html_no_script_and_no_image():
     numbered = [int(link.rpartition("=")[2]) for link in seen.links if link.startswith("/why")]
     assert numbered == [1, 3, 5, 6, 8, 9, 11, 13, 16, 17, 19]
     assert made_page.count("known") == 1
+
+
+def test_the_bounds_in_the_docs_are_those_of_the_code():
+    text = (pathlib.Path(__file__).resolve().parents[2] / "docs/CONSOLE.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text, re.M))
+    for row, bounds in {
+        "a file of a snapshot": (
+            f"{snapshots.FILE_BYTES_MAX // 1024} KiB",
+            f"{texts.LINES_MAX:,} lines",
+            f"{texts.LINE_CHARS_MAX:,} characters",
+        ),
+        "a file of memory as a page": (f"{texts.MARKDOWN_CHARS_MAX:,} characters",),
+        "a difference of memory": (f"{memories.DIFF_FILES_MAX} files", f"{texts.LINES_MAX:,} lines"),
+        "a difference of a snapshot's file": (f"{snapshots.FILE_BYTES_MAX // 1024} KiB",),
+        "an event that is dead": (
+            f"{operations.PREVIEW_BYTES_MAX // 1024} KiB",
+            f"{operations.PREVIEW_CHARS_MAX:,} characters",
+        ),
+        "a day of the chart": (f"{index.DAY_RUNS_MAX:,} runs",),
+        "a form": (f"{sessions.FORM_BYTES_MAX // 1024} KiB", f"{sessions.FIELDS_MAX} fields"),
+    }.items():
+        assert all(bound in rows[row] for bound in bounds), (row, bounds)
+    assert f"{sessions.TERM_SECONDS // 3600} hours" in text
+    for picture in re.findall(r"\]\((console/[^)]+)\)", text):
+        path = pathlib.Path(__file__).resolve().parents[2] / "docs" / picture
+        assert path.stat().st_size < 150_000, picture

@@ -20,6 +20,7 @@ DOCS = {
     for name in (
         "README.md",
         "docs/CLI.md",
+        "docs/CONSOLE.md",
         "docs/DESIGN.md",
         "docs/AGENTS.md",
         "docs/HTTP.md",

@@ -58,13 +58,13 @@ class Keyring:
     async def key(self, token: str) -> access.Key:
         """The key that a token opens. Raises `errors.Unauthorized`."""
         parsed = access.parse(token)
-        key = await self.standing(parsed[0]) if parsed else None
+        key = await self._read(parsed[0]) if parsed else None
         if parsed is None or key is None or not key.opens_with(parsed[1]):
             raise errors.Unauthorized(NOT_GOOD, hint=NOT_GOOD_HINT)
-        return key
+        return await self.standing(key.id)
 
     async def standing(self, key_id: str) -> access.Key:
-        """The key with this id, unless it has ended. A session vouches for its holder. Raises `errors.Unauthorized`."""
+        """The key with this id, whose secret was shown before. Raises `errors.Unauthorized` where it has ended."""
         key = await self._read(key_id)
         if key is None or key.revoked_at is not None:
             raise errors.Unauthorized(NOT_GOOD, hint=NOT_GOOD_HINT)

@@ -37,14 +37,13 @@ async def projects(request: Request) -> Response:
 
 @router.get("/sign-in", dependencies=[Browser])
 async def form(request: Request) -> Response:
-    return await _form(request)
+    return await _form(request, request.query_params.get("next", ""))
 
 
-async def _form(request: Request, problem: str = "", status: int = 200) -> Response:
+async def _form(request: Request, wanted: str, problem: str = "", status: int = 200) -> Response:
     if not callers.service_of(request).with_keys:
         return pages.go("/")
     token = await sessions.form_token(request, sessions.Viewer())
-    wanted = request.query_params.get("next", "")
     return await pages.shown(
         request, "sign_in.html", title="Sign in", status=status, problem=problem, wanted=wanted, form=token
     )
@@ -56,7 +55,7 @@ async def sign_in(request: Request) -> Response:
     try:
         key, cookie = await sessions.begin(request, fields.get("key", ""))
     except errors.Unauthorized as exc:
-        return await _form(request, problem=exc.message, status=401)
+        return await _form(request, fields.get("next", ""), problem=exc.message, status=401)
     wanted = fields.get("next", "")
     mine = pages.url("projects", key.project)
     # Only to a page of ours, and of this key's project: an address that somebody sent leads nowhere else.
