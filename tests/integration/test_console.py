@@ -21,7 +21,7 @@ from console_pages import (
 )
 from lookup_service import give_workspace, served
 from runlore.lookup import index
-from runlore.lookup.http.console import memories, operations, runs, sessions, snapshots, texts
+from runlore.lookup.http.console import charts, memories, operations, runs, sessions, snapshots, texts
 
 
 async def test_every_page_that_a_link_leads_to_is_whole(tmp_path):
@@ -268,3 +268,66 @@ def test_the_bounds_in_the_docs_are_those_of_the_code():
     for picture in re.findall(r"\]\((console/[^)]+)\)", text):
         path = pathlib.Path(__file__).resolve().parents[2] / "docs" / picture
         assert path.stat().st_size < 150_000, picture
+
+
+async def test_the_chart_counts_what_ended_on_each_day_and_no_run_twice(tmp_path):
+    async with served(tmp_path) as one:
+        day = 24 * 60
+        numbers = {1: 0, 2: day - 1, 3: day, 4: 3 * day}
+        for number, minute in numbers.items():
+            record = {**made.payload(number), "updated_at": made.moment(minute)}
+            await one.events(made.data(number, record=record))
+        again = {**made.payload(1), "updated_at": made.moment(5)}
+        await one.events(made.data(1, attempt=2, record=again))
+        days = ["2026-02-28", "2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04"]
+        counts = await one.service.lists.ask(lambda found: found.runs_by_day("acme", days))
+        assert counts == [0, 2, 1, 0, 1]
+        assert await one.service.lists.ask(lambda found: found.runs_by_day("other", days)) == [0] * 5
+        chart = charts.per_day(days, counts, 2)
+        assert [bar.label for bar in chart.bars][1:3] == ["2026-03-01: 2 or more runs", "2026-03-02: 1 run"]
+        assert (
+            chart.total == 4
+            and chart.most == 2
+            and all(bar.y + bar.height == chart.height for bar in chart.bars)
+        )
+        empty = charts.per_day(days, [0] * 5, 10)
+        assert {bar.height for bar in empty.bars} == {0.0}
+
+
+def test_text_is_cut_where_it_is_too_long_and_half_a_character_is_none():
+    assert texts.as_text("héé".encode()[:-1], is_cut=True) == "hé"
+    assert texts.as_text("héé".encode()[:-1], is_cut=False) is None
+    assert texts.as_text(b"a\0b", is_cut=False) is None and texts.as_text(b"\xff" * 9, is_cut=True) is None
+    many = [str(number) for number in range(2500)]
+    assert [texts.lines_of(many, first)[-1].number for first in (1, 1001, 2001)] == [1000, 2000, 2500]
+    assert texts.lines_of(many, 9999) == []
+    (line,) = texts.lines_of(["x" * 2001])
+    assert (len(line.text), line.cut) == (2000, 1)
+    rows = texts.changed("--- a\n+++ b\n@@ -1 +1 @@\n--- not a header\n+++ nor this\n same\n")
+    assert [(row.what, row.text) for row in rows] == [
+        ("hunk", "@@ -1 +1 @@"),
+        ("del", "-- not a header"),
+        ("add", "++ nor this"),
+        ("same", "same"),
+    ]
+    long = texts.changed("@@ @@\n" + "+x\n" * 5000)
+    assert len(long) == texts.LINES_MAX + 2 and "cut" in long[-1].text
+    assert [texts.size(count) for count in (0, 1023, 1024, 5 * 2**20, 3 * 2**40, None)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "5.0 MiB",
+        "3.0 TiB",
+        "",
+    ]
+    assert texts.moment("unknown") == "unknown" and texts.moment("<b>") == "<b>"
+    assert "2026-03-01 00:30" in texts.moment("2026-03-01T01:30:00+01:00")
+    assert str(texts.ticked("run `a<b>` now")) == "run <code>a&lt;b&gt;</code> now"
+    assert str(texts.found_in("an [odd<i>] word")) == "an <mark>odd&lt;i&gt;</mark> word"
+
+
+def test_what_is_hidden_in_text_is_shown_by_its_number_and_what_is_seen_stays():
+    for sign in "\u202e\u2066\u200b\ufeff\x1b\x00\x9b\u2028\ud800\U000e0041\u00ad":
+        assert texts.visible(f"a{sign}b") == f"a‹U+{ord(sign):04X}›b"
+    for text in ("tab\tand\nline", "héllo", "שלום", "👨\u200d👩", "日本"):
+        assert texts.visible(text) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import urllib.parse
 
@@ -24,11 +25,11 @@ from console_pages import (
     without_tokens,
 )
 from lookup_service import BASE, kind, served
-from runlore import clock
+from runlore import clock, errors
 from runlore.commit import lines
 from runlore.consumers import dead
 from runlore.lookup.http import callers
-from runlore.lookup.http.console import sessions
+from runlore.lookup.http.console import pages, sessions
 from runlore.upkeep import access, audit
 
 
@@ -302,3 +303,56 @@ async def test_branches_are_tried_and_then_merged_from_their_line(tmp_path):
         assert not head.body["branches"]
         (act,) = await audit.read_all(one.store)
         assert act.what == "snapshot merge" and act.by == {"via": "console", "client": "without a key"}
+
+
+# --- a service that is not well -------------------------------------------------------------------------------------
+
+
+async def test_a_session_is_good_at_every_replica(tmp_path):
+    async with (
+        served(tmp_path / "one", with_keys=True) as one,
+        served(tmp_path / "two", store=one.store, bus=one.bus, with_keys=True) as two,
+    ):
+        headers = await signed_in(one)
+        seen = await page(one, "/projects/acme/keys", headers=headers)
+        (key,) = await access.list_all(one.store, "acme")
+        sent = {"token": seen.token(), "reason": "left"}
+        answer = await two.client.post(f"/projects/acme/keys/{key.id}/revoke", data=sent, headers=headers)
+        assert answer.status_code == 303
+        assert (await access.read(one.store, key.id)).revoked_at
+
+
+async def test_what_goes_wrong_is_told_as_a_page_and_a_bug_without_a_word_of_it(tmp_path, monkeypatch):
+    async with served(tmp_path, requests_max=4) as one:
+
+        async def fails(exc):
+            async def head(*_):
+                raise exc
+
+            monkeypatch.setattr(one.service.reader, "head", head)
+            status = 503 if isinstance(exc, errors.RunloreError) else 500
+            return await one.client.get("/projects/acme/memories/support", headers=HTML), status
+
+        for exc, told in (
+            (errors.StoreUnavailable("the store did not answer"), "the store did not answer"),
+            (RuntimeError("rl_secret <b>"), "something went wrong in Runlore"),
+        ):
+            answer, status = await fails(exc)
+            seen = whole(answer, status=status)
+            assert told in " ".join(seen.words) and "rl_secret" not in answer.text
+            assert ("retry-after" in answer.headers) == (status == 503)
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                stack.enter_context(one.service.requests.entered("acme"))
+            full = await one.client.get("/projects/acme", headers=HTML)
+        whole(full, status=503)
+        assert full.headers["retry-after"] and "overloaded" in full.text
+
+
+async def test_what_pages_load_is_there_for_everybody_and_kept_by_the_browser(tmp_path):
+    async with served(tmp_path, with_keys=True) as one:
+        for name, kind_ in pages.STATIC.items():
+            answer = await one.client.get(pages.static_url(name))
+            assert answer.status_code == 200 and answer.headers["content-type"] == kind_
+            again = await one.client.get(f"/static/{name}", headers={"If-None-Match": answer.headers["etag"]})
+            assert again.status_code == 304

@@ -12,7 +12,7 @@ from runlore import errors
 from runlore.lookup.http import answers, callers
 from runlore.lookup.http.console import pages, sessions
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=pages.Route)
 Browser = Depends(pages.asked_by_a_browser)
 _NEXT = re.compile(r"/projects/[A-Za-z0-9%._~/?&=+-]{1,2000}", re.ASCII)
 

@@ -20,8 +20,12 @@ from runlore.lookup.http.console import charts, pages, sessions, texts
 from runlore.memory import render
 
 router = APIRouter(
-    prefix="/projects/{project}", include_in_schema=False, dependencies=[Depends(pages.asked_by_a_browser)]
+    prefix="/projects/{project}",
+    include_in_schema=False,
+    dependencies=[Depends(pages.asked_by_a_browser)],
+    route_class=pages.Route,
 )
+MEMORIES_SHOWN = 100
 REVISIONS_SHOWN = 25
 COVERED_SHOWN = 12
 FIRST_FILES = ("memory_summary.md", "MEMORY.md")
@@ -35,14 +39,21 @@ NUMBER_MAX = 10**9
 
 
 @router.get("")
-async def overview(request: Request, project: callers.Project, viewer: Viewer) -> Response:
+async def overview(
+    request: Request, project: callers.Project, viewer: Viewer, cursor: callers.Cursor = None
+) -> Response:
     """A project: its memories, and how many runs ended on each day."""
     lists, names = callers.service_of(request).lists, charts.days()
+    after = answers.place_of(cursor, str)
     rows = await lists.page(lambda index: index.memories(project))
+    behind = [row for row in rows if after is None or row["memory"] > after[0]][: MEMORIES_SHOWN + 1]
+    page = answers.page(behind, MEMORIES_SHOWN, lambda row: answers.cursor_of(row["memory"]))
     # On a thread: a busy month is many rows.
     counts = await lists.ask(lambda index: index.runs_by_day(project, names))
     chart = charts.per_day(names, counts, lookup_index.DAY_RUNS_MAX)
-    return await pages.shown(request, "project.html", title=project, memories=rows, chart=chart)
+    return await pages.shown(
+        request, "project.html", title=project, page=page, chart=chart, is_first=after is None
+    )
 
 
 @router.get("/memories/{memory}")

@@ -19,7 +19,10 @@ from runlore.memory import redact
 from runlore.upkeep import access, audit
 
 router = APIRouter(
-    prefix="/projects/{project}", include_in_schema=False, dependencies=[Depends(pages.asked_by_a_browser)]
+    prefix="/projects/{project}",
+    include_in_schema=False,
+    dependencies=[Depends(pages.asked_by_a_browser)],
+    route_class=pages.Route,
 )
 LETTERS_SHOWN = 50
 KEYS_SHOWN = 200

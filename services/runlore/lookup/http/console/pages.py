@@ -18,7 +18,9 @@ from urllib.parse import quote, urlencode
 import jinja2
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 
 from runlore import __version__, errors
@@ -168,6 +170,23 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _told_by(plain))  # type: ignore[arg-type]
 
 
+class Route(APIRoute):
+    """A route of the console: a bug of ours is told as a page too, without a word of it."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handler = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (errors.RunloreError, HTTPException, RequestValidationError, ClientDisconnect):
+                raise
+            except Exception as exc:
+                return await error(request, problems.internal(exc))
+
+        return handled
+
+
 def _told_by(plain: Any) -> Callable[[Request, Exception], Any]:
     async def tell(request: Request, exc: Exception) -> Response:
         answer: Response = await plain(request, exc)
@@ -175,7 +194,7 @@ def _told_by(plain: Any) -> Callable[[Request, Exception], Any]:
             return answer
         if answer.status_code == 401 and request.method == "GET":
             return go(url("sign-in", next_=_here(request)))
-        return await error(request, exc, answer)
+        return await error(request, answer)
 
     return tell
 
@@ -185,11 +204,9 @@ def _here(request: Request) -> str:
     return request.url.path + (f"?{query}" if query else "")
 
 
-async def error(request: Request, exc: Exception, plain: Response) -> Response:
+async def error(request: Request, plain: Response) -> Response:
     """An error as a page, with the words and the status that a program would be told."""
     told = json.loads(bytes(plain.body))
-    if told["kind"] == problems._Internal.kind:
-        told["hint"] = None
     page = await shown(
         request,
         "error.html",

@@ -16,7 +16,10 @@ from runlore.lookup.http import memory as routes
 from runlore.lookup.http.console import charts, pages, sessions, texts
 
 router = APIRouter(
-    prefix="/projects/{project}", include_in_schema=False, dependencies=[Depends(pages.asked_by_a_browser)]
+    prefix="/projects/{project}",
+    include_in_schema=False,
+    dependencies=[Depends(pages.asked_by_a_browser)],
+    route_class=pages.Route,
 )
 SHOWN = 50
 FOUND_SHOWN = 30

@@ -21,7 +21,10 @@ from runlore.snapshots import comparing, names, reading, trees
 from runlore.upkeep import audit
 
 router = APIRouter(
-    prefix="/projects/{project}", include_in_schema=False, dependencies=[Depends(pages.asked_by_a_browser)]
+    prefix="/projects/{project}",
+    include_in_schema=False,
+    dependencies=[Depends(pages.asked_by_a_browser)],
+    route_class=pages.Route,
 )
 LINES_SHOWN = 50
 ENTRIES_SHOWN = 200
