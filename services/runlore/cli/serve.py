@@ -90,6 +90,8 @@ def _server_extra() -> Any:
     from runlore import errors
 
     try:
+        # The application too: what its pages are made with came to the extra later than the rest.
+        from runlore.lookup.http import app as _app  # noqa: F401
         from runlore.lookup.http import callers
     except ImportError as exc:
         raise errors.Refused(
