@@ -9,6 +9,7 @@ import urllib.parse
 import made
 from lookup_service import tar
 from runlore.commit import lines
+from runlore.consumers import record
 from runlore.lookup.http.console import app as console
 from runlore.lookup.http.console import pages
 from runlore.upkeep import access
@@ -84,33 +85,27 @@ async def page(one, path, *, status=200, headers=HTML, **more):
 
 
 async def filled(one, headers=None):
-    """A project with everything in it: revisions, a held one, workspaces with a branch, a dead letter."""
+    """A project with everything in it: revisions, a workspace with versions and a branch, a dead letter."""
     for first in (0, 3, 6):
         for number in range(first, first + 3):
             await one.post("events", made.data(number), status=202, headers=headers)
         await one.work()
-    given = await one.client.post("/v1/projects/acme/archives", content=tar(*FILES), headers=headers)
-    for number, rollout in ((20, "conv"), (21, "conv"), (22, "conv")):
-        more = tar(*FILES, (f"more-{number}.txt", b"more\n" * number))
-        claim = (
-            given.json()
-            if number == 20
-            else (await one.client.post("/v1/projects/acme/archives", content=more, headers=headers)).json()
-        )
-        data = made.data(number, rollout=rollout, workspaces=[{"archive": claim, **BASES.get(number, {})}])
+    base = None
+    # The second begins with what the first left; the third saw neither, and becomes a branch.
+    for number in (20, 21, 22):
+        more = [(f"more-{number}.txt", b"more\n" * number)] if number > 20 else []
+        claim = await one.post("archives", tar(*FILES, *more), status=201, headers=headers)
+        workspace = {"archive": claim, **({"base": base} if number == 21 else {})}
+        data = made.data(number, rollout="conv", workspaces=[workspace])
         await one.post("events", data, status=202, headers=headers)
         await one.work()
-        if number == 20:
-            head = await lines.read(one.store, lines.Line("acme", "conv"))
-            base = {"counter": head.body["version"], "snapshot": lines.id_of(head.body["ref"])}
-            BASES[21] = {"base": base}
-    bad = made.data(30)
-    bad["record"] = "no JSON at all " + HOSTILE
+        body = (await lines.read(one.store, lines.Line("acme", "conv"))).body
+        base = {"counter": body["version"], "snapshot": lines.id_of(body["ref"])}
+    bad = {**made.data(30), "record": "no JSON at all " + HOSTILE}
     await one.post("events", bad, status=202, headers=headers)
     await letters(one)
 
 
-BASES = {}
 FILES = (
     ("readme.md", b"# Hello\n"),
     ("src/main.py", b"print(1)\n" * 5),
@@ -120,8 +115,6 @@ FILES = (
 
 
 async def letters(one):
-    from runlore.consumers import record
-
     taken = [message async for message in one.bus.read("runs")]
     await record.RecordStage(one.store, one.bus).process(taken)
 

@@ -20,6 +20,7 @@ from console_pages import (
     whole,
 )
 from lookup_service import give_workspace, served
+from runlore.consumers import consolidate
 from runlore.lookup import index
 from runlore.lookup.http.console import charts, memories, operations, runs, sessions, snapshots, texts
 
@@ -331,3 +332,23 @@ def test_what_is_hidden_in_text_is_shown_by_its_number_and_what_is_seen_stays():
         assert texts.visible(f"a{sign}b") == f"a‹U+{ord(sign):04X}›b"
     for text in ("tab\tand\nline", "héllo", "שלום", "👨\u200d👩", "日本"):
         assert texts.visible(text) == text
+
+
+async def test_what_a_revert_took_out_shows_as_held_and_its_time_line_says_why(tmp_path):
+    async with served(tmp_path) as one:
+        await filled(one)
+        await consolidate.revert(
+            one.store, one.bus, one.service.reader, "acme", "support", to=1, reason="a bad <merge>"
+        )
+        html = (await one.client.get(f"{HOME}/memories/support", headers=HTML)).text
+        words = " ".join((await page(one, f"{HOME}/memories/support")).words)
+        assert "revert to 1: a bad <merge>" in words and "are held for review" in words
+        (held,) = [row["held"] for row in (await one.get("memories")).json()["items"]]
+        assert f"{held} held" in words
+        runs_page = (await one.client.get(f"{HOME}/runs", headers=HTML)).text
+        assert runs_page.count(">held<") >= 3
+        name = re.search(r"/rollouts/([\w-]+)\"><bdi>\1</bdi></a> · revert", html)[1]
+        story = (await one.get(f"runs/{name}")).json()["runs"][0]
+        assert story["state"] == "held"
+        text = " ".join((await page(one, f"{HOME}/runs/{story['run']}")).words)
+        assert "held" in text and "runlore review release" in text

@@ -356,3 +356,17 @@ async def test_what_pages_load_is_there_for_everybody_and_kept_by_the_browser(tm
             assert answer.status_code == 200 and answer.headers["content-type"] == kind_
             again = await one.client.get(f"/static/{name}", headers={"If-None-Match": answer.headers["etag"]})
             assert again.status_code == 304
+
+
+async def test_a_snapshot_of_another_project_is_none_of_this_one_by_whatever_name(tmp_path):
+    async with served(tmp_path, with_keys=True) as one:
+        await filled(one, await one.key())
+        body = (await lines.read(one.store, lines.Line("acme", "conv"))).body
+        branch = next(iter(body["branches"].values()))["ref"]
+        mine, other = await signed_in(one), await signed_in(one, "admin", "other")
+        for ref in (body["ref"], lines.id_of(body["ref"]), branch, "conv", body["ref"][:12]):
+            for part in ("tree", "file?path=readme.md", "raw?path=readme.md", "diff?to=conv"):
+                path = pages.url("projects", "acme", "snapshots", ref) + f"/{part}"
+                assert (await one.client.get(path, headers=mine)).status_code == 200, path
+                answer = await one.client.get(path.replace("/acme/", "/other/"), headers=other)
+                whole(answer, status=404)
