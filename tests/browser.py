@@ -77,7 +77,12 @@ def browser(folder):
     os.close(theirs_in)
     os.close(theirs_out)
     try:
-        yield Browser(ours_out, ours_in)
+        started = Browser(ours_out, ours_in)
+        try:
+            started.call("Browser.getVersion")
+        except (AssertionError, BrokenPipeError):
+            servers.need("chromium", f"{path} does not start here: a library that it needs may be missing")
+        yield started
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
