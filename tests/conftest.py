@@ -12,6 +12,7 @@ import socket
 
 import hypothesis
 import pytest
+import structlog
 
 from runlore.memory import detectors
 from servers import moto, seaweedfs, seaweedfs_server  # noqa: F401  (fixtures of every folder)
@@ -43,6 +44,17 @@ def _sealed(monkeypatch):
     # The detector library is for the tests that ask for it: what one loads, the next one's records must not show.
     monkeypatch.setenv("RUNLORE_REDACT_LIBRARY", "0")
     detectors.use(None)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    """A command, or an agent's own process, sets up the logs: not those of the tests after it."""
+    was, config = structlog.is_configured(), structlog.get_config()
+    yield
+    if was:
+        structlog.configure(**config)
+    else:
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -51,9 +51,10 @@ locals {
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
-    # a line's branches. It keeps this machine's index, and says how it is.
+    # a line's branches. It keeps this machine's index, and says how it is. Its console shows what waits and dead letters; that
+    # it ends keys there takes the right to write them, which it is not given here.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction"]
       write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used"]
       delete = ["workers"]
     }
@@ -61,7 +62,7 @@ locals {
     # The same where it also administers (docs/ADMIN.md): it makes and ends keys. A replica of its own, which only those who
     # administer reach, keeps that right away from the one that everybody asks.
     serve_admin = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "spend", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction"]
       write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used"]
       delete = ["workers"]
     }

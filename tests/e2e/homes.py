@@ -16,8 +16,6 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import structlog
-
 from runlore import wiring
 from runlore.cli import main
 from runlore.commit import keys
@@ -103,7 +101,6 @@ class Home:
         words = [str(word) for word in words]
         out, err = io.StringIO(), io.StringIO()
         given = io.TextIOWrapper(io.BytesIO(stdin))
-        logs = structlog.get_config()
         with (
             mock.patch.dict(os.environ, self.environment, clear=True),
             mock.patch.object(sys, "argv", ["runlore", *words]),
@@ -116,9 +113,6 @@ class Home:
                 ended = 0
             except SystemExit as exc:
                 ended = exc.code
-            finally:
-                # A command sets how the process logs; the tests after it want to see everything.
-                structlog.configure(**logs)
         done = Done(words, ended or 0, out.getvalue(), err.getvalue())
         assert code in (None, done.code), done
         assert "Traceback" not in done.err, done

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import console_pages
 import made
 from lookup_service import served
 from runlore import errors, pipeline, producer
@@ -485,6 +486,30 @@ async def test_it_is_administered_with_the_rights_of_serve_admin_and_of_an_opera
         found = await asked.client.get("/v1/organization/audit_logs", headers=headers)
         assert len(found.json()["data"]) == 6
     assert not (await administration.verify(one.views["operator"])).problems
+
+
+async def test_the_console_answers_with_the_rights_of_serve_and_ends_no_key_with_them(rights, tmp_path):
+    one = await deployed(rights)
+    async with served(tmp_path, store=one.views["serve"], bus=one.bus) as asked:
+        await asked.post("events", {**made.data(11), "record": "no JSON"}, status=202)
+        await one.work()
+        found, routes = await console_pages.crawled(asked, "/projects/acme", most=3)
+        assert {route.rpartition("}/")[2] for route in routes} >= {
+            "runs",
+            "snapshots",
+            "dead",
+            "status",
+            "keys",
+        }
+        (letter,) = [path for path, seen in found.items() if any("redrive" in str(one) for one in seen.forms)]
+        sent = {"token": found[letter].token(), "reason": "mended"}
+        done = await asked.client.post(f"{letter}/redrive", data=sent, headers=console_pages.HTML)
+        assert done.status_code == 303
+        key, _ = await access.create(one.views["operator"], "acme", scope="read", name="x")
+        path = f"/projects/acme/keys/{key.id}/revoke"
+        refused = await asked.client.post(path, data=sent, headers=console_pages.HTML)
+        console_pages.whole(refused, status=503)
+        assert (await access.read(one.store, key.id)).revoked_at is None
 
 
 async def test_a_sweep_runs_with_the_rights_of_the_sweeper(rights):

@@ -20,6 +20,7 @@ DOCS = {
     for name in (
         "README.md",
         "docs/CLI.md",
+        "docs/CONSOLE.md",
         "docs/DESIGN.md",
         "docs/ADMIN.md",
         "docs/AGENTS.md",

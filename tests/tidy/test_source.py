@@ -44,6 +44,9 @@ SERVER = {
     "fastapi": ("lookup/http/",),
     "starlette": ("lookup/http/",),
     "uvicorn": ("lookup/http/", "cli/serve"),
+    "jinja2": ("lookup/http/console/",),
+    "markupsafe": ("lookup/http/console/",),  # which Jinja2 brings
+    "markdown_it": ("lookup/http/console/",),
     "h11": ("lookup/http/connections",),  # which uvicorn brings
     "mcp": ("lookup/mcp",),
     "openai": ("models/openai",),

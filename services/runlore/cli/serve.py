@@ -90,6 +90,8 @@ def _server_extra() -> Any:
     from runlore import errors
 
     try:
+        # The application too: what its pages are made with came to the extra later than the rest.
+        from runlore.lookup.http import app as _app  # noqa: F401
         from runlore.lookup.http import callers
     except ImportError as exc:
         raise errors.Refused(
@@ -130,6 +132,7 @@ async def _beside_stages(out: ui.Out, opened: Home, stopping: Any, *, up: bool) 
 async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -> AsyncIterator[Service]:
     import asyncio
 
+    from runlore import wiring
     from runlore.lookup.http import events, lists
     from runlore.lookup.http import service as services
 
@@ -149,6 +152,8 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             stall_seconds=opened.settings.http_stall_seconds,
             stopping=stopping,
             known=lambda: inspect.known_of(opened),
+            status_path=opened.status_path,
+            up=lambda: wiring.up_is_running(opened.root),
         )
     finally:
         await found.close()

@@ -69,6 +69,15 @@ def alias(original: str) -> str:
     return f"{ALIAS_PREFIX}{readable}-{digest}" if readable else f"{ALIAS_PREFIX}{digest}"
 
 
+_ALIAS = re.compile(rf"{ALIAS_PREFIX}[a-z0-9-]{{1,80}}", re.ASCII)
+
+
+def as_alias(text: str) -> str:
+    """`text` where it is an alias, as lists show it; else the alias of the id that it is. Raises `errors.InvalidId`."""
+    check_id(text, "the id")
+    return text if _ALIAS.fullmatch(text) else alias(text.strip())
+
+
 def subject_alias(original: str) -> str:
     """The name of a subject in keys, files and logs: a hash only, as a subject is often an e-mail address."""
     return ALIAS_PREFIX + hashlib.sha256(original.encode("utf-8", "surrogatepass")).hexdigest()[:32]

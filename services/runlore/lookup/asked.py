@@ -83,16 +83,17 @@ async def of_all(
     *,
     chosen: choices.Choices | None = None,
     stages: Mapping[str, Any] | None = None,
+    project: str | None = None,
 ) -> dict[str, Asked]:
-    """What every memory with asks waits for, by `<project>/<memory>`."""
+    """What every memory with asks waits for, by `<project>/<memory>`; with `project`, of its memories alone."""
     out: dict[str, Asked] = {}
     kept = ledger.Ledger(store)
     held = list((await pauses.read_all(store)).values())
     for phase, kind in due.KINDS.items():
-        for (project, memory), found in sorted((await asks.Asks(store, kind).standing()).items()):
-            month = await kept.month(project, spend.month_of(clock.now()), seconds_max=60)
+        for (name, memory), found in sorted((await asks.Asks(store, kind).standing(project)).items()):
+            month = await kept.month(name, spend.month_of(clock.now()), seconds_max=60)
             out.setdefault(
-                f"{project}/{memory}", _judge(project, memory, phase, found, month, chosen, stages, held)
+                f"{name}/{memory}", _judge(name, memory, phase, found, month, chosen, stages, held)
             )
     return out
 

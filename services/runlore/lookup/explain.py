@@ -175,7 +175,8 @@ async def _recorded(
         story.next = f"attempt {head.body['runs'][row['run']]['attempt']} of this run took its place"
         return story
     if held:
-        _held(story, held, is_new=approvals.is_undecided(held, head.body["runs"][row["run"]]))
+        run = head.body["runs"].get(row["run"], {"since": head.counter})
+        _held(story, held, is_new=approvals.is_undecided(held, run))
         return story
     revision = await reader.current(memory_head, project, memory)
     covered = revision.map("coverage").get(rollout) if revision else None

@@ -29,6 +29,8 @@ RESULTS_MAX = 100
 TEXT_CHARS_MAX = 200_000
 """Characters of one rollout's summary that are searchable."""
 APPLY_BATCH = 256
+DAY_RUNS_MAX = 10_000
+"""Runs of one day that are counted: a chart needs no more, and a page must not read a busy month whole."""
 
 _SCHEMA = """
 CREATE TABLE heads (key TEXT PRIMARY KEY, counter INTEGER NOT NULL, etag TEXT NOT NULL) STRICT;
@@ -316,6 +318,19 @@ class Index:
             {"project": project, "limit": limit, **_place(("place", "number"), after)},
         )
         return [_without(row, "place", "edit_of", *(() if numbered else ("number",))) for row in rows]
+
+    def runs_by_day(self, project: str, days: Sequence[str]) -> list[int]:
+        """How many runs ended on each of these days (`2026-03-01`); a day is counted up to `DAY_RUNS_MAX`."""
+        return [
+            self._all(
+                """SELECT COUNT(*) AS runs FROM (
+                     SELECT 1 FROM runs WHERE project = ? AND place >= ? AND place < ? AND edit_of IS NULL
+                     AND superseded = 0 LIMIT ?)""",
+                # Behind every time of that day, and before any of the next.
+                [project, day, f"{day}~", DAY_RUNS_MAX],
+            )[0]["runs"]
+            for day in days
+        ]
 
     def search(
         self, query: str, project: str, memory: str, *, subject: str | None = None, limit: int = 20

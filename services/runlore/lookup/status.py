@@ -24,6 +24,7 @@ from runlore.upkeep import pauses, workers
 
 MARKS_READ_MAX = 500
 """Marks that are read to count the rollouts which wait; those beyond are counted as marks alone."""
+OPERATORS = "the operators of the service can see why (`runlore status`)"
 READERS = (pipeline.RECORD, pipeline.SNAPSHOT)
 STAGES = ("record", "snapshot", "summarize", "consolidate", "index")
 
@@ -42,37 +43,82 @@ async def status(
     `chosen`: when what waits for a model is due.
     """
     causes: list[str] = []
-
-    async def ask(what: str, work: Callable[[], Awaitable[Any]], otherwise: Any) -> Any:
-        try:
-            return await work()
-        except (errors.RunloreError, OSError) as exc:
-            causes.append(f"{what} can not be asked: {getattr(exc, 'kind', 'error')}: {exc}")
-            return otherwise
-
-    await ask("the store", lambda: lookup_index.reconcile(index, store), None)
-    seen = await ask("the workers", lambda: workers.read_all(store), [])
-    standing = await ask("the pauses", lambda: pauses.read_all(store), {})
-    letters = await ask("the dead letters", lambda: dead.read_all(bus), [])
+    await _ask(causes, "the store", lambda: lookup_index.reconcile(index, store), None)
+    letters = await _ask(causes, "the dead letters", lambda: dead.read_all(bus), [])
     letters = [one for one in letters if one.resolution is None]
-    told = workers.together(seen) | (_local(status_path) if up else {})
+    found = await told(store, bus, index.memories(), letters, local=status_path, up=up, chosen=chosen)
+    return {**found, "causes": [*causes, *found["causes"]]}
+
+
+async def told(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    memories: list[dict[str, Any]],
+    letters: list[dead.Letter],
+    *,
+    local: Path | None,
+    up: int | None,
+    project: str | None = None,
+    chosen: choices.Choices | None = None,
+) -> dict[str, Any]:
+    """The same of memories and open letters that are known. With a `project`, nothing that names another or a machine:
+    the marks, pauses and stuck memories are its own; lag and states of stages are everybody's."""
+    causes: list[str] = []
+    seen = await _ask(causes, "the workers", lambda: workers.read_all(store), [])
+    standing = await _ask(causes, "the pauses", lambda: pauses.read_all(store), {})
+    if project is not None:
+        standing = {name: one for name, one in standing.items() if one.project in (None, project)}
+    said = workers.together(seen) | (_local(local) if up and local else {})
     out: dict[str, Any] = {"up": up, "workers": [one.as_dict() for one in seen]}
     for stage in READERS:
-        out[stage.name] = await ask(f"the bus, for {stage.name},", lambda stage=stage: _waits(bus, stage), {})
-    out["summarize"] = await ask("the asks", lambda: _marks(store, keys.ASKS), {})
-    joins = await ask("the joins", lambda: _marks(store, keys.JOINS), {})
-    waits = await ask("the asks", lambda: asked.of_all(store, chosen=chosen, stages=told), {})
+        out[stage.name] = await _ask(
+            causes, f"the bus, for {stage.name},", lambda stage=stage: _waits(bus, stage), {}
+        )
+    out["summarize"] = await _ask(causes, "the asks", lambda: _marks(store, keys.ASKS, project), {})
+    joins = await _ask(causes, "the joins", lambda: _marks(store, keys.JOINS, project), {})
+    # What a stage says of itself may name another project.
+    of_stages = said if project is None else None
+    waits = await _ask(
+        causes, "the asks", lambda: asked.of_all(store, chosen=chosen, stages=of_stages, project=project), {}
+    )
     out["summarize"] |= {"joins": joins.get("marks")}
     out["summarize"] |= {"waits": {name: one.as_dict() for name, one in waits.items()}}
-    out["consolidate"] = await ask("the marks", lambda: _marks(store, keys.MARKS), {})
+    out["consolidate"] = await _ask(causes, "the marks", lambda: _marks(store, keys.MARKS, project), {})
     out["index"] = {}
     for name in STAGES:
-        out[name] = {**_EMPTY.get(name, {}), **out[name], **_told(told.get(name, {}))}
+        out[name] = {**_EMPTY.get(name, {}), **out[name], **_told(said.get(name, {}))}
+        if project is not None:
+            out[name] |= _own(out[name], project)
     out["pauses"] = [one.as_dict() for _, one in sorted(standing.items())]
     out["dead"] = {"open": len(letters), "reasons": _count(letter.reason for letter in letters)}
-    out["memories"] = index.memories()
-    out["causes"] = [*causes, *_causes(out, seen, list(standing.values()))]
+    out["memories"] = memories
+    if project is not None:
+        causes = [one.partition(":")[0] for one in causes]
+        out["workers"] = [{"silent": one["silent"], "version": one["version"]} for one in out["workers"]]
+    wrong = _causes(out, seen, list(standing.values()), names_machines=project is None)
+    out["causes"] = [*causes, *wrong]
     return out
+
+
+def _own(stage: Mapping[str, Any], project: str) -> dict[str, Any]:
+    """What of a stage a project is told: a cause may name an object of another."""
+    own = {}
+    if "memories" in stage:
+        own["memories"] = {
+            name: why for name, why in stage["memories"].items() if name.startswith(f"{project}/")
+        }
+    if stage.get("cause"):
+        own["cause"] = OPERATORS
+    return own
+
+
+async def _ask(causes: list[str], what: str, work: Callable[[], Awaitable[Any]], otherwise: Any) -> Any:
+    """What a part says; one that can not be asked is a cause."""
+    try:
+        return await work()
+    except (errors.RunloreError, OSError) as exc:
+        causes.append(f"{what} can not be asked: {getattr(exc, 'kind', 'error')}: {exc}")
+        return otherwise
 
 
 _EMPTY: dict[str, dict[str, Any]] = {
@@ -90,10 +136,10 @@ async def _waits(bus: bus_port.Bus, stage: pipeline.Stage) -> dict[str, Any]:
     return {"lag": lag, "oldest": _iso(oldest) if oldest is not None else None}
 
 
-async def _marks(store: store_port.ObjectStore, kind: str) -> dict[str, Any]:
+async def _marks(store: store_port.ObjectStore, kind: str, only: str | None = None) -> dict[str, Any]:
     """What consolidation, or a model, has to do. A mark's name begins with its time, so the oldest needs no read."""
     found: list[str] = []
-    for project in await marks.projects(store):
+    for project in [only] if only is not None else await marks.projects(store):
         found += [row.key async for row in store.list(f"{project}/{kind}/")]
     found.sort(key=lambda key: key.rpartition("/")[2])
     rollouts: set[tuple[str, ...]] = set()
@@ -134,7 +180,13 @@ def _count(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counted.items()))
 
 
-def _causes(out: dict[str, Any], seen: list[workers.Seen], standing: list[pauses.Pause]) -> list[str]:
+def _causes(
+    out: dict[str, Any],
+    seen: list[workers.Seen],
+    standing: list[pauses.Pause],
+    *,
+    names_machines: bool = True,
+) -> list[str]:
     """What is wrong or waiting, in words."""
     causes = []
     alive = [one for one in seen if not one.is_silent]
@@ -151,9 +203,8 @@ def _causes(out: dict[str, Any], seen: list[workers.Seen], standing: list[pauses
     causes += [f"{one} (`{one.end}`)" for one in standing]
     for one in seen:
         if one.is_silent:
-            causes.append(
-                f"worker {one.name} on {one.host} is silent since {one.at:%Y-%m-%d %H:%M}: did it die?"
-            )
+            which = f"worker {one.name} on {one.host}" if names_machines else "a worker"
+            causes.append(f"{which} is silent since {one.at:%Y-%m-%d %H:%M}: did it die?")
     versions = sorted({one.version for one in alive})
     if len(versions) > 1:
         causes.append(f"workers run different versions ({', '.join(versions)}): finish the roll-out")

@@ -33,6 +33,7 @@ from runlore.lookup.http import (
     watching,
 )
 from runlore.lookup.http import service as services
+from runlore.lookup.http.console import app as console
 from runlore.upkeep import adminlog
 
 READY_SECONDS_MAX = 3.0
@@ -50,6 +51,7 @@ def make(service: services.Service) -> FastAPI:
     app.state.keyring = callers.Keyring(service.store)
     app.state.log_entries = adminlog.Kept()
     problems.install(app)
+    console.errors_as_pages(app)
     app.add_middleware(watching.Watched, service=service)
     return app
 
@@ -71,6 +73,7 @@ def _routed() -> FastAPI:
         app.include_router(one.router, responses=_RESPONSES)
     for other in (organization, organization_people, organization_log):
         app.include_router(other.router, responses=_ERRORS)
+    console.routes(app)
     made: dict[str, Any] = {}
 
     def document() -> dict[str, Any]:

@@ -38,6 +38,7 @@ READ, WRITE, ADMIN = access.READ, access.WRITE, access.ADMIN
 ADMINISTRATION = "_operations"
 """Whose share of a gate the routes that administer take: no project is called so."""
 NOT_YOURS = "the key is not one for this project"
+NOT_GOOD, NOT_GOOD_HINT = "the key is not good", "`runlore keys create` makes one"
 
 
 def unquoted(text: str) -> str:
@@ -73,8 +74,22 @@ class Keyring:
         came = clock.monotonic()
         parsed = access.parse(token)
         key = await self._read(parsed[0]) if parsed else None
-        if parsed is None or key is None or key.revoked_at is not None or not key.opens_with(parsed[1]):
-            raise errors.Unauthorized("the key is not good", hint="`runlore keys create` makes one")
+        if parsed is None or key is None or not key.opens_with(parsed[1]):
+            raise errors.Unauthorized(NOT_GOOD, hint=NOT_GOOD_HINT)
+        return await self._standing(key, came)
+
+    async def standing(self, key_id: str) -> access.Key:
+        """The key with this id, whose secret was shown before. Raises `errors.Unauthorized` where it has ended."""
+        came = clock.monotonic()
+        key = await self._read(key_id)
+        if key is None:
+            raise errors.Unauthorized(NOT_GOOD, hint=NOT_GOOD_HINT)
+        return await self._standing(key, came)
+
+    async def _standing(self, key: access.Key, came: float) -> access.Key:
+        """The key with what it may do now, for a request that came then. Raises `errors.Unauthorized`."""
+        if key.revoked_at is not None:
+            raise errors.Unauthorized(NOT_GOOD, hint=NOT_GOOD_HINT)
         org = await self.organization(came - ORGANIZATION_SECONDS)
         if org.closed(key, clock.now()) is not None:
             # An account and its key may be newer than what is remembered.

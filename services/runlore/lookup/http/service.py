@@ -95,6 +95,10 @@ class Service:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     known: Callable[[], Awaitable[explain.Known]] | None = None
     """What this machine knows beside the store: the file of models, and what the stages last said."""
+    status_path: Path | None = None
+    """What `runlore up` on this machine says of its stages, for the page of the status."""
+    up: Callable[[], int | None] = lambda: None
+    """The process that runs the stages on this machine, if any does."""
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)
@@ -134,6 +138,10 @@ class Service:
         if self._known is None or clock.monotonic() - self._known[0] > KNOWN_SECONDS:
             self._known = clock.monotonic(), await self.known()
         return self._known[1]
+
+    def forget_letters(self) -> None:
+        """Read them anew: one of them was just resolved."""
+        self._letters = None
 
     def snapshots(self, project: str) -> library.Snapshots:
         return library.Snapshots(self.store, project)
