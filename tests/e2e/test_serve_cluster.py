@@ -24,6 +24,7 @@ FILLED = {
     "n": "head",
     "path": "MEMORY.md",
     "snapshot": "conv",
+    "rollout": "conv",
     "run": "run-1",
     "seed": "s1.x.y",
 }
