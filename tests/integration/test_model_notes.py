@@ -18,12 +18,14 @@ from runlore import clock, errors, producer
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, model_notes, model_summaries, record
 from runlore.events import envelope
+from runlore.lookup import asked as lookup_asked
 from runlore.lookup import memories
 from runlore.memory import joining, joint, judging, lines, notes
 from runlore.models import choices
 from runlore.testing import invariants, models
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
+from runlore.upkeep import refresh
 
 WHERE = ("acme", "support")
 FACTS = (
@@ -784,3 +786,58 @@ async def test_a_lost_reply_makes_one_revision():
     await one.join()
     assert (await one.revision()).number == number + 1 and not one.store.armed
     assert await one.statements() == [WHOLE] and len(one.asked) == 1
+
+
+# --- when, and for how much -----------------------------------------------------------------------------------
+
+
+async def test_joins_wait_for_a_policy_of_their_own_and_a_refresh_makes_them_due():
+    one = Pipeline()
+    one.chosen = choices.parse({"consolidate": {"due": {"runs": 9, "age_seconds": 3600}}})
+    await one.all(run(0), run(1))
+    stage = model_notes.ModelNotesStage(one.store, one.bus, one.engine, one.chosen)
+    assert await stage.model.due() == set() and stage.model.next_at is not None
+    told = await lookup_asked.of_memory(one.store, *WHERE, chosen=one.chosen)
+    assert told.state == lookup_asked.WAITS and "with 7 more runs" in told.told
+    await refresh.refresh(one.store, *WHERE)
+    assert await stage.model.due() == {WHERE}
+    assert (await one.join()).revision == 2 and await one.joins() == []
+
+
+async def test_over_budget_joins_stand_and_what_the_rules_wrote_too_until_it_is_raised():
+    one = Pipeline()
+    await one.all(run(0), run(1))
+    before = await one.revision()
+    one.chosen = choices.parse({"budget": {"month_tokens": 1}})
+    done = await one.join()
+    assert (done.is_deferred, done.more, done.revision) == (True, False, None)
+    assert await one.joins() and one.asked == [] and (await one.revision()).number == before.number
+    told = await lookup_asked.of_memory(one.store, *WHERE, chosen=one.chosen)
+    assert told.state == lookup_asked.DEFERRED
+    one.chosen = choices.parse({"budget": {"month_tokens": 10_000_000}})
+    assert (await one.join()).done == 1 and await one.joins() == [] and len(one.asked) == 1
+    assert await lookup_asked.of_memory(one.store, *WHERE, chosen=one.chosen) is None
+
+
+async def test_what_is_refused_is_not_told_to_a_model_again_where_that_is_over_budget_and_the_rest_is_taken_in():
+    def invents(seen):
+        (first, second, *_) = entries(seen)
+        return answers(
+            operation("merge", WHOLE, [first, second]), operation("merge", "Paris.", [first], [99])
+        )
+
+    one = Pipeline(invents)
+    await one.all(run(0), run(1))
+    ask = one.engine.ask
+
+    async def then_no_more(wanted):
+        answer = await ask(wanted)
+        one.chosen = choices.parse({"budget": {"month_tokens": 1}})
+        stage.model.chosen = one.chosen
+        return answer
+
+    one.engine.ask = then_no_more
+    stage = model_notes.ModelNotesStage(one.store, one.bus, one.engine, one.chosen)
+    done = await stage.work(*WHERE)
+    assert (done.done, done.refused, done.is_deferred) == (1, 1, False)
+    assert len(one.asked) == 1 and await one.statements() == [WHOLE] and await one.joins() == []
