@@ -58,6 +58,10 @@ class Seen(html.parser.HTMLParser):
     def handle_data(self, data):
         self.words.append(data)
 
+    def fields_of(self, name):
+        """The fields of the form that has this one."""
+        return next(form["fields"] for form in self.forms if name in form["fields"])
+
     def token(self):
         return next(form["fields"]["token"] for form in self.forms if "token" in form["fields"])
 
@@ -163,13 +167,17 @@ FILLED = {
     "snapshot": "conv",
     "letter": "0" * 16,
     "key": "0" * 32,
+    "decision": "approve",
     "name": "console.css",
 }
 ASKED = {"line": "1", "to": "1", "from": "1", "id": "run-1", "path": "readme.md", "q": "task"}
 OF_PROJECTS = [
     (method, one) for one in ROUTES if "{project}" in one.path for method in one.methods if method != "HEAD"
 ]
-WRITES = {"merge": access.WRITE, "redrive": access.ADMIN, "revoke": access.ADMIN, "keys": access.ADMIN}
+WRITES = {
+    "merge": access.WRITE,
+    **dict.fromkeys(("redrive", "revoke", "keys", "reviews/{memory}"), access.ADMIN),
+}
 
 
 def address(route, project="acme"):

@@ -21,8 +21,12 @@ from console_pages import (
 )
 from lookup_service import give_workspace, served
 from runlore.consumers import consolidate
-from runlore.lookup import index
+from runlore.lookup import explain, index
 from runlore.lookup.http.console import charts, memories, operations, runs, sessions, snapshots, texts
+from runlore.memory import model_summary
+from runlore.models import choices, ledger, port
+from runlore.testing import models
+from runlore.upkeep import audit
 
 
 async def test_every_page_that_a_link_leads_to_is_whole(tmp_path):
@@ -37,6 +41,8 @@ async def test_every_page_that_a_link_leads_to_is_whole(tmp_path):
             "/projects/{project}/explain",
             "/projects/{project}/compare",
             "/projects/{project}/memories/{memory}/search",
+            # Nothing is held there.
+            "/projects/{project}/reviews/{memory}/{rollout}",
         }
         words = " ".join(word for seen in found.values() for word in seen.words)
         for told in (
@@ -352,3 +358,66 @@ async def test_what_a_revert_took_out_shows_as_held_and_its_time_line_says_why(t
         assert story["state"] == "held"
         text = " ".join((await page(one, f"{HOME}/runs/{story['run']}")).words)
         assert "held" in text and "runlore review show" in text
+
+
+async def test_what_is_held_is_approved_or_rejected_for_a_reason_and_the_page_says_what_it_would_change(
+    tmp_path,
+):
+    async with served(tmp_path) as one:
+        await filled(one)
+        ports = (one.store, one.bus, one.service.reader, "acme", "support")
+        await consolidate.revert(*ports, to=1, reason=f"a bad {HOSTILE}")
+        listed = await page(one, f"{HOME}/reviews")
+        links = [link for link in listed.links if "/reviews/support/" in link]
+        assert len(links) >= 2
+        for link in links:
+            seen = await page(one, link)
+            assert HOSTILE not in (await one.client.get(link, headers=HTML)).text
+        words = " ".join(seen.words)
+        assert "What letting it in would change" in words and "give it to no agent" in words
+        sent = seen.fields_of("hold")
+        for missing in ("reason", "hold"):
+            refused = await one.client.post(
+                f"{link}/reject", data={**sent, "reason": "bad", missing: ""}, headers=HTML
+            )
+            whole(refused, status=400)
+        assert (await one.client.post(f"{link}/burn", data=sent, headers=HTML)).status_code == 404
+        done = await one.client.post(f"{link}/reject", data={**sent, "reason": "no <use>"}, headers=HTML)
+        assert done.status_code == 303
+        told = " ".join((await page(one, done.headers["location"])).words)
+        assert "stays out as it stands" in told and "rejected" in told and "no <use>" in told
+        # Rejected, it has another hold: what was shown before can not be approved any more.
+        stale = await one.client.post(f"{link}/approve", data={**sent, "reason": "yes"}, headers=HTML)
+        whole(stale, status=409)
+        fresh = (await page(one, link)).fields_of("hold")
+        done = await one.client.post(f"{link}/approve", data={**fresh, "reason": "after all"}, headers=HTML)
+        assert done.status_code == 303
+        await one.work()
+        left = [name for name in (await page(one, f"{HOME}/reviews")).links if "/reviews/support/" in name]
+        assert link not in left and len(left) == len(links) - 1
+        acts = [act.what for act in await audit.read_all(one.store)]
+        assert acts.count("review reject") == 1 and acts.count("review approve") == 2
+        whole(await one.client.get(link, headers=HTML), status=404)
+
+
+async def test_the_page_of_spend_says_what_models_took_and_what_waits_for_budget(tmp_path):
+    async with served(tmp_path) as one:
+        await filled(one)
+        assert "No model was asked" in " ".join((await page(one, f"{HOME}/spend")).words)
+        engine, chosen = models.ScriptedEngine(), choices.parse({"budget": {"day_tokens": 40_000}})
+        one.service.known = lambda: _known(chosen)
+        one.service._known = None
+        book = ledger.Ledger(one.store)
+        ask = port.Ask(model="gpt-5.4-mini", instructions="x", input="y", answer=model_summary.Summary)
+        meter = ledger.Metered(
+            engine, book, "acme", "support", budgets=chosen.budgets("acme", "support"), table=chosen.table()
+        )
+        await meter.ask(ask)
+        words = " ".join((await page(one, f"{HOME}/spend?by=model")).words)
+        assert "gpt-5.4-mini" in words and "of 40,000 tokens used" in words
+        for query, status in (("by=nobody", 400), ("month=2026-13", 400), ("month=2026-01", 200)):
+            whole(await one.client.get(f"{HOME}/spend?{query}", headers=HTML), status=status)
+
+
+async def _known(chosen):
+    return explain.Known(chosen)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from runlore.lookup.http.console import entrance, memories, operations, pages, runs, snapshots
+from runlore.lookup.http.console import entrance, memories, operations, pages, reviews, runs, snapshots
 
-ROUTERS = (entrance.router, memories.router, runs.router, snapshots.router, operations.router)
+ROUTERS = (
+    *(entrance.router, memories.router, runs.router, snapshots.router),
+    *(reviews.router, operations.router),
+)
 
 
 def routes(app: FastAPI) -> None:

@@ -1,6 +1,6 @@
 """Pages of whoever keeps it running: dead letters with redrive, status with its causes, keys.
 
-Reviews, spend, users and the audit log join here, and in `pages.PARTS`.
+Reviews and spend are in `reviews.py`; users and the audit log join here, and in `pages.PARTS`.
 """
 
 from __future__ import annotations

@@ -46,18 +46,22 @@ STATIC = {
     "icon.svg": "image/svg+xml",
 }
 PARTS = (
-    # What the menu of a project leads to, and the scope that sees it. A new page of a project joins here: reviews
-    # (approve and reject), spend, users and the audit log have their places between these.
+    # What the menu of a project leads to, and the scope that sees it. A new page of a project joins here: users and the
+    # audit log have their places between these.
     ("Memories", "", access.READ),
     ("Runs", "runs", access.READ),
     ("Snapshots", "snapshots", access.READ),
+    ("Review", "reviews", access.READ),
     ("Dead letters", "dead", access.READ),
+    ("Spend", "spend", access.READ),
     ("Status", "status", access.READ),
     ("Keys", "keys", access.ADMIN),
 )
 DONE = {
     # What a page says after a form; named in the address by its code, so nobody can put words in our mouth.
     "redriven": "The event is on the bus again. If it takes effect, it shows among the runs.",
+    "approved": "Approved: the workers, or the next `runlore up`, take it in.",
+    "rejected": "Rejected: it stays out as it stands, and approving undoes it.",
     "revoked": "The key is revoked. It ends within 5 seconds everywhere.",
     "merged": "The branches are merged into the line.",
     "branched": "The line moved meanwhile: the merge was kept as a branch.",
