@@ -142,6 +142,15 @@ COMMANDS = {
     ("keys", "list", "acme"): (0, 0, 3),
     ("keys", "revoke"): (2, 2, 2),
     ("keys", "revoke", "nothing", "--reason", "x"): (3, 3, 3),
+    ("admin", "bootstrap"): (2, 2, 2),  # No reason.
+    ("admin", "log"): (0, 0, 3),
+    **{("admin", one, "list"): (0, 0, 3) for one in ("keys", "projects", "invites", "users")},
+    **{("admin", one, "list"): (2, 2, 2) for one in ("accounts", "limits")},  # No project.
+    ("admin", "accounts", "list", "nobody"): (3, 3, 3),
+    **{("admin", one, "create"): (2, 2, 2) for one in ("keys", "projects", "accounts", "invites")},
+    **{("admin", one, "delete"): (2, 2, 2) for one in ("keys", "accounts", "invites", "users")},
+    **{("admin", "projects", one): (2, 2, 2) for one in ("rename", "archive")},
+    ("admin", "limits", "set"): (2, 2, 2),
 }
 
 
@@ -189,9 +198,9 @@ def test_json_is_one_object_on_stdout_with_the_documented_exit_code(words, fille
 
 def test_the_table_above_has_every_command():
     assert {words for words, _ in leaves()} <= {
-        tuple(word for word in words[:2] if not word.startswith("-"))[:depth]
+        tuple(str(word) for word in words[:3] if not str(word).startswith("-"))[:depth]
         for words in COMMANDS
-        for depth in (1, 2)
+        for depth in (1, 2, 3)
     }
 
 

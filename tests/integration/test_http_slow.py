@@ -38,7 +38,7 @@ async def service_with_a_client(tmp_path, **more):
     given = {"stall_seconds": STALL_SECONDS, **more}
     async with (
         listening(tmp_path, MemoryStore(), **given) as (one, url, _),
-        httpx2.AsyncClient(base_url=url) as client,
+        httpx2.AsyncClient(base_url=url, timeout=60) as client,
     ):
         yield types.SimpleNamespace(one=one, client=client, port=int(url.rpartition(":")[2]))
 
@@ -185,7 +185,7 @@ async def test_who_never_takes_small_answers_is_cut_too(tmp_path):
 async def test_a_reader_that_stands_still_does_not_hold_up_the_end_of_the_service(tmp_path):
     given = {"stall_seconds": 3600, "drain_seconds": 1}
     async with listening(tmp_path, MemoryStore(), **given) as (one, url, task):
-        async with httpx2.AsyncClient(base_url=url) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
             await give_workspace(one, client, ("large", os.urandom(20 * MEGABYTE)))
         async with reading_slowly(int(url.rpartition(":")[2]), DOWNLOAD) as plain:
             assert await asyncio.get_running_loop().sock_recv(plain, 1)

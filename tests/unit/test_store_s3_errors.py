@@ -451,7 +451,7 @@ async def test_every_request_is_told_with_its_bytes(server):
         ("PutObject", 0, 2, 0),
         ("PutObject", 412, 2, 0),
     ]
-    assert all(0 < one[4] < 5 for one in told)
+    assert all(one[4] > 0 for one in told)
 
 
 # --- the guard --------------------------------------------------------------------------------------------

@@ -69,7 +69,15 @@ class Delivery:
                 await task
 
     def _beside(self) -> None:
-        """Deliver in this thread, until nothing waits."""
+        """Deliver in this thread, until nothing waits, or the program ends: what is left then is in the outbox."""
+        try:
+            self._deliver_beside()
+        except Exception:
+            # Of a program that is on its end no more threads and executors are to be had.
+            if threading.main_thread().is_alive():
+                raise
+
+    def _deliver_beside(self) -> None:
         # A `Delivery` of its own: what belongs to a loop is not shared by two.
         mine = Delivery(self._backend, self._box, self._failed)
         # Not `asyncio.run`, which takes the thread's own loop away.
@@ -103,6 +111,8 @@ class Delivery:
                     return
                 wait = WAIT_SECONDS_MIN
             except Exception as exc:
+                if not threading.main_thread().is_alive():
+                    return
                 self._tell(exc)
             await clock.sleep(wait * (0.5 + clock.jitter()))
             wait = min(wait * 2, WAIT_SECONDS_MAX)

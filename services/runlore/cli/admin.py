@@ -292,6 +292,8 @@ def list_accounts(
         from runlore import errors
         from runlore.upkeep import administration
 
+        if not project:
+            raise errors.InvalidInput("PROJECT is needed", hint="`runlore admin projects list` lists them")
         async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
         if found is None:
@@ -364,8 +366,11 @@ def list_limits(
     """
 
     async def work(out: ui.Out) -> None:
+        from runlore import errors
         from runlore.upkeep import administration
 
+        if not project:
+            raise errors.InvalidInput("PROJECT is needed", hint="`runlore admin projects list` lists them")
         async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
         rows = {name: one.requests_per_minute for name, one in found.limits.items()} if found else {}
