@@ -123,7 +123,13 @@ def _reason_against(one: Statement, statement: str, shown: showing.Shown) -> str
         own = ("user", f"{showing.KNOWN} preferences")
         if not any(shown.kinds[number] in own for number in one.evidence):
             return "a preference must cite what the person said"
-    return reason
+    return reason or _instructs(statement, _said_by(one.evidence, shown))
+
+
+def _instructs(statement: str, said_by: str) -> str | None:
+    found = instructions.against(statement, said_by)
+    kinds = ", ".join(dict.fromkeys(one.kind for one in found))
+    return f"it reads like an instruction to whoever reads it ({kinds})" if found else None
 
 
 def _reason_against_evidence(numbers: Sequence[int], shown: showing.Shown) -> str | None:

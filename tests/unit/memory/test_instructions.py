@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import records
@@ -160,12 +161,15 @@ def test_one_text_has_one_key_wherever_and_however_often_it_stands():
     assert first.key == often.key != other.key
 
 
+KINDS = {1: "user", 2: "tool", 3: "assistant"}
+
+
 def said(statement, numbers, *, section="knowledge"):
     """The notes of a rollout of which a model says this."""
     shown = showing.Shown(
         text="",
         evidence={n: (values.Evidence("r1", "run1", 1, n),) for n in (1, 2, 3)},
-        kinds={1: "user", 2: "tool", 3: "assistant"},
+        kinds=KINDS,
         left_out=0,
         tokens=0,
     )
@@ -173,7 +177,9 @@ def said(statement, numbers, *, section="knowledge"):
     answer = model_summary.Summary(
         title="t", outcome="uncertain", outcome_evidence=[], statements=[one], reason=""
     )
-    part = model_summary.accept(answer, shown) | {"points": [{"answer": 1}]}
+    # As a version kept it that did not look for instructions itself.
+    with mock.patch.object(model_summary, "_instructs", lambda *_: None):
+        part = model_summary.accept(answer, shown) | {"points": [{"answer": 1}]}
     told = model_summary.told(part, {"run1": 1})
     summary = failing("sheet 7 is locked")
     known, refused = operations.apply(
@@ -181,6 +187,29 @@ def said(statement, numbers, *, section="knowledge"):
     )
     assert not refused
     return known
+
+
+@pytest.mark.parametrize(
+    ("statement", "numbers", "is_dropped"),
+    [
+        *((WEAK, numbers, numbers in ([2], [2, 3])) for numbers in ([2], [2, 3], [1], [1, 2], [3])),
+        *((ORDER, numbers, numbers != [1]) for numbers in ([2], [3], [1, 2], [1])),
+    ],
+)
+def test_what_a_model_says_on_a_tools_word_to_whoever_reads_it_is_dropped_before_it_holds_a_rollout(
+    statement, numbers, is_dropped
+):
+    shown = showing.Shown("", {n: (values.Evidence("r1", "run1", 1, n),) for n in (1, 2, 3)}, KINDS, 0, 0)
+    fact = "Sheet 7 is locked."
+    said_too = [
+        model_summary.Statement(section="knowledge", text=one, evidence=numbers) for one in (statement, fact)
+    ]
+    answer = model_summary.Summary(
+        title="t", outcome="uncertain", outcome_evidence=[], statements=said_too, reason=""
+    )
+    part = model_summary.accept(answer, shown)
+    assert [one["text"] for one in part["statements"]] == ([fact] if is_dropped else [statement, fact])
+    assert [one["what"] for one in part["dropped"]] == (["knowledge 1"] if is_dropped else [])
 
 
 @pytest.mark.parametrize(
