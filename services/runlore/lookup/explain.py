@@ -43,6 +43,10 @@ LOOK_BACK = 2000
 """Revisions that `explain` looks through for the one that took a run in."""
 
 
+DROPPED_SHOWN = 8
+"""Statements of a model that code dropped, of which a story says why."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What whoever asks knows beside the store: how asks become due, and how the stages say that they are."""
@@ -266,7 +270,7 @@ def _told_by_a_model(story: Story, part: Mapping[str, Any] | None, row: Mapping[
         story.step("summarize", f"no summary by a model: {part['failed']['why']}", at=part["at"])
         return
     own = sum(any(place[1] == row["run"] for place in one["evidence"]) for one in part["statements"])
-    dropped = len(part["dropped"])
+    dropped = "; ".join(f"{one['what']}: {one['reason']}" for one in part["dropped"][:DROPPED_SHOWN])
     what = f"a model's statements: {len(part['statements'])}, {own} of them from this run"
     story.step("summarize", what, at=part["at"], model=part["model"], dropped=dropped or None)
 
