@@ -41,8 +41,6 @@ WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD = (
 )
 LOOK_BACK = 2000
 """Revisions that `explain` looks through for the one that took a run in."""
-
-
 DROPPED_SHOWN = 8
 """Statements of a model that code dropped, of which a story says why."""
 
