@@ -212,6 +212,13 @@ class Page:
                 return one["name"]["value"]
         return None
 
+    def wait_for_focus(self):
+        """Wait until something has the focus: a page gives it a moment after it is loaded."""
+        until = time.monotonic() + ANSWER_SECONDS_MAX
+        while self.focused() is None:
+            assert time.monotonic() < until, "nothing has the focus"
+            time.sleep(0.05)
+
     def cookies(self):
         """The names of the cookies that it keeps."""
         return [one["name"] for one in self.call("Network.getCookies")["cookies"]]

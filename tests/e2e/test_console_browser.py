@@ -120,6 +120,7 @@ async def test_by_keyboard_and_without_a_script_one_signs_in_redrives_and_signs_
             page = seen.page(width=PHONE, height=740, script=False)
             page.go(f"{url}/projects/acme/dead")
             # It asks for the key, and the field has the focus: type, Enter.
+            page.wait_for_focus()
             page.call("Input.insertText", text=token)
             page.enter()
             assert page.path() == "/projects/acme/dead"
