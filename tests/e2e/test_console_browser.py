@@ -154,6 +154,7 @@ async def test_a_form_on_another_site_changes_nothing_and_no_script_reads_the_se
         def work(seen):
             page = seen.page()
             page.go(f"{url}/sign-in")
+            page.wait_for_focus()
             page.call("Input.insertText", text=key["Authorization"].partition(" ")[2])
             page.enter()
             assert page.path() == "/projects/acme" and page.run("document.cookie") == ""
