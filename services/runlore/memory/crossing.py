@@ -57,13 +57,13 @@ def _told(all_notes: _notes.Notes) -> Iterator[tuple[str, str | None]]:
     """Every whole value that a rollout shows, with its subject."""
     for _, entry in all_notes.of_kind("failure"):
         for one in entry["support"].values():
-            yield from ((value, one.get("subject")) for value in fix_values(one))
+            yield from ((value, one.get("subject")) for value in _fix_values(one))
     for _, entry in all_notes.of_kind("fact"):
         for one in entry["support"].values():
             yield entry["key"]["command"], one.get("subject")
 
 
-def fix_values(one: Mapping[str, Any]) -> Iterator[str]:
+def _fix_values(one: Mapping[str, Any]) -> Iterator[str]:
     """Every whole value in the fixes of a rollout's failure: of arguments before and after, commands, steps between."""
     for fix in one.get("fixes", ()):
         for change in fix.get("changes", ()):

@@ -263,10 +263,29 @@ async def file(
     agent: Agent = None,
 ) -> Response:
     found, _line, _base = await _found(request, project, snapshot, rollout, agent)
+    return await bytes_of(request, project, found, path, immutable=snapshot == found.ref.id)
+
+
+async def file_of(found: reading.Opened, path: str) -> trees.File:
+    """The file at `path`. Raises `errors.PathNotFound`, and `errors.InvalidInput` where it is none."""
     entry = await found.lookup(names.from_text(path))
-    if not isinstance(entry, trees.File):
-        what = "a link; it is not followed" if isinstance(entry, trees.Link) else "a folder"
-        raise errors.InvalidInput(f"{path!r} is {what}")
+    if isinstance(entry, trees.File):
+        return entry
+    what = "a link; it is not followed" if isinstance(entry, trees.Link) else "a folder"
+    raise errors.InvalidInput(f"{path!r} is {what}")
+
+
+async def bytes_of(
+    request: Request,
+    project: str,
+    found: reading.Opened,
+    path: str,
+    *,
+    immutable: bool,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """The bytes of a file, with `Range`. Raises as `file_of`."""
+    entry = await file_of(found, path)
 
     async def content() -> answers.Pieces:
         return answers.Pieces(
@@ -280,7 +299,8 @@ async def file(
         project=project,
         etag=answers.quoted(found.ref.id, names.blob_id(path.encode("utf-8", "surrogatepass")).hex()[:32]),
         media_type=BYTES,
-        immutable=snapshot == found.ref.id,
+        immutable=immutable,
+        headers=headers,
     )
 
 

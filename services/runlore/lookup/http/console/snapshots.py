@@ -16,6 +16,7 @@ from runlore.commit import heads, lines
 from runlore.events import ids
 from runlore.lookup import merging, workspaces
 from runlore.lookup.http import answers, callers
+from runlore.lookup.http import snapshots as routes
 from runlore.lookup.http.console import operations, pages, sessions, texts
 from runlore.snapshots import comparing, names, reading, trees
 from runlore.upkeep import audit
@@ -200,14 +201,6 @@ def _entry(base: str, prefix: str, entry: trees.Entry) -> dict[str, Any]:
     }
 
 
-async def _file(found: reading.Opened, path: str) -> trees.File:
-    entry = await found.lookup(names.from_text(path))
-    if isinstance(entry, trees.File):
-        return entry
-    what = "a link; it is not followed" if isinstance(entry, trees.Link) else "a folder"
-    raise errors.InvalidInput(f"{path!r} is {what}")
-
-
 async def _head_of(found: reading.Opened, entry: trees.File) -> bytes:
     """The first bytes of a file: as much as is shown."""
     pieces = [piece async for piece in found.content(entry, offset=0, length=FILE_BYTES_MAX)]
@@ -225,7 +218,7 @@ async def file(
 ) -> Response:
     """A file of a snapshot: its lines, or the head of its bytes where it is no text."""
     found = await _open(request, project, snapshot)
-    entry = await _file(found, path)
+    entry = await routes.file_of(found, path)
     raw = await _head_of(found, entry)
     is_cut = entry.size > len(raw)
     text = texts.as_text(raw, is_cut=is_cut)
@@ -258,23 +251,8 @@ async def raw(
 ) -> Response:
     """The bytes of a file, to be saved."""
     found = await _open(request, project, snapshot)
-    entry = await _file(found, path)
-
-    async def content() -> answers.Pieces:
-        return answers.Pieces(
-            entry.size, lambda start, length: found.content(entry, offset=start, length=length)
-        )
-
-    return await answers.stream(
-        request,
-        content,
-        gate=callers.service_of(request).downloads,
-        project=project,
-        etag=answers.quoted(found.ref.id, names.blob_id(path.encode("utf-8", "surrogatepass")).hex()[:32]),
-        media_type="application/octet-stream",
-        immutable=False,
-        headers=pages.attachment(posixpath.basename(path)),
-    )
+    saved = pages.attachment(posixpath.basename(path))
+    return await routes.bytes_of(request, project, found, path, immutable=False, headers=saved)
 
 
 # --- what differs ------------------------------------------------------------------------------------------------
@@ -341,7 +319,7 @@ async def _file_diff(one: reading.Opened, two: reading.Opened, path: str) -> Fil
     entries: list[trees.File | None] = []
     for found in (one, two):
         try:
-            entries.append(await _file(found, path))
+            entries.append(await routes.file_of(found, path))
         except errors.PathNotFound:
             entries.append(None)
     has = (entries[0] is not None, entries[1] is not None)
