@@ -7,14 +7,14 @@ import contextlib
 import hashlib
 import inspect
 import json
-import random
 import re
 import textwrap
 
 import pytest
 
 import made
-from runlore import clock, errors, producer
+from model_worlds import Yielding, world  # noqa: F401  (a fixture)
+from runlore import errors, producer
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, model_notes, model_summaries, record
 from runlore.events import envelope
@@ -27,6 +27,7 @@ from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 from runlore.upkeep import refresh
 
+pytestmark = pytest.mark.usefixtures("world")
 WHERE = ("acme", "support")
 FACTS = (
     "Sheet 7041 is locked on Mondays.",
@@ -35,18 +36,6 @@ FACTS = (
     "Copy sheet 7041 first, it is locked on Mondays.",
 )
 WHOLE = "Sheet 7041 is locked on Mondays; copy it first."
-
-
-class NoWaits(clock.World):
-    async def sleep(self, seconds):
-        return None
-
-
-@pytest.fixture(autouse=True)
-def world():
-    clock.install(NoWaits())
-    yield
-    clock.install(clock.World())
 
 
 def is_consolidation(seen):
@@ -572,33 +561,6 @@ async def test_an_answer_about_what_is_gone_by_then_changes_nothing():
     await one.join(Late(script(merges)))
     assert "does not stand any more" in json.dumps((await one.revision()).body["refused"])
     assert await one.statements() == sorted([FACTS[0], "The printer is on floor three."])
-
-
-class Yielding(MemoryStore):
-    """Lets others go first before each call, as often as a seeded dice says; now and then a reply is lost."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.dice = random.Random(seed)
-
-    async def turn(self):
-        for _ in range(self.dice.randrange(4)):
-            await asyncio.sleep(0)
-
-    async def get(self, key):
-        await self.turn()
-        return await super().get(key)
-
-    async def compare_and_set(self, key, body, etag, *, guard=None):
-        await self.turn()
-        out = await super().compare_and_set(key, body, etag, guard=guard)
-        if self.dice.random() < 0.05:
-            raise errors.OutcomeUnknown("the reply was lost")
-        return out
-
-    async def delete(self, key):
-        await self.turn()
-        await super().delete(key)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import inspect
 import json
-import random
 import re
 import textwrap
 
 import pytest
 
 import made
-from runlore import clock, errors, producer
+from model_worlds import Yielding, world  # noqa: F401  (a fixture)
+from runlore import errors, producer
 from runlore.commit import keys, marks, revisions
 from runlore.consumers import consolidate, model_summaries, record, summarize
 from runlore.memory import handbook
@@ -22,19 +22,8 @@ from runlore.testing import invariants, models
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
 
+pytestmark = pytest.mark.usefixtures("world")
 LINE = ("acme", "support", "conv")
-
-
-class NoWaits(clock.World):
-    async def sleep(self, seconds):
-        return None
-
-
-@pytest.fixture(autouse=True)
-def world():
-    clock.install(NoWaits())
-    yield
-    clock.install(clock.World())
 
 
 def says(seen):
@@ -403,33 +392,6 @@ async def test_statements_of_a_subject_stay_with_that_subject():
 
 
 # --- two of each ------------------------------------------------------------------------------------------------
-
-
-class Yielding(MemoryStore):
-    """Lets others go first before each call, as often as a seeded dice says; now and then a reply is lost."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.dice = random.Random(seed)
-
-    async def turn(self):
-        for _ in range(self.dice.randrange(4)):
-            await asyncio.sleep(0)
-
-    async def get(self, key):
-        await self.turn()
-        return await super().get(key)
-
-    async def compare_and_set(self, key, body, etag, *, guard=None):
-        await self.turn()
-        out = await super().compare_and_set(key, body, etag, guard=guard)
-        if self.dice.random() < 0.05:
-            raise errors.OutcomeUnknown("the reply was lost")
-        return out
-
-    async def delete(self, key):
-        await self.turn()
-        await super().delete(key)
 
 
 class Slow(models.ScriptedEngine):

@@ -9,6 +9,7 @@ import pytest
 from test_model_summaries import Pipeline, run, says
 
 import made
+from model_worlds import NoWaits, world  # noqa: F401  (a fixture)
 from runlore import clock, errors
 from runlore.commit import heads, keys, revisions, rollouts, sides, sweep
 from runlore.consumers import consolidate, promote, rebuild, summarize
@@ -16,21 +17,10 @@ from runlore.lookup import memories, seeds
 from runlore.models import choices
 from runlore.testing import invariants, models, side_invariants
 
+pytestmark = pytest.mark.usefixtures("world")
 MEANT = ("acme", "support")
 RULES = rebuild.setup_of(None)
 OTHER = rebuild.setup_of(choices.Choice(model="gpt-5.4", effort="low"))
-
-
-class NoWaits(clock.World):
-    async def sleep(self, seconds):
-        return None
-
-
-@pytest.fixture(autouse=True)
-def world():
-    clock.install(NoWaits())
-    yield
-    clock.install(clock.World())
 
 
 async def recorded(*rollouts, **more):
