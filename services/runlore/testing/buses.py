@@ -87,6 +87,25 @@ class MemoryBus:
 
     # --- for tests ----------------------------------------------------------------------------------
 
+    @property
+    def partitions(self) -> int:
+        """How many each topic has."""
+        return self._partitions
+
+    def add_partitions(self, count: int) -> None:
+        """More of them, for every topic: from here on a key may go elsewhere."""
+        self._partitions += count
+
+    def page(self, at: TopicPartition, offset: int, records_max: int) -> list[Message]:
+        """Messages of one partition from `offset` on."""
+        return self._logs.get(at, [])[offset : offset + max(0, records_max)]
+
+    def note_commit(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit for a group, whoever is in it. Never moves backwards."""
+        commits = self._commits.setdefault(group, {})
+        for at, offset in offsets.items():
+            commits[at] = max(offset, commits.get(at, 0))
+
     def copy(self) -> MemoryBus:
         """Another bus with the same messages and commits, and nobody in its groups."""
         out = MemoryBus(partitions=self._partitions)

@@ -94,6 +94,17 @@ class MemoryStore:
         """Every key and its body, in order of keys."""
         return {key: self._objects[key][0].body for key in self._order}
 
+    def page(self, prefix: str, *, after: str, rows_max: int) -> list[Listed]:
+        """Rows of a LIST that come after a key."""
+        at = bisect.bisect_right(self._order, after) if after >= prefix else bisect.bisect_left(self._order, prefix)
+        found = []
+        for key in self._order[at : at + rows_max]:
+            if not key.startswith(prefix):
+                break
+            stored, modified = self._objects[key]
+            found.append(Listed(key, stored.etag, len(stored.body), modified))
+        return found
+
     def copy(self) -> MemoryStore:
         """Another store with the same objects."""
         out = MemoryStore()

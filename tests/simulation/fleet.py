@@ -1,0 +1,434 @@
+"""A whole deployment for one seed: agents, two competing workers, an index replica, a reader, an operator, a sweep.
+
+Goal: the invariants hold whatever happens to whole processes, in the code as it runs in production: the worker's own
+loops, lanes, commits and rebalances included. Method: a simulated cluster (`runlore.testing.cluster`); every write is
+watched as it lands; at the end faults stop, everything settles, and every invariant is checked, liveness included; then
+the topic is replayed from its start, which must change nothing.
+
+A seed is *dense* (a quarter of an hour in which everything happens at once) or *long* (two weeks, in which processes stand
+still for longer than a term, and sweeps delete what nothing names).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import harness
+import toy
+from harness import MEMORY, PROJECT
+
+from runlore import clock, errors
+from runlore.commit import keys, lines, revisions, sweep
+from runlore.consumers import consolidate
+from runlore.lookup import index as lookup_index
+from runlore.lookup import seeds
+from runlore.settings import Settings
+from runlore.snapshots import names, reading
+from runlore.testing import cluster, invariants, side_invariants, simloop, snapshot_invariants, workspaces
+from runlore.testing.simloop import at_once
+from runlore.worker import loop as worker_loop
+
+DAY = 86_400.0
+AGENTS, RUNS = 3, 5
+RUN_NAMES = [f"n{agent}-{number}" for agent in range(AGENTS) for number in range(RUNS)]
+STALE, INDEXED, REPLAY = "11 no seed is older than one seen", "the index agrees with the heads", "a replay changes nothing"
+CALLBACKS_MAX = 3_000_000
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How time goes in one kind of schedule, in seconds."""
+
+    name: str
+    between_runs: float
+    horizon: float
+    settle: float
+    settings: dict = field(default_factory=dict)
+    commit: float = 1.0
+    sweep: float = 0.0
+    rates: cluster.Rates = cluster.Rates()
+
+
+DENSE = Scale(
+    "dense",
+    60.0,
+    600.0,
+    900.0,
+    {"marks_interval_seconds": 20.0, "poll_timeout_seconds": 30.0},
+    commit=20.0,
+    rates=cluster.Rates(crash_seconds=60.0, pause_seconds=90.0, jump_seconds=120.0, partitions_seconds=900.0),
+)
+LONG = Scale(
+    "long",
+    1.5 * DAY,
+    14 * DAY,
+    2 * DAY,
+    {"marks_interval_seconds": 7200.0, "poll_timeout_seconds": 7200.0, "heads_interval_seconds_max": 7200.0},
+    commit=7200.0,
+    sweep=0.7 * DAY,
+    rates=cluster.Rates(
+        crash_seconds=1.5 * DAY,
+        pause_seconds=2 * DAY,
+        long_pause=0.5,
+        jump_seconds=DAY,
+        partitions_seconds=6 * DAY,
+    ),
+)
+
+
+def scale_of(seed):
+    return LONG if seed % 3 == 2 else DENSE
+
+
+class Broken(AssertionError):
+    """An invariant did not hold."""
+
+    def __init__(self, seed, violations, world):
+        self.violations, self.faults, self.trace = violations, list(world.faults), list(world.trace)
+        self.names = {one.invariant for one in violations}
+        super().__init__(f"seed {seed}: " + "\n".join(map(str, violations[:5])))
+
+
+class Watched(AssertionError):
+    """What a watcher of writes found."""
+
+    def __init__(self, violations):
+        self.violations = violations
+        super().__init__("\n".join(map(str, violations)))
+
+
+class Fleet:
+    """One schedule."""
+
+    def __init__(self, seed, *, without=(), runs=RUNS):
+        self.seed, self.scale, self.runs = seed, scale_of(seed), runs
+        self.without = without
+        self.outbox = {}
+        """What each agent has on its disk: the event of each run, once it is made."""
+        self.sent = set()
+        self.named = set()
+        self.seen = []
+        self.stopping = []
+
+    def run(self):
+        """Its world, after everything was checked. Raises `Broken`."""
+        with tempfile.TemporaryDirectory() as folder, simloop.simulated(callbacks_max=CALLBACKS_MAX) as loop:
+            self.folder = Path(folder)
+            self.world = cluster.Cluster(
+                loop, self.seed, rates=self.scale.rates, watch=self.watch, without=self.without
+            )
+            try:
+                main = loop.create_task(self._drive(), context=self.world.context)
+                loop.run_until_complete(main)
+            except (Watched, simloop.Stuck) as exc:
+                wrong = getattr(exc, "violations", [invariants.Violation(invariants.ENDS, "world", str(exc))])
+                raise Broken(self.seed, wrong, self.world) from exc
+            finally:
+                self.world.over = True
+            return self.world
+
+    # --- the plot -----------------------------------------------------------------------------------------
+
+    async def _drive(self):
+        world, scale = self.world, self.scale
+        workers = ["worker-a", "worker-b", "index-c"]
+        for name in workers:
+            world.start(name, self._worker(name))
+        agents = [f"agent-{number}" for number in range(AGENTS)]
+        for number, name in enumerate(agents):
+            world.start(name, self._agent(number))
+        world.start("reader", self._reader())
+        world.start("operator", self._operator())
+        if scale.sweep:
+            world.start("sweeper", self._sweeper())
+        disturbed = asyncio.create_task(world.disturb([*workers, *agents]))
+        await self._until(scale.horizon)
+        world.calm()
+        disturbed.cancel()
+        world.tell("--- faults stop ---")
+        for _ in range(100):
+            if all(world.members[name].done for name in agents):
+                break
+            await self._until(scale.between_runs)
+        await self._until(scale.settle)
+        await self._stop(workers)
+        self.check(settled=True)
+        before = self._meaning()
+        await self._replay(workers)
+        self.check(settled=True)
+        after = self._meaning()
+        self._broken(
+            [
+                invariants.Violation(REPLAY, name, f"before: {before[name]}; after: {after[name]}")
+                for name in before
+                if before[name] != after[name]
+            ]
+        )
+
+    async def _until(self, seconds):
+        end = self.world.loop.time() + seconds
+        while self.world.loop.time() < end:
+            await asyncio.sleep(min(30.0 if self.scale is DENSE else 7200.0, end - self.world.loop.time()))
+            if self.world.failed:
+                error = self.world.failed[0]
+                if isinstance(error, Watched):
+                    raise error
+                raise Watched([invariants.Violation("no error that nobody foresaw", "process", repr(error))]) from error
+
+    async def _stop(self, names):
+        """End these processes as SIGTERM does."""
+        for event in self.stopping:
+            event.set()
+        for _ in range(200):
+            if all(self.world.members[name].done for name in names):
+                return
+            await self._until(10.0)
+        raise Watched([invariants.Violation(invariants.ENDS, "workers", "they do not stop")])
+
+    async def _replay(self, workers):
+        for group in ("record", "snapshot"):
+            await self.world.bus.rewind(group=group, topic="runs")
+        self.stopping.clear()
+        self.world.tell("--- the topic is replayed from its start ---")
+        for name in workers:
+            self.world.start(name, self._worker(name))
+        await self._until(self.scale.settle)
+        await self._stop(workers)
+
+    # --- processes ----------------------------------------------------------------------------------------
+
+    def _worker(self, name):
+        settings = Settings(bus="sqlite").model_copy(update=self.scale.settings)
+        stages = ["index"] if name.startswith("index") else list(worker_loop.STAGES)
+
+        async def main(store, bus):
+            stopping = asyncio.Event()
+            self.stopping.append(stopping)
+            # Its disk outlives it; now and then somebody deletes the file.
+            path = self.folder / f"{name}.db"
+            if self.world.goes_wrong(name, "index deleted", 0.2 if self.world.rates is not cluster.CALM else 0):
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+            index = lookup_index.Index(path)
+            try:
+                one = worker_loop.Worker(
+                    store, bus, index, settings, stages=stages, index_group=f"index-{name}", stopping=stopping
+                )
+                await one.run()
+            finally:
+                index.close()
+
+        return main
+
+    def _agent(self, number):
+        """An agent: takes a seed, works, saves its workspace, and sends its event until the bus has it."""
+
+        async def main(store, bus):
+            for run in range(self.runs):
+                name = f"n{number}-{run}"
+                if name in self.sent:
+                    continue
+                await clock.sleep(self.world.between(f"agent-{number}", 0.1, 1.9) * self.scale.between_runs)
+                messages = self.outbox.get(name)
+                if messages is None:
+                    messages = self.outbox[name] = [await self._ran(store, number, run, name)]
+                    messages += self._more(number, run, name, messages[0])
+                while True:
+                    try:
+                        await bus.produce(messages)
+                        break
+                    except errors.BusUnavailable:
+                        await clock.sleep(3.0)
+                self.sent.add(name)
+
+        return main
+
+    async def _ran(self, store, number, run, name):
+        """The event of a run, with the workspace that it left."""
+        rollout = f"r{int(self.world.draw('rollout') * 4)}"
+        seed = await _tried(lambda: seeds.resolve(revisions.Reader(store), PROJECT, MEMORY, rollout))
+        await clock.sleep(self.world.between(f"agent-{number}", 1.0, 0.3 * self.scale.between_runs))
+        if self.world.draw("workspace") < 0.2:
+            return harness.event(name, rollout=rollout)
+        files = {"f": name.encode(), f"of-{number}": b"%d" % run}
+        # What the seed named is there for its term; whoever worked for longer refers to nothing.
+        bases = []
+        if seed is not None and seed.snapshot and clock.now_iso() < seed.expires:
+            bases = [await _tried(lambda: reading.open_exact(store, PROJECT, names.Ref.parse(seed.snapshot)))]
+        ref = await _tried(lambda: workspaces.put(store, PROJECT, files, bases=bases))
+        base = seed.base if seed is not None else None
+        workspace = {"snapshot": str(ref), "base": base}
+        text = f"{toy.POISON}" if self.world.draw("poison") < 0.05 else None
+        return harness.event(name, rollout=f"bad-{name}" if text else rollout, text=text, workspaces=[workspace])
+
+    def _more(self, number, run, name, first):
+        """What goes with it: the same once more, a second attempt, something that is no event."""
+        draw = self.world.draw("more")
+        if draw < 0.1:
+            return [first]
+        if draw < 0.2:
+            body = json.loads(first.value)
+            return [harness.event(name, rollout=body["session_id"], attempt=2)]
+        return [harness.garbage()] if draw < 0.25 else []
+
+    def _reader(self):
+        """Whoever asks for seeds: never gets an older one, and the same bytes as long as a seed is good."""
+
+        async def main(store, bus):
+            reader = revisions.Reader(store)
+            newest = 0
+            while self.world.rates is not cluster.CALM:
+                await clock.sleep(self.world.between("reader", 0.05, 0.4) * self.scale.between_runs)
+                try:
+                    seed = await seeds.resolve(reader, PROJECT, MEMORY, "r1")
+                    if seed is None:
+                        continue
+                    if seed.revision < newest:
+                        self.world.failed.append(
+                            Watched([invariants.Violation(STALE, "reader", f"{seed.revision} after {newest}")])
+                        )
+                    newest = seed.revision
+                    opened = await seeds.open_seed(reader, seed)
+                    self.seen.append((seed, {path: one.text for path, one in opened.files.items()}))
+                except errors.Retryable:
+                    continue
+
+        return main
+
+    def _operator(self):
+        """Somebody who takes a memory back to an earlier revision once."""
+
+        async def main(store, bus):
+            await clock.sleep(self.world.between("operator", 0.3, 0.8) * self.scale.horizon)
+            if self.world.draw("operator") < 0.5:
+                return
+            reader = revisions.Reader(store)
+
+            async def revert():
+                head = await reader.head(PROJECT, MEMORY)
+                if int(head.body.get("revision") or 0) > 1:
+                    await consolidate.revert(store, bus, reader, PROJECT, MEMORY, to=1, reason="bad merge")
+
+            try:
+                await _tried(revert)
+            except errors.Refused:
+                return
+
+        return main
+
+    def _sweeper(self):
+        async def main(store, bus):
+            while True:
+                await clock.sleep(self.world.between("sweeper", 0.5, 1.5) * self.scale.sweep)
+                if self.world.rates is cluster.CALM:
+                    return
+                try:
+                    plan = await sweep.scan(store, PROJECT)
+                    # Between the two anything may happen, for any time.
+                    await clock.sleep(self.world.draw("sweeper") ** 3 * 0.5 * DAY)
+                    await sweep.delete(store, plan)
+                except errors.Retryable:
+                    continue
+
+        return main
+
+    # --- at each write ------------------------------------------------------------------------------------
+
+    def watch(self, kind, key, before):
+        found = []
+        store, part = self.world.store, key.split("/")[1] if "/" in key else ""
+        after = store.body(key)
+        if part in (keys.ROLLOUTS, keys.MEMORIES, keys.SIDES):
+            found += invariants.moved_well(key, before, after)
+            if part == keys.ROLLOUTS and after is not None:
+                rollout = key.rpartition("/")[2].removesuffix(".json")
+                found += at_once(invariants.rollout_names_what_exists(store, PROJECT, MEMORY, rollout, after))
+            if part == keys.MEMORIES and after is not None:
+                head = json.loads(after)
+                if head.get("manifest"):
+                    self.named.add((head["revision"], head["manifest"]))
+                found += at_once(invariants.follows(store, PROJECT, MEMORY, before, after))
+        elif part == keys.WORKSPACES:
+            found += snapshot_invariants.moved_well(key, before, after)
+            found += at_once(snapshot_invariants.forgets_nothing(store, key, before, after))
+            head = at_once(lines.heads.read(store, key, fmt=lines.HEAD_FORMAT))
+            found += at_once(snapshot_invariants.refs_are_whole(store, PROJECT, head))
+        elif part == keys.MANIFESTS and kind != "delete":
+            found += at_once(invariants.manifest_names_what_exists(store, PROJECT, after))
+        elif kind == "commit" or (part == keys.MARKS and kind in ("delete", "compare_and_delete")):
+            found += at_once(harness._offsets(store, self.world.bus))
+        elif kind == "delete" and part in (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS):
+            found += at_once(snapshot_invariants.check(store, PROJECT))
+        if found:
+            raise Watched(found)
+
+    # --- at the end ---------------------------------------------------------------------------------------
+
+    def check(self, *, settled):
+        store, bus = self.world.store, self.world.bus
+        found = at_once(invariants.check(store, bus, settled=settled))
+        found += at_once(side_invariants.check(store, PROJECT))
+        found += at_once(snapshot_invariants.check(store, PROJECT))
+        for number, manifest in sorted(self.named):
+            found += at_once(invariants.seeds_give_the_same_bytes(store, PROJECT, MEMORY, number, manifest))
+        found += self._seeds_are_what_they_were()
+        found += self._indexes_agree()
+        missing = set(RUN_NAMES if self.runs == RUNS else ()) - self.sent
+        if missing:
+            found.append(invariants.Violation(invariants.ENDS, "agents", f"never sent: {sorted(missing)}"))
+        self._broken(found)
+
+    def _broken(self, found):
+        if found:
+            raise Watched(found)
+
+    def _seeds_are_what_they_were(self):
+        found, reader = [], revisions.Reader(self.world.store)
+        for seed, files in self.seen:
+            if clock.now_iso() >= seed.expires:
+                continue
+            opened = at_once(seeds.open_seed(reader, seed))
+            if {path: one.text for path, one in opened.files.items()} != files:
+                found.append(invariants.Violation(invariants.SEEDS, seed.id[:12], "it has other bytes now"))
+        return found
+
+    def _indexes_agree(self):
+        found = []
+        for path in sorted(self.folder.glob("*.db")):
+            index = lookup_index.Index(path)
+            for key, body in self.world.store.snapshot().items():
+                if key.split("/")[1] not in (keys.ROLLOUTS, keys.MEMORIES, keys.WORKSPACES):
+                    continue
+                stored = at_once(self.world.store.get(key))
+                if index.etags([key]).get(key) != stored.etag:
+                    counter = json.loads(body)["counter"]
+                    found.append(invariants.Violation(INDEXED, path.name, f"{key} at {counter} is not in it"))
+            index.close()
+        return found
+
+    def _meaning(self):
+        (view,) = at_once(invariants.look(self.world.store, PROJECT))
+        return {
+            "held": sorted(view.held),
+            "runs": {name: head.body["runs"] for name, head in view.rollouts.items()},
+            "files": dict(view.revision.map("files").items()) if view.revision else {},
+            "revision": view.revision.number if view.revision else 0,
+            "lines": {
+                key: [json.loads(body).get("ref"), sorted(json.loads(body).get("branches", ()))]
+                for key, body in self.world.store.snapshot().items()
+                if key.split("/")[1] == keys.WORKSPACES
+            },
+        }
+
+
+async def _tried(work):
+    """`work`, until the store can be asked."""
+    while True:
+        try:
+            return await work()
+        except errors.Retryable:
+            await clock.sleep(2.0)
