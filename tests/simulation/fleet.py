@@ -12,6 +12,7 @@ still for longer than a term, and sweeps delete what nothing names).
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import tempfile
 from dataclasses import dataclass, field
@@ -22,13 +23,14 @@ import toy
 from harness import MEMORY, PROJECT
 
 from runlore import clock, errors
-from runlore.commit import keys, lines, revisions, sweep
-from runlore.consumers import consolidate
+from runlore.commit import age, keys, lines, revisions, sweep
+from runlore.consumers import consolidate, dead
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds
+from runlore.models import choices
 from runlore.settings import Settings
 from runlore.snapshots import names, reading
-from runlore.testing import cluster, invariants, side_invariants, simloop, snapshot_invariants, workspaces
+from runlore.testing import cluster, invariants, models, side_invariants, simloop, snapshot_invariants, workspaces
 from runlore.testing.simloop import at_once
 from runlore.worker import loop as worker_loop
 
@@ -84,6 +86,11 @@ def scale_of(seed):
     return LONG if seed % 3 == 2 else DENSE
 
 
+def is_real(seed):
+    """Whether a seed's schedule has the real memory and a model; else the toy, which costs a tenth."""
+    return seed % 6 == 4
+
+
 class Broken(AssertionError):
     """An invariant did not hold."""
 
@@ -101,15 +108,32 @@ class Watched(AssertionError):
         super().__init__("\n".join(map(str, violations)))
 
 
+class SimEngine:
+    """A model that takes a while, and is away, busy or wrong now and then."""
+
+    def __init__(self, world, name):
+        self._world, self._name, self._inner = world, name, models.ScriptedEngine()
+
+    async def ask(self, ask):
+        await asyncio.sleep(self._world.between(f"{self._name}/model", 0.5, 20.0))
+        for kind in (errors.ModelUnavailable, errors.ModelBusy, errors.BadAnswer, errors.ModelRefused):
+            if self._world.goes_wrong(f"{self._name}/model", kind.kind, self._world.rates.refused):
+                raise kind("as it happens")
+        return await self._inner.ask(ask)
+
+    async def close(self):
+        return None
+
+
 class Fleet:
-    """One schedule."""
+    """One schedule. With `real` memory is what it is in production, and a model summarizes and brings together."""
 
     def __init__(self, seed, *, without=(), runs=RUNS):
-        self.seed, self.scale, self.runs = seed, scale_of(seed), runs
+        self.seed, self.scale, self.runs, self.real = seed, scale_of(seed), runs, is_real(seed)
         self.without = without
         self.outbox = {}
         """What each agent has on its disk: the event of each run, once it is made."""
-        self.sent = set()
+        self.sent, self.saved = set(), {}
         self.named = set()
         self.seen = []
         self.stopping = []
@@ -156,10 +180,10 @@ class Fleet:
             await self._until(scale.between_runs)
         await self._until(scale.settle)
         await self._stop(workers)
-        self.check(settled=True)
+        self.check()
         before = self._meaning()
         await self._replay(workers)
-        self.check(settled=True)
+        self.check()
         after = self._meaning()
         self._broken(
             [
@@ -215,8 +239,17 @@ class Fleet:
                     Path(f"{path}{suffix}").unlink(missing_ok=True)
             index = lookup_index.Index(path)
             try:
+                has_model = self.real and stages != ["index"]
+                engine = SimEngine(self.world, self.world.members[name].process.name)
                 one = worker_loop.Worker(
-                    store, bus, index, settings, stages=stages, index_group=f"index-{name}", stopping=stopping
+                    store,
+                    bus,
+                    index,
+                    settings,
+                    stages=stages,
+                    index_group=f"index-{name}",
+                    stopping=stopping,
+                    summaries=worker_loop.Summaries(engine, choices.Choices()) if has_model else None,
                 )
                 await one.run()
             finally:
@@ -259,11 +292,29 @@ class Fleet:
         bases = []
         if seed is not None and seed.snapshot and clock.now_iso() < seed.expires:
             bases = [await _tried(lambda: reading.open_exact(store, PROJECT, names.Ref.parse(seed.snapshot)))]
+        self.saved[name] = clock.now()
         ref = await _tried(lambda: workspaces.put(store, PROJECT, files, bases=bases))
         base = seed.base if seed is not None else None
         workspace = {"snapshot": str(ref), "base": base}
         text = f"{toy.POISON}" if self.world.draw("poison") < 0.05 else None
-        return harness.event(name, rollout=f"bad-{name}" if text else rollout, text=text, workspaces=[workspace])
+        more = {"workspaces": [workspace], **({"record": self._record(name, run)} if self.real else {})}
+        return harness.event(name, rollout=f"bad-{name}" if text else rollout, text=text, **more)
+
+    def _record(self, name, number):
+        """A run in which a tool fails, and works once its arguments are changed."""
+        items = []
+        for step, (path, output) in enumerate((("wrong", {"error": "no such table"}), ("right", {"rows": number}))):
+            call = {"call_id": f"c{step}", "name": "query", "arguments": json.dumps({"path": path})}
+            items.append({"type": "function_call", **call})
+            items.append({"type": "function_call_output", "call_id": f"c{step}", "output": json.dumps(output)})
+        line = {
+            "updated_at": clock.now_iso(),
+            "input": [{"role": "user", "content": f"Count the rows of table {name}"}],
+            "generated_items": items,
+            "terminal_metadata": {"terminal_state": "completed", "has_final_output": True},
+            "final_output": f"{number} rows in {name}",
+        }
+        return json.dumps(line)
 
     def _more(self, number, run, name, first):
         """What goes with it: the same once more, a second attempt, something that is no event."""
@@ -368,13 +419,15 @@ class Fleet:
 
     # --- at the end ---------------------------------------------------------------------------------------
 
-    def check(self, *, settled):
+    def check(self):
         store, bus = self.world.store, self.world.bus
-        found = at_once(invariants.check(store, bus, settled=settled))
+        found = at_once(invariants.check(store, bus, settled=True))
         found += at_once(side_invariants.check(store, PROJECT))
         found += at_once(snapshot_invariants.check(store, PROJECT))
+        found += at_once(snapshot_invariants.every_workspace_reaches_an_end(store, bus))
         for number, manifest in sorted(self.named):
             found += at_once(invariants.seeds_give_the_same_bytes(store, PROJECT, MEMORY, number, manifest))
+        found += self._nothing_is_swept_too_early()
         found += self._seeds_are_what_they_were()
         found += self._indexes_agree()
         missing = set(RUN_NAMES if self.runs == RUNS else ()) - self.sent
@@ -385,6 +438,18 @@ class Fleet:
     def _broken(self, found):
         if found:
             raise Watched(found)
+
+    def _nothing_is_swept_too_early(self):
+        """What was saved stays for a term: so a workspace that came in time is not missing."""
+        found = []
+        for letter in at_once(dead.read_all(self.world.bus)):
+            run = dead.run_of(letter) if letter.reason in ("snapshot_missing", "snapshot_expired") else None
+            if run is None:
+                continue
+            after = dt.datetime.fromisoformat(letter.at) - self.saved[run]
+            if after < age.TERM - 2 * age.WINDOW:
+                found.append(invariants.Violation(snapshot_invariants.KEPT, run, f"{letter.reason} after {after}"))
+        return found
 
     def _seeds_are_what_they_were(self):
         found, reader = [], revisions.Reader(self.world.store)

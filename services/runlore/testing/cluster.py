@@ -43,6 +43,9 @@ SKEW_SECONDS_MAX = 30.0
 RESTART_SECONDS = (0.5, 30.0)
 SESSION_SECONDS = 10.0
 """After so long without a sign of life a member is left out of its group."""
+SIGNATURE_SECONDS_MAX = age.WINDOW.total_seconds()
+"""How old a guarded request's signature may be before the store refuses it; no request is under way for longer."""
+REFUSES_OLD_SIGNATURES = True
 REBALANCE_SECONDS_MAX = 60.0
 REQUEST_SECONDS_MAX = 60.0
 """After so long a client gives a request up."""
@@ -65,9 +68,11 @@ class Rates:
     """Which part of the pauses is longer than a term."""
     jump_seconds: float = 600.0
     partitions_seconds: float = 3600.0
+    at_request: float = 0.002
+    """Chance that a process dies, or stands still, just as it sends a request: most of its time it is idle."""
 
 
-CALM = Rates(0, 0, 0, 0, 0, 0, 0, 0, 0)
+CALM = Rates(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 Watch = Callable[[str, str, bytes | None], None]
 """Told of each write that landed: (kind, key, what was there before)."""
 
@@ -134,6 +139,8 @@ class Cluster:
         self.failed: list[BaseException] = []
         """What no process may raise: an invariant that broke, or an error that nobody foresaw."""
         self.over = False
+        self.disturbed: frozenset[str] = frozenset()
+        """Members that may die and stand still."""
         self._without, self._drawn = frozenset(without), Counter[str]()
         self.context = contextvars.copy_context()
         self.context.run(clock.install, SimClock(self, "world"))
@@ -260,6 +267,7 @@ class Cluster:
 
     async def disturb(self, names: Sequence[str]) -> None:
         """Kill, pause and confuse these members for as long as anything goes wrong."""
+        self.disturbed = frozenset(names)
         rates = self.rates
         kinds = {
             "crash": rates.crash_seconds,
@@ -273,15 +281,12 @@ class Cluster:
         while self.rates is not CALM:
             await asyncio.sleep(self.between(kind, 0.2, 1.8) * mean)
             whom = self.members[names[int(self.draw(f"{kind}/whom") * len(names))]]
-            length = self.draw("pause/long"), self.draw("pause/length")
             if self.rates is CALM or not self.goes_wrong("world", f"{kind} of {whom.name}", 1.0):
                 continue
             if kind == "crash":
                 self.kill(whom)
             elif kind == "pause":
-                long = length[0] < self.rates.long_pause
-                most = 1.2 * age.TERM.total_seconds() if long else 120.0
-                self.pause(whom, (0.3 if long else 0.01) * most + length[1] * most)
+                self.pause(whom, self._pause_seconds())
             elif kind == "jump":
                 whom.clock.skew_seconds = self._skew(whom.process.name)
                 self.tell(f"the clock of {whom.process.name} is off by {whom.clock.skew_seconds:.1f} s")
@@ -316,15 +321,16 @@ class Cluster:
         stream, rates = process.name, self.rates
         there, back = self.between(stream, 0.002, 0.05), self.between(stream, 0.002, 0.05)
         if kind != "poll" and self.goes_wrong(stream, "slow", rates.slow):
-            there += self.draw(stream) ** 4 * age.WINDOW.total_seconds()
+            there += self.draw(stream) ** 4 * SIGNATURE_SECONDS_MAX
             back += self.draw(stream) ** 4 * REQUEST_SECONDS_MAX
         refused = self.goes_wrong(stream, "503", rates.refused)
         conflict = kind in CONDITIONAL and self.goes_wrong(stream, "409", rates.refused / 2)
         lost = writes and self.goes_wrong(stream, "lost", rates.lost)
         fate = self.draw(f"{stream}/fate")
         if lost and fate > 0.6:
-            there += self.draw(stream) * age.WINDOW.total_seconds()
+            there += self.draw(stream) * SIGNATURE_SECONDS_MAX
         sent_at = self.loop.time()
+        there += self._interrupted(process, fate)
         answer: asyncio.Future[Any] = self.loop.create_future()
 
         def reply(result: Any, error: BaseException | None, seconds: float) -> None:
@@ -341,7 +347,7 @@ class Cluster:
         def land() -> None:
             if process.dead and fate < 0.5:
                 return  # It had not left.
-            if guarded and self.loop.time() - sent_at > age.WINDOW.total_seconds():
+            if guarded and self.loop.time() - sent_at > SIGNATURE_SECONDS_MAX and REFUSES_OLD_SIGNATURES:
                 self.tell(f"{process.name}: {kind} {what} [its signature is too old]")
                 return reply(None, errors.StoreUnavailable("RequestTimeTooSkewed"), back)
             result, error = self._perform(process, kind, what, perform, writes)
@@ -355,12 +361,29 @@ class Cluster:
             self.tell(f"{process.name}: {kind} {what} [lost]")
             reply(None, lost_as(), there + back)
         else:
-            if lost or there + back > REQUEST_SECONDS_MAX:
+            if lost or min(there, SIGNATURE_SECONDS_MAX) + back > REQUEST_SECONDS_MAX:
                 # Its client gives up; what it sent is under way all the same.
                 gave_up = lost_as() if writes else refused_as()
                 reply(None, gave_up, REQUEST_SECONDS_MAX if not lost else 0.1 + back)
             self.later(there, land)
         return await answer
+
+    def _interrupted(self, process: Process, fate: float) -> float:
+        """A process may die or stand still just as it sends: how much later its request leaves because of that."""
+        member = self.members[process.name.rpartition(".")[0]]
+        rate = self.rates.at_request if member.name in self.disturbed else 0.0
+        if self.goes_wrong(process.name, "dies sending", rate):
+            self.kill(member)
+        elif self.goes_wrong(process.name, "stands still sending", rate):
+            seconds = self._pause_seconds()
+            self.pause(member, seconds)
+            return seconds if fate < 0.5 else 0.0
+        return 0.0
+
+    def _pause_seconds(self) -> float:
+        long = self.draw("pause/long") < self.rates.long_pause
+        most = 1.2 * age.TERM.total_seconds() if long else 120.0
+        return (0.3 if long else 0.01) * most + self.draw("pause/length") * most
 
     def _perform(
         self, process: Process, kind: str, what: str, perform: Callable[[], Any], writes: bool

@@ -27,6 +27,7 @@ THREAD_SECONDS = 0.001
 """How long anything takes that is given to a thread, in simulated seconds."""
 CANCEL_ROUNDS_MAX = 100
 """How often what is left at the end is cancelled before that counts as a fault of its own."""
+CLOSING_CALLBACKS_MAX = 10_000_000
 
 T = TypeVar("T")
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simulated_process", default=None)
@@ -147,6 +148,7 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     def close(self) -> None:
         """End every task that is left, of dead processes too. Whatever they do now must have no effect."""
+        self._callbacks_left = CLOSING_CALLBACKS_MAX
         for process in {id(one): one for _, one in self._tasks if one is not None}.values():
             process.dead = False
             self.resume(process)

@@ -11,8 +11,10 @@ from typing import Any
 
 import blake3
 
-from runlore import clock, errors
+from runlore import clock, errors, pipeline
+from runlore.bus import port as bus_port
 from runlore.commit import heads, keys, lines
+from runlore.consumers import dead, record, snapshot
 from runlore.snapshots import names, packs, reading
 from runlore.store import port as store_port
 from runlore.testing.invariants import DANGLING, Violation
@@ -20,6 +22,7 @@ from runlore.testing.invariants import DANGLING, Violation
 BASES = "5 a snapshot head moves only from the base that was seen"
 RESTORABLE = "6 what is published can be restored"
 KEPT = "7 what a head named stays for its term"
+PLACED = "12 every workspace reaches an end"
 
 
 async def check(store: store_port.ObjectStore, project: str) -> list[Violation]:
@@ -107,6 +110,33 @@ async def packs_have_their_names(store: store_port.ObjectStore, project: str) ->
                 packs.parse_end(stored.body)
             except errors.Fatal as exc:
                 out.append(Violation(DANGLING, row.key, exc.message))
+    return out
+
+
+async def every_workspace_reaches_an_end(
+    store: store_port.ObjectStore, bus: bus_port.Bus
+) -> list[Violation]:
+    """Each workspace of each event on the bus is on its line, or the event is dead. Only once work is settled."""
+    buried = {letter.id for letter in await dead.read_all(bus)}
+    out = []
+    async for message in bus.read(pipeline.RUNS.name):
+        try:
+            incoming = record.parse(message)
+        except errors.Poison:
+            continue
+        for workspace in incoming.data.workspaces:
+            work = snapshot.Work(incoming, workspace)
+            base = workspace.base
+            if workspace.snapshot is not None and base is not None and base.snapshot is not None:
+                if lines.id_of(workspace.snapshot) == lines.id_of(base.snapshot):
+                    continue  # It left what it found.
+            head = await lines.read(store, work.line)
+            done = await lines.outcomes(store, work.line, incoming.run)
+            placed = lines.place(head.body, done, incoming.run, incoming.data.attempt)
+            letter = dead.letter_id(message.topic, message.partition, message.offset, "snapshot")
+            if placed is None and letter not in buried:
+                run = f"run {incoming.run} attempt {incoming.data.attempt}"
+                out.append(Violation(PLACED, str(work.line), f"{run} is neither on the line nor dead"))
     return out
 
 
