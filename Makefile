@@ -6,7 +6,7 @@ BIN := .venv/bin
 BUS ?= sqlite
 STORE ?= directory
 
-.PHONY: demo test lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
+.PHONY: demo test soak lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
 
 # A real broker and a real S3 server need more than the base install.
 demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real agent runs in, a seeded workspace out; no key, no server. BUS=kafka STORE=s3: on real ones.
@@ -16,6 +16,11 @@ test: .venv/.dev  ## Everything that CI runs.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+SEEDS ?= 1000
+
+soak: .venv/.dev  ## Seeds of the whole deployment in simulated time, with faults: SEEDS=5000 (how many), SEEDS=17,18 (which).
+	$(BIN)/python tests/simulation/soak.py $(SEEDS)
 
 schemas: .venv/.dev  ## Write schemas/ anew from the models and the pipeline map.
 	$(BIN)/python -m runlore.events.schemas

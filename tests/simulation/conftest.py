@@ -9,6 +9,8 @@ import toy
 
 @pytest.fixture(autouse=True)
 def _stages(monkeypatch, request):
+    if getattr(request.module, "WHOLE_PROCESSES", False):
+        return
     harness.install(monkeypatch)
     if not getattr(request.module, "REAL_MEMORY", False):
         toy.install(monkeypatch)

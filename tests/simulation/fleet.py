@@ -5,8 +5,8 @@ loops, lanes, commits and rebalances included. Method: a simulated cluster (`run
 watched as it lands; at the end faults stop, everything settles, and every invariant is checked, liveness included; then
 the topic is replayed from its start, which must change nothing.
 
-A seed is *dense* (a quarter of an hour in which everything happens at once) or *long* (two weeks, in which processes stand
-still for longer than a term, and sweeps delete what nothing names).
+A seed is *dense* (ten minutes in which everything happens at once) or *long* (two weeks, in which processes stand still
+for longer than a term, and sweeps delete what nothing names).
 """
 
 from __future__ import annotations
@@ -30,14 +30,26 @@ from runlore.lookup import seeds
 from runlore.models import choices
 from runlore.settings import Settings
 from runlore.snapshots import names, reading
-from runlore.testing import cluster, invariants, models, side_invariants, simloop, snapshot_invariants, workspaces
+from runlore.testing import (
+    cluster,
+    invariants,
+    models,
+    side_invariants,
+    simloop,
+    snapshot_invariants,
+    workspaces,
+)
 from runlore.testing.simloop import at_once
 from runlore.worker import loop as worker_loop
 
 DAY = 86_400.0
 AGENTS, RUNS = 3, 5
 RUN_NAMES = [f"n{agent}-{number}" for agent in range(AGENTS) for number in range(RUNS)]
-STALE, INDEXED, REPLAY = "11 no seed is older than one seen", "the index agrees with the heads", "a replay changes nothing"
+STALE, INDEXED, REPLAY = (
+    "11 no seed is older than one seen",
+    "the index agrees with the heads",
+    "a replay changes nothing",
+)
 CALLBACKS_MAX = 3_000_000
 
 
@@ -52,7 +64,7 @@ class Scale:
     settings: dict = field(default_factory=dict)
     commit: float = 1.0
     sweep: float = 0.0
-    rates: cluster.Rates = cluster.Rates()
+    rates: cluster.Rates = field(default_factory=cluster.Rates)
 
 
 DENSE = Scale(
@@ -201,7 +213,9 @@ class Fleet:
                 error = self.world.failed[0]
                 if isinstance(error, Watched):
                     raise error
-                raise Watched([invariants.Violation("no error that nobody foresaw", "process", repr(error))]) from error
+                raise Watched(
+                    [invariants.Violation("no error that nobody foresaw", "process", repr(error))]
+                ) from error
 
     async def _stop(self, names):
         """End these processes as SIGTERM does."""
@@ -234,9 +248,10 @@ class Fleet:
             self.stopping.append(stopping)
             # Its disk outlives it; now and then somebody deletes the file.
             path = self.folder / f"{name}.db"
-            if self.world.goes_wrong(name, "index deleted", 0.2 if self.world.rates is not cluster.CALM else 0):
-                for suffix in ("", "-wal", "-shm"):
-                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+            if self.world.goes_wrong(
+                name, "index deleted", 0.2 if self.world.rates is not cluster.CALM else 0
+            ):
+                _delete(path)
             index = lookup_index.Index(path)
             try:
                 has_model = self.real and stages != ["index"]
@@ -303,10 +318,14 @@ class Fleet:
     def _record(self, name, number):
         """A run in which a tool fails, and works once its arguments are changed."""
         items = []
-        for step, (path, output) in enumerate((("wrong", {"error": "no such table"}), ("right", {"rows": number}))):
+        for step, (path, output) in enumerate(
+            (("wrong", {"error": "no such table"}), ("right", {"rows": number}))
+        ):
             call = {"call_id": f"c{step}", "name": "query", "arguments": json.dumps({"path": path})}
             items.append({"type": "function_call", **call})
-            items.append({"type": "function_call_output", "call_id": f"c{step}", "output": json.dumps(output)})
+            items.append(
+                {"type": "function_call_output", "call_id": f"c{step}", "output": json.dumps(output)}
+            )
         line = {
             "updated_at": clock.now_iso(),
             "input": [{"role": "user", "content": f"Count the rows of table {name}"}],
@@ -340,7 +359,9 @@ class Fleet:
                         continue
                     if seed.revision < newest:
                         self.world.failed.append(
-                            Watched([invariants.Violation(STALE, "reader", f"{seed.revision} after {newest}")])
+                            Watched(
+                                [invariants.Violation(STALE, "reader", f"{seed.revision} after {newest}")]
+                            )
                         )
                     newest = seed.revision
                     opened = await seeds.open_seed(reader, seed)
@@ -448,7 +469,9 @@ class Fleet:
                 continue
             after = dt.datetime.fromisoformat(letter.at) - self.saved[run]
             if after < age.TERM - 2 * age.WINDOW:
-                found.append(invariants.Violation(snapshot_invariants.KEPT, run, f"{letter.reason} after {after}"))
+                found.append(
+                    invariants.Violation(snapshot_invariants.KEPT, run, f"{letter.reason} after {after}")
+                )
         return found
 
     def _seeds_are_what_they_were(self):
@@ -488,6 +511,11 @@ class Fleet:
                 if key.split("/")[1] == keys.WORKSPACES
             },
         }
+
+
+def _delete(path):
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 async def _tried(work):

@@ -96,7 +96,9 @@ def told(seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seeds", nargs="?", default=str(SEEDS_DEFAULT), help="how many, or which: `17,18`")
-    parser.add_argument("--first", type=int, default=0, help="the first seed, where a number of them is asked for")
+    parser.add_argument(
+        "--first", type=int, default=0, help="the first seed, where a number of them is asked for"
+    )
     parser.add_argument("--processes", type=int, default=2, help="schedules at the same time")
     asked = parser.parse_args()
     listed = "," in asked.seeds

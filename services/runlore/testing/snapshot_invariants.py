@@ -113,9 +113,7 @@ async def packs_have_their_names(store: store_port.ObjectStore, project: str) ->
     return out
 
 
-async def every_workspace_reaches_an_end(
-    store: store_port.ObjectStore, bus: bus_port.Bus
-) -> list[Violation]:
+async def every_workspace_reaches_an_end(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[Violation]:
     """Each workspace of each event on the bus is on its line, or the event is dead. Only once work is settled."""
     buried = {letter.id for letter in await dead.read_all(bus)}
     out = []
@@ -126,10 +124,9 @@ async def every_workspace_reaches_an_end(
             continue
         for workspace in incoming.data.workspaces:
             work = snapshot.Work(incoming, workspace)
-            base = workspace.base
-            if workspace.snapshot is not None and base is not None and base.snapshot is not None:
-                if lines.id_of(workspace.snapshot) == lines.id_of(base.snapshot):
-                    continue  # It left what it found.
+            left, found = workspace.snapshot, work.base.snapshot
+            if left is not None and lines.id_of(left) == found:
+                continue  # It left what it found.
             head = await lines.read(store, work.line)
             done = await lines.outcomes(store, work.line, incoming.run)
             placed = lines.place(head.body, done, incoming.run, incoming.data.attempt)

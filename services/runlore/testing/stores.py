@@ -96,7 +96,11 @@ class MemoryStore:
 
     def page(self, prefix: str, *, after: str, rows_max: int) -> list[Listed]:
         """Rows of a LIST that come after a key."""
-        at = bisect.bisect_right(self._order, after) if after >= prefix else bisect.bisect_left(self._order, prefix)
+        at = (
+            bisect.bisect_right(self._order, after)
+            if after >= prefix
+            else bisect.bisect_left(self._order, prefix)
+        )
         found = []
         for key in self._order[at : at + rows_max]:
             if not key.startswith(prefix):
