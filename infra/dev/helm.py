@@ -4,8 +4,8 @@
     python infra/dev/helm.py render    write what the chart makes of each file in its ci/ to tests/infra/rendered
     python infra/dev/helm.py WORDS...  run it
 
-No package carries Helm, and a build costs two minutes of a processor: so nothing builds it by itself. What the chart makes
-is kept in tests/infra/rendered and tested there without it, and a test without it tells when that is of another chart.
+No package carries Helm, and a build costs two minutes of a processor: so nothing builds it by itself. What the chart
+makes is kept in tests/infra/rendered and tested there; a test without Helm tells when that is of another chart.
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ def fetch() -> str:
     draft.mkdir(parents=True, exist_ok=True)
     try:
         # Not optimized: it runs for a tenth of a second, and optimizing it takes a minute.
-        command = ["go", "install", "-gcflags=all=-N -l", "-ldflags=-s -w", f"helm.sh/helm/v3/cmd/helm@{VERSION}"]
+        command = [
+            "go",
+            "install",
+            "-gcflags=all=-N -l",
+            "-ldflags=-s -w",
+            f"helm.sh/helm/v3/cmd/helm@{VERSION}",
+        ]
         environment = {**os.environ, "GOBIN": str(draft), "GOFLAGS": "-buildvcs=false"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -74,7 +80,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def template(*words: str) -> str:
     """What the chart makes. Raises `RuntimeError` with what Helm says."""
-    done = run("template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", KUBERNETES, *words)
+    done = run(
+        "template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", KUBERNETES, *words
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout
@@ -95,8 +103,8 @@ def cases() -> list[Path]:
 
 def rendered(values: Path) -> str:
     """What is kept for `values`: what it was made of, and what was made."""
-    head = f"# Made by `python infra/dev/helm.py render`, of the chart and values with the SHA-256\n# {digest(values)}\n"
-    return head + template("--values", str(values))
+    head = "# Made by `python infra/dev/helm.py render`, of the chart and values with the SHA-256\n"
+    return f"{head}# {digest(values)}\n" + template("--values", str(values))
 
 
 def main() -> int:

@@ -74,9 +74,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- with $v.model.url }}{{ $_ := set $given "model_url" . }}{{ end -}}
 {{- if $v.model.file }}{{ $_ := set $given "models_file" "/etc/runlore/models/models.toml" }}{{ end -}}
 {{- end -}}
-{{- if .bus -}}
+{{- /* That it is not on one machine everybody knows; who does not need the bus gets neither a login nor a way to it. */}}
 {{- $_ := set $given "bus" "kafka" -}}
 {{- $_ := set $given "kafka_servers" (required "kafka.servers is needed: host:port, comma-separated" $v.kafka.servers) -}}
+{{- if .bus -}}
 {{- $_ := set $given "kafka_security" $v.kafka.security -}}
 {{- $_ := set $given "kafka_topic_prefix" $v.kafka.topicPrefix -}}
 {{- $_ := set $given "kafka_group_prefix" $v.kafka.groupPrefix -}}
