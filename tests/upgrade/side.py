@@ -16,6 +16,13 @@ import sys
 import traceback
 
 PRELOADED = (
+    "sqlite_utils",
+    "runlore.cli.inspect",
+    "runlore.lookup.states",
+    "runlore.lookup.explain",
+    "runlore.snapshots.library",
+    "runlore.upkeep.administration",
+    "runlore.upkeep.verify",
     "runlore.cli.main",
     "runlore.cli.stages",
     "runlore.wiring",
