@@ -33,11 +33,13 @@ PRELOADED = (
 )
 
 
-def command(words: list[str]) -> None:
-    from runlore.cli import main
+BUILT = []
+"""The command line, built once: it takes longer than most commands."""
 
+
+def command(words: list[str]) -> None:
     sys.argv = ["runlore", *words]
-    main.main()
+    BUILT[0](words, prog_name="runlore")
 
 
 def work(stages: list[str]) -> None:
@@ -100,7 +102,9 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     import runlore
+    from runlore.cli import main as cli
 
+    BUILT.append(cli.command())
     print(json.dumps({"version": runlore.__version__, "file": runlore.__file__}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

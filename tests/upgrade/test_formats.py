@@ -116,7 +116,7 @@ def test_what_one_version_keeps_the_other_reads_and_says_the_same_of(writer, sid
     assert approved["approved"] == ["bad-1"]
     other.json(where, "up", "--once")
     assert "claim_missing" in other.run(where, "dead", "list", "--json").out
-    other.json(where, "promote", "support", "--project", "acme", "--from", "again", *WHY, code=None)
+    other.json(where, "promote", "support", "again", "--project", "acme", *WHY)
     for name, side in sides.items():
         target = tmp_path / f"seeded-{name}"
         side.json(where, "seed", "desk", *MEANT, "--into", target)
