@@ -84,8 +84,8 @@ def forked(asked: dict) -> int:
         ):
             os.dup2(os.open(asked[name], flags, 0o600), number)
         sys.stdin = open(0, encoding="utf-8", closefd=False)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+        sys.stdout = open(1, "w", buffering=1, encoding="utf-8", closefd=False)
+        sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)
         TASKS[asked["task"]](asked["with"])
         code = 0
     except SystemExit as exc:
