@@ -78,7 +78,7 @@ class Home:
         }
 
     def opened(self):
-        return wiring.open_home(Settings(home=self.root, fsync=False), create=True)
+        return wiring.open_home(Settings(**self.settings), create=True)
 
     async def objects(self, *kinds):
         """Every object of the store (of these kinds) by its key."""
@@ -110,6 +110,23 @@ class Home:
 @pytest.fixture
 def home(tmp_path):
     return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def cluster(tmp_path, kafka_server, seaweedfs):
+    """A real broker and a real S3 server, of which a test has topics and a prefix of its own."""
+    name = tmp_path.name.replace("_", "-")
+    on_s3 = {key.removeprefix("RUNLORE_").lower(): one for key, one in seaweedfs.environment(f"{name}/").items()}
+    return Home(
+        tmp_path / "home",
+        **on_s3,
+        bus="kafka",
+        kafka_servers=kafka_server.servers,
+        kafka_topic_prefix=f"{name}.",
+        kafka_group_prefix=f"{name}.",
+        kafka_session_seconds="6",
+        retry_seconds_max="1",
+    )
 
 
 async def runs_of(home):
