@@ -1,35 +1,20 @@
 """Two versions on one machine's bus and store: what one wrote the other reads, and nothing is lost or doubled.
 
-Goal: an upgrade, and a way back, in the middle of work. Method: real processes of the older version, from its wheel, and
-of this one, in turns and at the same time, on one SQLite log and one directory; then every invariant by both.
+Goal: an upgrade, and a way back, in the middle of work. Method: real processes of the older version, from its wheel,
+and of this one, in turns and at the same time, on one SQLite log and one directory; then every invariant by both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 
-import pytest
-from conftest import OLD, runs_of
+from upgrading import OLD, lines, runs_of, wait_until, wanted
 
-import made
 import runlore
 
 STAGES = ["record", "snapshot", "consolidate"]
 MEANT = ("--project", "acme", "--memory", "support")
-
-
-def lines(numbers, **more):
-    return made.lines([made.event(number, **more) for number in numbers])
-
-
-def wanted(numbers):
-    """What `runs_of` shows of these runs."""
-    found = {}
-    for number in numbers:
-        found.setdefault(("acme", f"conv-{number % 7}"), {})[f"run-{number}"] = 1
-    return found
 
 
 def test_the_two_sides_are_the_versions_that_they_say(old, new, old_package):
@@ -79,9 +64,7 @@ async def test_workers_of_two_versions_share_one_log_while_they_are_killed_and_r
         workers[place] = side.start("work", STAGES, home.environment)
     for one in workers:
         one.wait_for("works")
-    while await home.waits():
-        assert all(one in one.side.running for one in workers)
-        await asyncio.sleep(0.1)
+    await wait_until(home.is_at_rest, "all work to be done")
     for one in workers:
         one.drain()
     assert await runs_of(home) == wanted(everything)

@@ -1,21 +1,22 @@
-"""Lookup services of two versions over one store, and clients of either: what a load balancer does during an upgrade."""
+"""Lookup services of two versions over one store, and clients of either: as behind a load balancer meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
+from upgrading import wait_until
 
 import made
 
 pytest.importorskip("agents", reason="openai-agents is not installed")
 pytest.importorskip("fastapi", reason="runlore[server] is not installed")
-
-from pathlib import Path  # noqa: E402
 
 CLIENT = str(Path(__file__).with_name("client.py"))
 STAGES = ["record", "snapshot", "consolidate"]
@@ -91,17 +92,20 @@ async def test_clients_and_services_of_two_versions_meet_in_any_pair(services, o
     for one in started:
         ended = await asyncio.to_thread(one.ended)
         assert ended.code == 0, ended
-        first, second = ended.json["saw"]
+        _first, second = ended.json["saw"]
         assert ended.json["told"] == [], ended
         assert "0" in second and "MEMORY.md" in second, "the second run begins where the first one ended"
 
     # What one version takes away is gone at the other.
     old.json(home.environment, "keys", "revoke", keys[new.version]["id"], *WHY)
     for one in services:
-        while one.ask("/memories/support/seed?session_id=conv", tokens[1])[0] != 401:
-            await asyncio.sleep(0.1)
-        assert one.ask("/memories/support/seed?session_id=conv", tokens[0])[0] == 200
+        asked = functools.partial(one.ask, "/memories/support/seed?session_id=conv")
+
+        async def is_over(asked=asked):
+            return asked(tokens[1])[0] == 401
+
+        await wait_until(is_over, "the key to end")
+        assert asked(tokens[0])[0] == 200
         assert one.process.drain()
-    while await home.waits():
-        await asyncio.sleep(0.1)
+    await wait_until(home.is_at_rest, "all work to be done")
     assert await home.violations() == []

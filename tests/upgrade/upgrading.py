@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -10,12 +11,18 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import made
+from runlore import wiring
+from runlore.settings import Settings
+from runlore.testing import invariants, snapshot_invariants
+
+OLD = "0.1.0"
 HERE = Path(__file__).resolve().parent
 WHEELS = HERE.parent / "versions"
-ROOT = HERE.parents[1]
 WAIT_SECONDS_MAX = 60.0
 
 
@@ -142,3 +149,83 @@ class Side:
 
     def json(self, environment, *words, code=0, stdin=b""):
         return self.run(environment, *words, "--json", code=code, stdin=stdin).json
+
+
+class Home:
+    """One home, which both versions use; looked at by this one."""
+
+    def __init__(self, root, **more):
+        self.root = root
+        self.settings = {
+            "home": str(root),
+            "fsync": "0",
+            "redact_library": "0",
+            "marks_interval_seconds": "0.2",
+            "poll_timeout_seconds": "0.1",
+            "poll_records_max": "4",
+            **more,
+        }
+
+    @property
+    def environment(self):
+        return {f"RUNLORE_{name.upper()}": value for name, value in self.settings.items()} | {
+            "HOME": str(self.root.parent)
+        }
+
+    def opened(self):
+        return wiring.open_home(Settings(**self.settings), create=True)
+
+    async def objects(self, *kinds):
+        """Every object of the store (of these kinds) by its key."""
+        found = {}
+        async with self.opened() as opened:
+            for project in await opened.store.children(""):
+                async for row in opened.store.list(f"{project}/"):
+                    if not kinds or row.key.split("/")[1] in kinds:
+                        found[row.key] = (await opened.store.get(row.key)).body
+        return found
+
+    async def violations(self):
+        """What does not hold, once all work is done."""
+        async with self.opened() as opened:
+            found = await invariants.check(opened.store, opened.bus, settled=True)
+            for project in await invariants.projects(opened.store):
+                found += await snapshot_invariants.check(opened.store, project)
+        return [str(one) for one in found]
+
+    async def is_at_rest(self):
+        """Whether nothing is left to do: no message that a stage has not committed, and no mark."""
+        async with self.opened() as opened:
+            for group in ("record", "snapshot"):
+                if sum((await opened.bus.lag(group=group, topic="runs")).values()):
+                    return False
+        return not await self.objects("marks")
+
+
+async def runs_of(home):
+    """(project, rollout) → the runs that its head has, each with its attempt."""
+    found = {}
+    for key, raw in (await home.objects("rollouts")).items():
+        head = json.loads(raw)
+        runs = {run: entry["attempt"] for run, entry in head["runs"].items()}
+        found[key.split("/")[0], head["rollout"]] = runs
+    return found
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    end = time.monotonic() + WAIT_SECONDS_MAX
+    while not await condition():
+        assert time.monotonic() < end, f"waited {WAIT_SECONDS_MAX:.0f} s for {what}"
+        await asyncio.sleep(0.1)
+
+
+def lines(numbers, **more):
+    return made.lines([made.event(number, **more) for number in numbers])
+
+
+def wanted(numbers):
+    """What `runs_of` shows of these runs."""
+    found = {}
+    for number in numbers:
+        found.setdefault(("acme", f"conv-{number % 7}"), {})[f"run-{number}"] = 1
+    return found

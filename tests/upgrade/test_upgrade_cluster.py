@@ -1,17 +1,16 @@
-"""A rolling upgrade past one machine: workers of two versions in the same consumer groups, on real Kafka and real S3."""
+"""A rolling upgrade past one machine: workers of two versions in the same consumer groups, on real Kafka and S3."""
 
 from __future__ import annotations
 
 import asyncio
 
-from conftest import runs_of
-from test_embedded import lines, wanted
+from upgrading import lines, runs_of, wait_until, wanted
 
 WORK = ["worker", "--stages", "record,snapshot,consolidate"]
 
 
 async def test_a_deployment_rolls_forward_and_back_in_the_middle_of_work(old, new, cluster):
-    """Two workers, replaced one after the other, as Kubernetes does it; one is killed on the way. Both versions send."""
+    """Two workers, replaced one after the other, as Kubernetes does it; one is killed. Both versions send."""
     where = cluster.environment
     old.json(where, "topics", "apply", "--yes", "--replication", "1")
     sent = 0
@@ -42,8 +41,7 @@ async def test_a_deployment_rolls_forward_and_back_in_the_middle_of_work(old, ne
     await send(new)
     workers.append(start(new, "four"))
     await asyncio.to_thread(workers[1].wait_for, "runlore worker runs")
-    while await cluster.waits():
-        await asyncio.sleep(0.2)
+    await wait_until(cluster.is_at_rest, "all work to be done")
     for one in workers:
         await asyncio.to_thread(one.drain)
     assert await runs_of(cluster) == wanted(range(sent))

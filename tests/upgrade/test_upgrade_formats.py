@@ -1,8 +1,8 @@
 """What one version keeps the other reads, says the same of, and moves on without losing what it does not know.
 
-Goal: bytes of every older version are read by the present one, and the present one's by the older while both run. Method:
-one version fills a home with everything that can be kept, as a person would; the other is asked for all of it, and what
-the older says the newer must say too (it may say more).
+Goal: bytes of every older version are read by the present one, and the present one's by the older while both run.
+Method: one version fills a home with everything that can be kept, as a person would; the other is asked for all of it,
+and what the older says the newer must say too (it may say more).
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def less(older, newer, where=""):
 def test_what_one_version_keeps_the_other_reads_and_says_the_same_of(writer, sides, home, tmp_path):
     fill(sides[writer], home, tmp_path / "desk")
     for what, words in QUESTIONS.items():
-        older, newer = (sides[name].run(home.environment, *words, "--json", code=None) for name in ("old", "new"))
+        older, newer = (
+            sides[name].run(home.environment, *words, "--json", code=None) for name in ("old", "new")
+        )
         assert (older.code, newer.code) == (0, 0), f"{what}: {older}\n{newer}"
         missing = list(less(older.json, newer.json))
         assert not missing, f"{what}: {missing}"
