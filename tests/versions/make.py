@@ -33,7 +33,11 @@ def build(version: str, target: Path) -> Path:
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)]
         # The time of the commit is that of every file in the wheel.
         environment = {**os.environ, "SOURCE_DATE_EPOCH": moment}
-        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"hatchling could not build {version}: {done.stdout}{done.stderr}")
     (made,) = target.glob(f"runlore-{version}-*.whl")
     return made
 
