@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import runlore
 import upgrading
 
 
@@ -23,7 +24,8 @@ def old_package(tmp_path_factory):
 def _sides(old_package, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sides")
     made = {}
-    for name, package in (("old", old_package), ("new", None)):
+    here = Path(runlore.__file__).resolve().parents[1]
+    for name, package in (("old", old_package), ("new", here)):
         (folder / name).mkdir()
         made[name] = upgrading.Side(folder / name, package=package)
     yield made

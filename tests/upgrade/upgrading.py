@@ -92,13 +92,11 @@ class Process:
 class Side:
     """One version."""
 
-    def __init__(self, folder: Path, *, package: Path | None = None):
+    def __init__(self, folder: Path, *, package: Path):
         self.folder, self.running = folder, set()
         self._numbers = itertools.count(1)
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-        self._environment = {**kept, "PYTHONDONTWRITEBYTECODE": "1"}
-        if package is not None:
-            self._environment["PYTHONPATH"] = str(package)
+        self._environment = {**kept, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(package)}
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "side.py")],
             env=self._environment,
