@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import runlore
 import upgrading
+
+import runlore
 
 
 def pytest_collection_modifyitems(items):
