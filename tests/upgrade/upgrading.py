@@ -179,8 +179,10 @@ class Home:
         async with self.opened() as opened:
             for project in await opened.store.children(""):
                 async for row in opened.store.list(f"{project}/"):
-                    if not kinds or row.key.split("/")[1] in kinds:
-                        found[row.key] = (await opened.store.get(row.key)).body
+                    if kinds and row.key.split("/")[1] not in kinds:
+                        continue
+                    if (stored := await opened.store.get(row.key)) is not None:  # Not worked meanwhile.
+                        found[row.key] = stored.body
         return found
 
     async def violations(self):
