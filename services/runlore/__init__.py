@@ -4,4 +4,4 @@ The map of the whole pipeline is ``runlore.pipeline``; the words are defined in 
 This package imports nothing at its top, so that ``runlore --help`` starts fast.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

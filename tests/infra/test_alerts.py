@@ -12,6 +12,7 @@ from runlore import telemetry
 
 FOREIGN = {"up", "ALERTS", "process_resident_memory_bytes", "process_cpu_seconds_total"}
 """Prometheus's own, and those of its client library."""
+SCENARIOS = ("alerts.test.yml", "alerts.day.test.yml", "alerts.lookup.test.yml")
 LABELS_OF_PROMETHEUS = {"instance", "job", "le", "alertname", "alertstate"}
 
 
@@ -35,6 +36,12 @@ def labels_in(expression):
     return found | {label.strip() for text in by for label in text.split(",")}
 
 
+def dashboards_of(infra):
+    return [
+        json.loads(path.read_text("utf-8")) for path in sorted((infra / "grafana/dashboards").glob("*.json"))
+    ]
+
+
 @pytest.fixture(scope="module")
 def known(infra):
     """Every name that an expression may use, and its labels."""
@@ -52,10 +59,12 @@ def expressions(infra):
     """(where, expression) of every rule and every panel."""
     groups = yaml.safe_load((infra / "prometheus/alerts.yml").read_text("utf-8"))["groups"]
     found = [(one.get("alert", one.get("record")), one["expr"]) for group in groups for one in group["rules"]]
-    dashboard = json.loads((infra / "grafana/dashboards/runlore.json").read_text("utf-8"))
-    found += [(note["name"], note["expr"]) for note in dashboard["annotations"]["list"]]
-    for panel in dashboard["panels"]:
-        found += [(panel["title"], target["expr"]) for target in panel.get("targets", ())]
+    for dashboard in dashboards_of(infra):
+        title = dashboard["title"]
+        found += [(f"{title}: {note['name']}", note["expr"]) for note in dashboard["annotations"]["list"]]
+        for panel in dashboard["panels"]:
+            where = f"{title}: {panel['title']}"
+            found += [(where, target["expr"]) for target in panel.get("targets", ())]
     return found
 
 
@@ -74,18 +83,80 @@ def test_states_outcomes_and_statuses_in_rules_are_those_that_are_reported(expre
             assert state in telemetry.STATES, f"{where}: {state}"
 
 
-def test_every_panel_of_the_dashboard_can_be_told_apart(infra):
-    dashboard = json.loads((infra / "grafana/dashboards/runlore.json").read_text("utf-8"))
-    panels = dashboard["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    cells = [
-        (x, y)
-        for panel in panels
-        for at in [panel["gridPos"]]
-        for x in range(at["x"], at["x"] + at["w"])
-        for y in range(at["y"], at["y"] + at["h"])
+def test_every_panel_of_a_dashboard_can_be_told_apart_and_says_what_it_shows(infra):
+    for dashboard in dashboards_of(infra):
+        panels = dashboard["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        assert len({panel["title"] for panel in panels}) == len(panels), dashboard["title"]
+        cells = [
+            (x, y)
+            for panel in panels
+            for at in [panel["gridPos"]]
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        ]
+        assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24, dashboard["title"]
+        for panel in panels:
+            if panel["type"] == "row":
+                continue
+            assert panel["description"] and panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert panel["targets"] and all(one["legendFormat"] for one in panel["targets"]), panel["title"]
+            names = [one["refId"] for one in panel["targets"]]
+            assert len(set(names)) == len(names), panel["title"]
+
+
+def test_a_dashboard_asks_the_prometheus_that_is_chosen_and_is_provisioned(infra):
+    """Whoever imports one has another data source than the one of infra/compose.yaml."""
+    dashboards = dashboards_of(infra)
+    uids = [dashboard["uid"] for dashboard in dashboards]
+    assert len(set(uids)) == len(uids) and {"runlore", "runlore-lookup", "runlore-models"} < set(uids)
+    for dashboard in dashboards:
+        (variable,) = dashboard["templating"]["list"]
+        assert (variable["name"], variable["type"], variable["query"]) == (
+            "datasource",
+            "datasource",
+            "prometheus",
+        )
+        text = json.dumps(dashboard)
+        asked = re.findall(r'"datasource": (\{"type": "\w+", "uid": "[^"]*"\})', text)
+        wanted = {"type": "prometheus", "uid": "${datasource}"}
+        assert len(asked) == text.count('"datasource": '), dashboard["title"]
+        assert all(json.loads(one) == wanted for one in asked), dashboard["title"]
+        assert dashboard["tags"] == ["runlore"], "the menu of each lists those with this tag"
+    provider = yaml.safe_load((infra / "grafana/provisioning/dashboards/runlore.yml").read_text("utf-8"))
+    compose = (infra / "compose.yaml").read_text("utf-8")
+    assert f"./grafana/dashboards:{provider['providers'][0]['options']['path']}:ro" in compose
+
+
+def test_every_metric_is_on_some_dashboard(infra, expressions):
+    shown = set().union(*(names_in(text) for where, text in expressions if ": " in where))
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown}
+    recorded = {"runlore:lag_messages": "runlore_lag_messages"}
+    recorded["runlore:oldest_age_seconds"] = "runlore_oldest_unprocessed_age_seconds"
+    shown |= {recorded[name] for name in shown if name in recorded}
+    assert {one.name for one in telemetry.METRICS} - shown == set()
+
+
+def test_promtool_takes_every_expression_of_every_panel(infra, expressions, promtool, tmp_path):
+    rules = [
+        # What Grafana fills in when it asks.
+        {
+            "record": f"panel:{number}",
+            "expr": text.replace("$__rate_interval", "5m").replace("$__range", "6h"),
+        }
+        for number, (_, text) in enumerate(expressions)
     ]
-    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+    assert not [one for one in rules if "$" in one["expr"]]
+    (tmp_path / "panels.yml").write_text(
+        yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}), "utf-8"
+    )
+    code, output = promtool("check", "rules", tmp_path / "panels.yml")
+    assert code == 0 and f"{len(rules)} rules found" in output, output
+    rules[0]["expr"] = "sum by (stage (up)"
+    (tmp_path / "panels.yml").write_text(
+        yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}), "utf-8"
+    )
+    assert promtool("check", "rules", tmp_path / "panels.yml")[0] != 0
 
 
 def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert(infra, rules):
@@ -109,7 +180,7 @@ def test_promtool_takes_the_rules_and_the_configuration(infra, promtool):
         assert code == 0, output
 
 
-@pytest.mark.parametrize("scenarios", ["alerts.test.yml", "alerts.day.test.yml"])
+@pytest.mark.parametrize("scenarios", SCENARIOS)
 def test_alerts_fire_when_they_should_and_only_then(infra, promtool, scenarios):
     code, output = promtool("test", "rules", infra / "prometheus" / scenarios)
     assert code == 0, output
@@ -117,10 +188,7 @@ def test_alerts_fire_when_they_should_and_only_then(infra, promtool, scenarios):
 
 def test_each_alert_fires_in_a_scenario(infra, rules):
     """Each scenario gives the whole set that fires, so without its rule it would fail."""
-    texts = [
-        (infra / "prometheus" / name).read_text("utf-8")
-        for name in ("alerts.test.yml", "alerts.day.test.yml")
-    ]
+    texts = [(infra / "prometheus" / name).read_text("utf-8") for name in SCENARIOS]
     assert set(re.findall(r'alertname="(\w+)"', "".join(texts))) == rules.keys()
 
 

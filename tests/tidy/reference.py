@@ -1,11 +1,14 @@
 """The generated parts of docs/CLI.md, SETTINGS.md and METRICS.md, from the commands, errors, settings and metrics.
 
+And of the Helm chart's schema, from the settings.
+
 python tests/tidy/reference.py     writes them anew; tests/tidy checks that nobody has to
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import re
 import textwrap
@@ -116,6 +119,59 @@ def metric_reference():
     return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
 
 
+CHART_SCHEMA = ROOT / "infra/helm/runlore/values.schema.json"
+CHART_OWN = {
+    *(
+        "home",
+        "fsync",
+        "bus",
+        "store",
+        "url",
+        "key",
+        "drain_seconds_max",
+        "log_format",
+        "health_port",
+        "health_address",
+    ),
+    *("http_host", "http_port", "http_keys", "model_url", "model_key", "models_file"),
+    *("s3_bucket", "s3_prefix", "s3_endpoint", "s3_region", "s3_encryption", "s3_kms_key"),
+    *("s3_access_key_id", "s3_secret_access_key"),
+    *(
+        "kafka_servers",
+        "kafka_security",
+        "kafka_sasl_mechanism",
+        "kafka_username",
+        "kafka_password",
+        "kafka_instance",
+    ),
+    *("kafka_ca_file", "kafka_cert_file", "kafka_key_file", "kafka_topic_prefix", "kafka_group_prefix"),
+}
+"""Settings that the chart makes of values of its own, or that mean nothing in a cluster; and secrets."""
+
+
+def chart_settings():
+    """JSON Schema of the chart's `settings`: every setting that it does not make itself, with its limits."""
+    found = Settings.model_json_schema()["properties"]
+    strange = {name for name in found if found[name].get("format") == "password"} - CHART_OWN
+    assert not strange, (
+        f"secrets are named, never written into values: add {strange} to CHART_OWN, and to the chart"
+    )
+    dropped = ("title", "default")
+    properties = {
+        name: {key: value for key, value in one.items() if key not in dropped}
+        for name, one in found.items()
+        if name not in CHART_OWN
+    }
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def chart_schema():
+    """The whole schema of the chart's values, with that part anew."""
+    schema = json.loads(CHART_SCHEMA.read_text("utf-8"))
+    schema["definitions"]["settings"] = chart_settings()
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
 PARTS = {
     ("docs/CLI.md", "commands"): command_reference,
     ("docs/CLI.md", "errors"): error_reference,
@@ -136,3 +192,4 @@ if __name__ == "__main__":
     for (file, name), make in PARTS.items():
         path = ROOT / file
         path.write_text(replaced(path.read_text("utf-8"), name, make()), "utf-8")
+    CHART_SCHEMA.write_text(chart_schema(), "utf-8")

@@ -40,6 +40,12 @@ def test_the_generated_part_is_current(file, name):
     assert text == current, "run: python tests/tidy/reference.py"
 
 
+def test_the_chart_takes_the_settings_that_there_are():
+    assert reference.CHART_SCHEMA.read_text("utf-8") == reference.chart_schema(), (
+        "run: python tests/tidy/reference.py"
+    )
+
+
 def test_every_command_and_option_is_in_the_reference():
     for words, command in reference.commands().items():
         part = DOCS["docs/CLI.md"].split(f"### runlore {' '.join(words)}\n")[1].split("\n### ")[0]
