@@ -1,4 +1,4 @@
-"""The log of what was administered: who, what, when, why; a chain (`upkeep/chain.py`) that the organization's head names.
+"""The log of what was administered: who, what, when, why; a chain (`upkeep/chain.py`), named by the organization.
 
 The head of the organization is moved to the newest entry in the same write that makes the change: so no change is
 without its entry and no entry without its change, whoever dies when.

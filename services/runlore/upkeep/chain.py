@@ -4,9 +4,10 @@ An entry is an object of its own, put if absent under its number and its SHA-256
 Then a head is moved to (number, hash), by compare-and-set: what the head leads to is the log. Who loses the race for a
 number leaves an entry that nobody names: it is not in the log. Whose logs these are: `adminlog.py`, `acts.py`.
 
-What a chain proves: an entry that the head leads to is as it was written, and stands where it stood. A head that was set
-back is found while later entries stay. What it does not: whoever may write every object of it can write a whole other
-one. Against that somebody writes down (number, hash) elsewhere, and asks for it (`verify`).
+What a chain proves: an entry that the head leads to is as it was written, and stands where it stood. A head that was
+set back is found while the entries that it led to stay: they follow each other, and those of writers that lost follow
+the chain. What it does not: whoever may write every object of it can write a whole other one. Against that somebody
+writes down (number, hash) elsewhere, and asks for it (`verify`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -46,6 +47,10 @@ class Tip:
 
     number: int = 0
     sha256: str = ""
+
+
+START = Tip()
+"""Before the first entry."""
 
 
 class Entry(Protocol):
@@ -88,11 +93,11 @@ class Kept(Generic[E]):
 
 @dataclass(frozen=True)
 class Chain(Generic[E]):
-    """One log: where its entries lie, how messages call it, how they are read, how many one move of its head may add."""
+    """One log: where its entries lie, how messages call it, how many entries one move of its head may add."""
 
     prefix: str
     name: Callable[[int, str], str]
-    """The key of an entry by number and hash: below the prefix, so that a LIST is in order and whoever lost harms nobody."""
+    """The key of an entry by number and hash: so a LIST is in order, and a writer that lost harms nobody."""
     what: str
     parse: Callable[[str, bytes], E]
     """An entry by its key and bytes. Raises `errors.Corrupt`."""
@@ -139,31 +144,67 @@ class Chain(Generic[E]):
         # Listed before the head is read: whatever is there then is at most one move past it, also on a busy deployment.
         names = await self.names(store)
         out = Verified(0, await read_tip())
-        seen: set[str] = set()
-        was_there = expected is None
+        # Hashes by number: of a chain there is one each.
+        inside: dict[int, str] = {0: ""}
         place: Named = out.tip
         try:
             async for entry in self.newest_first(store, out.tip):
                 out.entries += 1
-                seen.add(self.key(place))
-                was_there = was_there or (place.number, place.sha256) == _pair(expected)
+                inside[place.number] = place.sha256
                 place = Tip(entry.number - 1, entry.previous)
                 on_entry(entry)
                 on_progress(out.entries, self.what)
         except errors.Corrupt as exc:
             out.problems.append(exc.message)
-        if not was_there and expected is not None:
+        if expected is not None and inside.get(expected.number) != expected.sha256:
             out.problems.append(
                 f"{self.what} does not hold the entry {expected.number} that was written down"
             )
-        out.beside = len({name for listed in names.values() for name in listed} - seen)
-        # A writer numbers its entries from one after the head's: what lies further on was put when the head was, too.
-        late = [number for number in names if number > out.tip.number + self.entries_of_a_move_max]
-        if late:
-            out.problems.append(
-                f"there is an entry {max(late)} of {self.what}, and the head names {out.tip.number}: it was set back"
-            )
+        beside = [
+            key
+            for number, listed in names.items()
+            for key in listed
+            if number not in inside or key != self.key(Tip(number, inside[number]))
+        ]
+        if out.problems:
+            # Where the chain is broken nothing can be said of what lies beside it.
+            return out
+        out.beside = len(beside)
+        out.problems += await self._beside(store, inside, beside)
         return out
+
+    async def _beside(
+        self, store: port.ObjectStore, inside: Mapping[int, str], beside: Sequence[str]
+    ) -> list[str]:
+        """What is wrong with entries that are in no chain: those of a writer that lost follow one of the chain, and
+        are no more than one move adds. Others were in it."""
+        follow: dict[str, Entry] = {}
+        try:
+            for at in range(0, len(beside), READ_BATCH):
+                batch = beside[at : at + READ_BATCH]
+                for key, stored in zip(batch, await store.get_many(batch), strict=True):
+                    if stored is not None:
+                        follow[key] = self.parse(key, stored.body)
+        except errors.Corrupt as exc:
+            return [exc.message]
+        problems = []
+        for key in sorted(follow):
+            entry, depth = follow[key], 1
+            while depth < self.entries_of_a_move_max and inside.get(entry.number - 1) != entry.previous:
+                name = self.key(Tip(entry.number - 1, entry.previous))
+                # A LIST may have passed a place before the entry was put there.
+                if name not in follow and (stored := await store.get(name)) is not None:
+                    follow[name] = self.parse(name, stored.body)
+                if name not in follow:
+                    break
+                entry, depth = follow[name], depth + 1
+            if inside.get(entry.number - 1) != entry.previous:
+                number = follow[key].number
+                problems.append(
+                    f"the entry {number} of {self.what} was in it, and is not: the head was set back"
+                )
+                break
+        return problems
 
     async def names(self, store: port.ObjectStore, beginning: str = "") -> dict[int, list[str]]:
         """Number → the keys with it; of those numbers alone that begin so."""
@@ -175,12 +216,8 @@ class Chain(Generic[E]):
         return found
 
 
-def _pair(place: Named | None) -> tuple[int, str] | None:
-    return None if place is None else (place.number, place.sha256)
-
-
 class Reader(Generic[E]):
-    """Reads entries for somebody who goes back: the next one alone, and ever more together while they are asked in a row."""
+    """Reads entries for somebody who goes back: one alone, and ever more together while they are asked in a row."""
 
     def __init__(self, chain: Chain[E], store: port.ObjectStore, kept: Kept[E] | None = None) -> None:
         self._chain, self._store, self._kept = chain, store, kept
