@@ -143,7 +143,10 @@ class Chain(Generic[E]):
         """Look at every entry. `expected`: one that somebody wrote down; the chain must still hold it."""
         # Listed before the head is read: whatever is there then is at most one move past it, also on a busy deployment.
         names = await self.names(store)
-        out = Verified(0, await read_tip())
+        try:
+            out = Verified(0, await read_tip())
+        except errors.Corrupt as exc:
+            return Verified(0, START, problems=[exc.message])
         # Hashes by number: of a chain there is one each.
         inside: dict[int, str] = {0: ""}
         place: Named = out.tip

@@ -13,7 +13,7 @@ from runlore.store import port as store_port
 from runlore.testing import invariants, side_invariants, snapshot_invariants
 from runlore.upkeep import audit, logs, pauses
 
-LOGGED = "the logs of what was administered, of acts and of seeds are whole"
+LOGGED = "the logs of what people did and of seeds are whole"
 READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
 
 

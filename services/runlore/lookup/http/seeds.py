@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from runlore import clock, errors
-from runlore.commit import lines
+from runlore import errors
 from runlore.events import ids
-from runlore.lookup import asking, memories, overlay, seeds, signing
+from runlore.lookup import asking, handing, memories, overlay, seeds, signing
 from runlore.lookup.http import answers, callers, shapes
 from runlore.lookup.http.service import WAIT_SECONDS_MAX
 from runlore.snapshots import tarout
@@ -193,22 +192,8 @@ async def _noted(request: Request, found: seeds.Seed, how: str) -> None:
     if writer is None:
         return
     given = request.headers.get("x-request-id", "")
-    one = seedlog.Handed(
-        at=clock.now_iso(),
-        how=how,
-        by=callers.caller(request),
-        project=found.project,
-        memory=found.memory,
-        # Without its signature: it opens nothing.
-        seed=found.id,
-        revision=found.revision,
-        manifest=found.manifest,
-        snapshot=lines.id_of(found.snapshot) if found.snapshot else None,
-        rollout=found.rollout,
-        agent=found.agent,
-        subject=found.subject,
-        request=given if _REQUEST_ID.fullmatch(given) else None,
-    )
+    named = given if _REQUEST_ID.fullmatch(given) else None
+    one = handing.handed(found, by=callers.caller(request), how=how, request=named)
     await writer.hand_out(one, once=how == seedlog.CONTENT)
 
 
