@@ -6,7 +6,7 @@ http       pages, search and a resolve at `--rates` requests a second on one `ru
            in its index: against a bare FastAPI route that returns a constant, and one that makes a raw SQLite read
 search     p50 and p95 of the index's own search over 10,000 rollouts, of words in all, in a tenth and in one of them
 seed       a seed over HTTP from S3 (SeaweedFS), against the bare GETs that it must make
-audit      a seed with its entry in the log of seeds (`before`, `beside`), against one without, from a folder and from S3
+audit      a seed with its entry in the log of seeds, against one without, from a folder and from S3
 workspace  a workspace of `--files` files: a seed's into an empty folder and over one that has most of it, against
            the SDK's restore of a tar
 run        what the three lines add to a run's wall time, against the SDK with its own `Memory()` and snapshot
