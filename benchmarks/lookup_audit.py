@@ -84,5 +84,5 @@ def tell_audit(found: dict[str, Any], options: argparse.Namespace) -> None:
                 one = rows[f"{mode} {of}"]
                 told = f"p50 {lookup.median(one, 'p50'):6.1f} ms   p95 {lookup.median(one, 'p95'):6.1f} ms"
                 times = f"{lookup.ratio(one, bare, 'p50'):.2f}x ({lookup.spread(one, bare, 'p50')})"
-                rate = lookup.ratio(one, bare, "answered")
-                print(f"    {of:>3} clients  {mode:<7} {told}   p50 of off {times}; answers {rate:.2f}x")
+                cpu = f"processor {lookup.median(one, 'cpu_ms'):.1f} ms, {lookup.ratio(one, bare, 'cpu_ms'):.2f}x"
+                print(f"    {of:>3} clients  {mode:<7} {told}   p50 of off {times}   {cpu}")
