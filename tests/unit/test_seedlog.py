@@ -91,12 +91,14 @@ class Gated(MemoryStore):
 
     def __init__(self):
         super().__init__()
-        self.gate, self.reached = asyncio.Event(), asyncio.Event()
+        self.gate, self.reached, self.refuses = asyncio.Event(), asyncio.Event(), None
 
     async def put_if_absent(self, key, body):
         if key.startswith(keys.seeds()):
             self.reached.set()
             await self.gate.wait()
+            if self.refuses is not None:
+                raise self.refuses
         return await super().put_if_absent(key, body)
 
 
@@ -167,6 +169,41 @@ async def test_where_it_can_not_be_kept_no_seed_is_handed_out_and_the_chain_goes
     await writer.close()
     # What was refused may be told, too: never less than what was handed out.
     assert await told(store) == ["s1.1", "s1.0"] and await problems(store) == []
+
+
+async def test_who_waits_behind_a_link_that_is_refused_is_refused_at_once():
+    store = Gated()
+    writer = seedwriter.Writer(store, by=BY)
+    waiting = [asyncio.create_task(writer.hand_out(seed(0)))]
+    await store.reached.wait()
+    waiting += [asyncio.create_task(writer.hand_out(seed(number))) for number in (1, 2)]
+    await turns(5)
+    store.refuses = REFUSED
+    store.gate.set()
+    assert {type(one) for one in await asyncio.gather(*waiting, return_exceptions=True)} == {errors.Blocked}
+    store.refuses = None
+    await writer.hand_out(seed(3))
+    await writer.close()
+    assert await told(store) == ["s1.3", "s1.0"] and await problems(store) == []
+
+
+async def test_a_link_that_came_while_they_were_looked_at_is_no_gap():
+    class Moved(MemoryStore):
+        """A LIST of an hour that does not show a link which is put while it runs."""
+
+        hidden = None
+
+        async def list(self, prefix):
+            hidden, self.hidden = self.hidden, None
+            async for row in super().list(prefix):
+                if row.key != hidden:
+                    yield row
+
+    store = await filled(store=Moved())
+    anchors = seedlog.Anchors()
+    await acts.verify(store, on_entry=anchors.look)
+    store.hidden = (await links(store))[2]
+    assert (await seedlog.verify(store, anchors)).problems == []
 
 
 async def test_a_store_that_does_not_answer_ends_the_wait(monkeypatch):
