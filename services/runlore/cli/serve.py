@@ -135,11 +135,14 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
     from runlore import wiring
     from runlore.lookup.http import events, lists
     from runlore.lookup.http import service as services
+    from runlore.upkeep import seedwriter
 
     folder = opened.settings.cache_dir / UPLOADS
     await asyncio.to_thread(events.sweep, folder)
     bells = opened.bus if opened.settings.bus == "sqlite" else None
     found = lists.Lists(opened.index_path, opened.store, bells, refresh_seconds=refresh_seconds)
+    mode = opened.settings.seeds_are_audited
+    seed_log = seedwriter.Writer(opened.store, by=ui.who(opened), mode=mode, looks_at_others=True)
     try:
         yield services.Service(
             opened.store,
@@ -154,8 +157,10 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             known=lambda: inspect.known_of(opened),
             status_path=opened.status_path,
             up=lambda: wiring.up_is_running(opened.root),
+            seed_log=seed_log,
         )
     finally:
+        await seed_log.close()
         await found.close()
 
 

@@ -232,7 +232,8 @@ async def authenticated(request: Request) -> access.Key:
         await request.app.state.keyring.admin(token)
         raise errors.Forbidden("an admin key opens no project: that takes a key of it")
     key = await request.app.state.keyring.key(token)
-    request.state.caller = {"key": key.id, "name": key.name}
+    account = {"account": key.account} if key.account is not None else {}
+    request.state.caller = {"key": key.id, "name": key.name, **account}
     return key
 
 
