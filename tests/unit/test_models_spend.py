@@ -496,7 +496,9 @@ def test_the_organizations_limit_counts_every_project_and_tells_none_what_the_ot
     within = limits(organization_usd=100.0, others_usd=98.985)
     assert spend.refusal(spent(1.0), within, "support", NOON, PRICED) is None
     refused = spend.refusal(spent(1.01), within, "support", NOON, PRICED)
-    assert refused.by == spend.ORGANIZATION_LIMIT and "98" not in refused.cause and "$100" not in refused.cause
+    assert (
+        refused.by == spend.ORGANIZATION_LIMIT and "98" not in refused.cause and "$100" not in refused.cause
+    )
 
 
 def test_a_limit_refuses_now_where_it_is_used_up_or_where_a_call_waits_that_does_not_fit():
