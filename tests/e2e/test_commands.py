@@ -150,6 +150,7 @@ COMMANDS = {
     **{("admin", one, "create"): (2, 2, 2) for one in ("keys", "projects", "accounts", "invites")},
     **{("admin", one, "delete"): (2, 2, 2) for one in ("keys", "accounts", "invites", "users")},
     **{("admin", "projects", one): (2, 2, 2) for one in ("rename", "archive")},
+    ("admin", "invites", "resend"): (2, 2, 2),
     ("admin", "limits", "set"): (2, 2, 2),
 }
 
