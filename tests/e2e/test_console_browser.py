@@ -120,8 +120,7 @@ async def test_by_keyboard_and_without_a_script_one_signs_in_redrives_and_signs_
             page = seen.page(width=PHONE, height=740, script=False)
             page.go(f"{url}/projects/acme/dead")
             # It asks for the key, and the field has the focus: type, Enter.
-            page.wait_for_focus()
-            page.call("Input.insertText", text=token)
+            page.type(token)
             page.enter()
             assert page.path() == "/projects/acme/dead"
             page.key("Tab")
@@ -129,7 +128,7 @@ async def test_by_keyboard_and_without_a_script_one_signs_in_redrives_and_signs_
             page.key("Enter", "\r")
             page.follow_first("tbody a")
             page.focus("#reason")
-            page.call("Input.insertText", text="the producer is mended")
+            page.type("the producer is mended")
             page.enter()
             assert page.path() == "/projects/acme/dead?done=redriven"
             assert page.cookies() == ["runlore_session"]
@@ -154,8 +153,7 @@ async def test_a_form_on_another_site_changes_nothing_and_no_script_reads_the_se
         def work(seen):
             page = seen.page()
             page.go(f"{url}/sign-in")
-            page.wait_for_focus()
-            page.call("Input.insertText", text=key["Authorization"].partition(" ")[2])
+            page.type(key["Authorization"].partition(" ")[2])
             page.enter()
             assert page.path() == "/projects/acme" and page.run("document.cookie") == ""
             page.key("/", "/")
