@@ -106,6 +106,10 @@ COMMANDS = {
     ("rescan", "--dry-run"): (0, 0, 3),
     ("rescan",): (2, 2, 2),  # No reason.
     ("audit",): (0, 0, 3),
+    ("audit", "--seeds", "--revision", "1"): (0, 0, 3),
+    ("audit", "--revision", "1"): (2, 2, 2),  # Of seeds, which were not asked for.
+    ("audit", "verify"): (0, 0, 3),
+    ("audit", "verify", "--expect", "x"): (2, 2, 3),
     ("topics", "plan"): (0, 0, 0),
     ("topics", "plan", "--partitions", "nonsense=3"): (2, 2, 2),
     ("topics", "apply"): (4, 4, 4),  # The embedded log needs none.
@@ -226,6 +230,7 @@ DOCUMENTED = {
     "`doctor`": ("doctor",),
     "`pause` without STAGE": ("pause",),
     "`audit`": ("audit",),
+    "`audit` verify": ("audit", "verify"),
     "`mcp`": ("mcp",),
     "`topics plan`": ("topics", "plan"),
     "`dead list`": ("dead", "list"),

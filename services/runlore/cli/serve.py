@@ -135,12 +135,13 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
     from runlore import wiring
     from runlore.lookup.http import events, lists
     from runlore.lookup.http import service as services
-    from runlore.upkeep import invitations
+    from runlore.upkeep import invitations, seedwriter
 
     folder = opened.settings.cache_dir / UPLOADS
     await asyncio.to_thread(events.sweep, folder)
     bells = opened.bus if opened.settings.bus == "sqlite" else None
     found = lists.Lists(opened.index_path, opened.store, bells, refresh_seconds=refresh_seconds)
+    seed_log = seedwriter.Writer(opened.store, by=ui.who(opened), mode=opened.settings.seeds_are_audited)
     try:
         yield services.Service(
             opened.store,
@@ -156,8 +157,10 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             known=lambda: inspect.known_of(opened),
             status_path=opened.status_path,
             up=lambda: wiring.up_is_running(opened.root),
+            seed_log=seed_log,
         )
     finally:
+        await seed_log.close()
         await found.close()
 
 

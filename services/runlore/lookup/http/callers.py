@@ -249,7 +249,8 @@ async def authenticated(request: Request) -> access.Key:
         await request.app.state.keyring.admin(token)
         raise errors.Forbidden(OPENS_NO_PROJECT)
     key = await request.app.state.keyring.key(token)
-    request.state.caller = {"key": key.id, "name": key.name}
+    account = {"account": key.account} if key.account is not None else {}
+    request.state.caller = {"key": key.id, "name": key.name, **account}
     return key
 
 

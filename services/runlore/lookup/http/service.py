@@ -20,7 +20,7 @@ from runlore.lookup.http.lists import Lists
 from runlore.memory import render
 from runlore.snapshots import library
 from runlore.store import port as store_port
-from runlore.upkeep import access, invitations
+from runlore.upkeep import access, invitations, seedwriter
 
 JSON_BYTES_MAX = 66 * 1024 * 1024
 """Largest body of JSON: an event with its record."""
@@ -101,6 +101,8 @@ class Service:
     """What `runlore up` on this machine says of its stages, for the page of the status."""
     up: Callable[[], int | None] = lambda: None
     """The process that runs the stages on this machine, if any does."""
+    seed_log: seedwriter.Writer | None = None
+    """Where seeds are noted that are handed out; None: nowhere."""
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)
