@@ -55,6 +55,7 @@ PARTS = (
     ("Spend", "spend", access.READ),
     ("Status", "status", access.READ),
     ("Keys", "keys", access.ADMIN),
+    ("Audit log", "audit", access.ADMIN),
 )
 ADMINISTRATION = "administration"
 ADMINISTERS = (
@@ -99,6 +100,11 @@ def url(*segments: object, **query: object) -> str:
     path = "/" + "/".join(quote(str(one), safe="", errors="replace") for one in segments)
     given = {name.rstrip("_"): str(one) for name, one in query.items() if one not in (None, "")}
     return path + (f"?{urlencode(given, errors='replace')}" if given else "")
+
+
+def with_query(path: str, **query: str) -> str:
+    """A path with what is asked of it; `from` and its like may be names."""
+    return path + (f"?{urlencode(query, errors='replace')}" if query else "")
 
 
 def path_url(base: str, path: str, /, **query: object) -> str:
