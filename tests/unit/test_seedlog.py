@@ -61,10 +61,9 @@ def seed(number=1, *, key="k1", project="acme", rollout="conv", revision=41, **m
         seed=f"s1.{number}",
         revision=revision,
         manifest="a" * 64,
-        snapshot="b" * 64,
         rollout=rollout,
         agent="main",
-        **more,
+        **{"snapshot": "b" * 64, **more},
     )
 
 
@@ -276,6 +275,21 @@ async def test_a_time_that_has_come_anchors_what_was_added_since(times, monkeypa
     await writer.close()
 
 
+@pytest.mark.parametrize("mode", [seedwriter.BEFORE, seedwriter.BESIDE])
+async def test_a_process_that_begins_anchors_what_one_that_was_killed_left(mode, monkeypatch):
+    store = await filled(4, close=False)
+    for _ in range(2):
+        # The next one, and one that finds it.
+        other = seedwriter.Writer(store, by=BY, mode=mode, looks_at_others=True)
+        await other.hand_out(seed(9))
+        await turns(100)
+    assert await problems(store) == []
+    await store.delete((await links(store))[3])
+    (problem,) = await problems(store)
+    assert "cut after 3" in problem
+    await other.close()
+
+
 # --- changes to a log ---------------------------------------------------------------------------------------
 
 
@@ -431,10 +445,10 @@ async def test_the_newest_are_told_without_reading_what_came_before(times):
 async def test_an_entry_of_a_newer_version_is_read_and_a_broken_link_is_told():
     store = MemoryStore()
     writer = seedwriter.Writer(store, by=BY)
-    await writer.hand_out(seed(1, request="r-1", subject="rl-abc"))
+    await writer.hand_out(seed(1, request="r-1", subject="rl-abc", snapshot=None))
     await writer.close()
     (one,) = [one async for one in seedlog.newest_first(store)]
-    assert (one.request, one.subject, one.manifest) == ("r-1", "rl-abc", "a" * 64)
+    assert (one.request, one.subject, one.snapshot) == ("r-1", "rl-abc", None)
     (key,) = await links(store)
     body = json.loads(store.body(key))
     body["entries"][0]["newer"] = 1

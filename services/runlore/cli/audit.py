@@ -22,6 +22,30 @@ def register(app: typer.Typer) -> None:
     app.command()(audit)
 
 
+def _of_seeds(name: str, what: str) -> Any:
+    """An option that says which seeds are meant."""
+    return typer.Option(*name.split(), help=f"With --seeds: {what}", show_default=False)
+
+
+Expected = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expect",
+        metavar="[acts:]N:SHA256",
+        help="With verify: an entry written down, of what was administered or of acts.",
+        show_default=False,
+    ),
+]
+Actor = Annotated[
+    str | None,
+    typer.Option(
+        "--actor",
+        help="Who: a user, user@host, a key's id or name, a service account.",
+        show_default=False,
+    ),
+]
+
+
 def audit(
     what: Annotated[
         str,
@@ -33,45 +57,19 @@ def audit(
         bool, typer.Option("--seeds", help="Seeds that were handed out, instead of what people did.")
     ] = False,
     project: ui.MaybeProject = None,
-    memory: Annotated[
-        str | None, typer.Option("--memory", "-m", help="With --seeds: of this memory.", show_default=False)
-    ] = None,
-    revision: Annotated[
-        int | None, typer.Option("--revision", help="With --seeds: of this revision.", show_default=False)
-    ] = None,
+    memory: Annotated[str | None, _of_seeds("--memory -m", "of this memory.")] = None,
+    revision: Annotated[int | None, _of_seeds("--revision", "of this revision.")] = None,
     snapshot: Annotated[
-        str | None,
-        typer.Option(
-            "--snapshot",
-            help="With --seeds: of this snapshot, or what its id begins with.",
-            show_default=False,
-        ),
+        str | None, _of_seeds("--snapshot", "of this snapshot, or what its id begins with.")
     ] = None,
-    rollout: Annotated[
-        str | None, typer.Option("--rollout", help="With --seeds: for this rollout.", show_default=False)
-    ] = None,
-    actor: Annotated[
-        str | None,
-        typer.Option(
-            "--actor",
-            help="Who: a user, user@host, a key's id or name, a service account.",
-            show_default=False,
-        ),
-    ] = None,
+    rollout: Annotated[str | None, _of_seeds("--rollout", "for this rollout.")] = None,
+    actor: Actor = None,
     since: Annotated[
         str | None,
         typer.Option("--since", metavar="TIME", help=f"{control.TIME_HELP}.", show_default=False),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="The newest so many.")] = 50,
-    expect: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--expect",
-            metavar="[acts:]N:SHA256",
-            help="With verify: an entry written down, of what was administered or of acts.",
-            show_default=False,
-        ),
-    ] = None,
+    expect: Expected = None,
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
@@ -84,16 +82,9 @@ def audit(
     """
 
     async def work(out: ui.Out) -> None:
-        from runlore import errors, wiring
+        from runlore import wiring
 
-        if what not in ("", VERIFY) or (expect and what != VERIFY):
-            raise errors.InvalidInput(
-                "audit takes `verify`, and with it --expect N:SHA256", hint="--help shows an example"
-            )
-        of_seeds = {"--memory": memory, "--revision": revision, "--snapshot": snapshot, "--rollout": rollout}
-        strange = [name for name, value in of_seeds.items() if value is not None]
-        if strange and not seeds:
-            raise errors.InvalidInput(f"{', '.join(strange)} is of seeds: say --seeds, too")
+        _check(what, expect, seeds, [memory, revision, snapshot, rollout])
         start = control.moment(since) if since else None
         async with wiring.open_home(ui.settings_of(home)) as opened:
             if what == VERIFY:
@@ -109,6 +100,20 @@ def audit(
                 await _list_acts(out, opened, limit, project=project, since=start, actor=actor)
 
     ui.run(work, as_json=as_json)
+
+
+def _check(what: str, expect: list[str] | None, seeds: bool, of_seeds: list[Any]) -> None:
+    """Raises `errors.InvalidInput` for options that do not go together."""
+    from runlore import errors
+
+    if what not in ("", VERIFY) or (expect and what != VERIFY):
+        raise errors.InvalidInput(
+            "audit takes `verify`, and with it --expect N:SHA256", hint="--help shows an example"
+        )
+    if not seeds and any(one is not None for one in of_seeds):
+        raise errors.InvalidInput(
+            "--memory, --revision, --snapshot and --rollout are of --seeds: say that, too"
+        )
 
 
 async def _taken(found: Any, limit: int) -> tuple[list[Any], bool]:

@@ -141,7 +141,8 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
     await asyncio.to_thread(events.sweep, folder)
     bells = opened.bus if opened.settings.bus == "sqlite" else None
     found = lists.Lists(opened.index_path, opened.store, bells, refresh_seconds=refresh_seconds)
-    seed_log = seedwriter.Writer(opened.store, by=ui.who(opened), mode=opened.settings.seeds_are_audited)
+    mode = opened.settings.seeds_are_audited
+    seed_log = seedwriter.Writer(opened.store, by=ui.who(opened), mode=mode, looks_at_others=True)
     try:
         yield services.Service(
             opened.store,

@@ -6,7 +6,8 @@ every seed that was asked for while the link before was under way. No head names
 *anchors* say of a writer that it began (with its first link), what it had come to every few minutes, and where it
 ended. So a chain that vanished, or was cut behind its newest anchor, is found; within one every change is.
 
-A writer that was killed leaves links behind its newest anchor: those could be cut off unseen. A link is under the hour
+A writer that was killed leaves links behind its newest anchor. The next one that begins anchors what it sees of the
+others of this hour and the one before; until then those links could be cut off unseen. A link is under the hour
 of its writer's clock, which never goes back in a chain: so the newest are found by a LIST, and what came before a time
 is not read. No link holds a body or a secret: a seed's id without its signature opens nothing, and it names a subject
 and a rollout as keys do.
@@ -29,7 +30,8 @@ FORMAT = "runlore.seedlog/1"
 WHAT = "the log of seeds"
 LOG = "seeds"
 """What its anchors say that they are of."""
-BEGAN, GOES_ON, ENDED = "began", "goes on", "ended"
+BEGAN, GOES_ON, ENDED, SEEN = "began", "goes on", "ended", "seen"
+"""What an anchor says of its writer's chain; `SEEN`: what it saw of the others'."""
 SEED, UNCHANGED, AGAIN, CONTENT = "seed", "unchanged", "again", "content"
 """How it was handed out: asked for; asked for and still the one that the client holds; by its id; files of it."""
 HOUR = "%Y-%m-%d-%H"
@@ -50,9 +52,9 @@ class Handed:
     seed: str
     revision: int
     manifest: str
-    snapshot: str | None
     rollout: str
     agent: str
+    snapshot: str | None = None
     subject: str | None = None
     request: str | None = None
     """The request's id, where whoever sent it gave it one."""
@@ -228,6 +230,16 @@ def handed(link: Link) -> list[Handed]:
         raise errors.Corrupt(f"the link {where} of {WHAT} holds something else than seeds") from None
 
 
+async def tips(store: port.ObjectStore, now: dt.datetime) -> list[Name]:
+    """The newest link of every writer of this hour and the one before, by their names alone."""
+    found: dict[str, Name] = {}
+    for hour in ((now - dt.timedelta(hours=1)).strftime(HOUR), now.strftime(HOUR)):
+        async for row in store.list(keys.seeds_hour(hour)):
+            name = named(row.key)
+            found[name.writer] = max(found.get(name.writer, name), name)
+    return [found[writer] for writer in sorted(found)]
+
+
 # --- verifying --------------------------------------------------------------------------------------------------
 
 
@@ -262,10 +274,12 @@ class Anchors:
         if entry.kind != acts.ANCHOR or entry.body.get("log") != LOG:
             return
         try:
-            writer, number = str(entry.body["writer"]), int(entry.body["number"])
-            self.of.setdefault(writer, {})[number] = str(entry.body["sha256"])
-            if entry.body["state"] == ENDED:
-                self.ends[writer] = number
+            state = entry.body["state"]
+            for one in entry.body["others"] if state == SEEN else [entry.body]:
+                writer, number = str(one["writer"]), int(one["number"])
+                self.of.setdefault(writer, {})[number] = str(one["sha256"])
+                if state == ENDED:
+                    self.ends[writer] = number
         except (ValueError, KeyError, TypeError):
             raise errors.Corrupt(f"the entry {entry.number} of {acts.WHAT} is no anchor") from None
 

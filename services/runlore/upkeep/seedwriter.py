@@ -44,6 +44,8 @@ AGAIN_SECONDS = 1.0
 ANCHOR_SECONDS = 300.0
 ANCHOR_LINKS = 1_000
 """A chain is anchored so often, while links are added to it."""
+OTHERS_MAX = 500
+"""Writers that one anchor names: the newest of them."""
 CLOSE_SECONDS_MAX = 10.0
 KNOWN_MAX = 10_000
 """Who has which seed, as far as a process remembers: some 10 MB."""
@@ -63,8 +65,17 @@ class _Pending:
 class Writer:
     """One process's chain. It begins with its first seed."""
 
-    def __init__(self, store: port.ObjectStore, *, by: Mapping[str, str], mode: Mode = "before") -> None:
+    def __init__(
+        self,
+        store: port.ObjectStore,
+        *,
+        by: Mapping[str, str],
+        mode: Mode = "before",
+        looks_at_others: bool = False,
+    ) -> None:
+        """`looks_at_others`: it anchors the others' chains when its own has begun, in case that one was killed."""
         self._store, self._by, self.mode = store, dict(by), mode
+        self._looks_at_others = looks_at_others
         self.id = clock.new_id()
         self._waiting: list[tuple[dict[str, Any], asyncio.Future[None] | None]] = []
         self._pending: _Pending | None = None
@@ -152,6 +163,7 @@ class Writer:
             if self.mode == BESIDE:
                 await clock.sleep(GATHER_SECONDS)
             await self._write_all()
+            await self._anchor_others()
             await self._anchor_if_due()
 
     async def _write_all(self) -> None:
@@ -225,6 +237,22 @@ class Writer:
             await self._anchor(seedlog.GOES_ON, self._number, self._sha256)
         except errors.RunloreError as exc:
             log.warning("the log of seeds could not be anchored", writer=self.id, kind=exc.kind)
+
+    async def _anchor_others(self) -> None:
+        if not (self._looks_at_others and self._number):
+            return
+        self._looks_at_others = False
+        try:
+            seen = [one for one in await seedlog.tips(self._store, clock.now()) if one.writer != self.id]
+            told = [
+                {"writer": one.writer, "number": one.number, "sha256": one.sha256}
+                for one in seen[-OTHERS_MAX:]
+            ]
+            if told:
+                body = {"log": seedlog.LOG, "state": seedlog.SEEN, "writer": self.id, "others": told}
+                await acts.append(self._store, acts.ANCHOR, body)
+        except errors.RunloreError as exc:
+            log.warning("the other logs of seeds could not be anchored", writer=self.id, kind=exc.kind)
 
     async def _anchor(self, state: str, number: int, sha256: str) -> None:
         body = {
