@@ -215,13 +215,8 @@ HTTP_CUT = Metric(
 
 METRICS: tuple[Metric, ...] = tuple(one for one in list(vars().values()) if isinstance(one, Metric))
 
-CONFLICT_KINDS = (
-    errors.PreconditionFailed.kind,
-    errors.WriteConflict.kind,
-    errors.HeadMoved.kind,
-    errors.OutcomeUnknown.kind,
-    errors.CommitTooLate.kind,
-)
+_CONFLICTS = (errors.PreconditionFailed, errors.WriteConflict, errors.HeadMoved, errors.OutcomeUnknown)
+CONFLICT_KINDS = tuple(one.kind for one in (*_CONFLICTS, errors.CommitTooLate))
 
 
 @dataclass
