@@ -24,6 +24,11 @@ def main() -> None:
     )
     print(f"{limit.model}: {limit.max_requests_per_1_minute} requests in a minute")
 
+    cap = admin.projects.spend_limit.update(
+        project.id, threshold_amount=5_000, currency="USD", interval="month"
+    )
+    print(f"models: ${cap.threshold_amount / 100:.2f} in a {cap.interval}, {cap.enforcement.status}")
+
     # What an agent of the project does, with its own key: here it asks for seeds until that is one too many.
     assert account.api_key is not None
     agent = openai.OpenAI(api_key=account.api_key.value, max_retries=0)

@@ -197,6 +197,9 @@ MODEL_TOKENS = Metric(
 MODEL_COST = Metric("counter", "runlore_model_cost_usd_total", "What they cost, in US dollars.", ("model",))
 MODEL_DEFERRED = Metric("gauge", "runlore_model_budget_deferred_memories", "Memories that wait for budget.")
 MODEL_REFUSED = Metric("counter", "runlore_model_budget_refused_total", "Times that a memory came to wait.")
+SPEND_ALERTS = Metric(
+    "counter", "runlore_spend_alerts_total", "Alerts raised, mailed, not_mailed.", ("done",)
+)
 
 _ROUTE = ("route", "method", "status")
 HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to the lookup service.", _ROUTE)
@@ -212,13 +215,8 @@ HTTP_CUT = Metric(
 
 METRICS: tuple[Metric, ...] = tuple(one for one in list(vars().values()) if isinstance(one, Metric))
 
-CONFLICT_KINDS = (
-    errors.PreconditionFailed.kind,
-    errors.WriteConflict.kind,
-    errors.HeadMoved.kind,
-    errors.OutcomeUnknown.kind,
-    errors.CommitTooLate.kind,
-)
+_CONFLICTS = (errors.PreconditionFailed, errors.WriteConflict, errors.HeadMoved, errors.OutcomeUnknown)
+CONFLICT_KINDS = tuple(one.kind for one in (*_CONFLICTS, errors.CommitTooLate))
 
 
 @dataclass

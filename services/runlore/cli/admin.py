@@ -337,21 +337,33 @@ def delete_account(
 @limits_app.command("set")
 def set_limit(
     project: ProjectArgument = "",
-    what: Annotated[str, typer.Option("--of", help="seed or publish.")] = "seed",
-    requests: Annotated[int, typer.Option("--requests", min=0, help="Requests in a minute.")] = 1_000_000_000,
+    what: Annotated[str, typer.Option("--of", help="seed, publish or generate.")] = "seed",
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=0, help="Requests in a minute.", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=0, help="Tokens in a minute: of generate.", show_default=False),
+    ] = None,
     reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Say how often a project may ask for seeds, or publish events, in a minute.
+    """Say how often a project may ask for seeds, publish events, or have models called, in a minute.
 
     Example: runlore admin limits set acme --of seed --requests 600 --reason "ticket 12"
     """
 
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
-        await hand.limit(project, what, requests)
-        told = {"project": project, "of": what, "requests_per_minute": requests}
-        return told, f"{project} may ask for {what} {requests} times in a minute"
+        from runlore.upkeep import organization
+
+        most = organization.REQUESTS_MAX if requests is None and tokens is None else requests
+        made = await hand.limit(project, what, most, tokens_per_minute=tokens)
+        units = {"requests": made.requests_per_minute, "tokens": made.tokens_per_minute}
+        given = {unit: count for unit, count in units.items() if count is not None}
+        told = {f"{unit}_per_minute": count for unit, count in given.items()}
+        words = " and ".join(f"{count} {unit}" for unit, count in given.items())
+        return {"project": project, "of": what, **told}, f"{project} may ask for {what}: {words} in a minute"
 
     change(step, reason, home, as_json, project)
 
@@ -373,9 +385,15 @@ def list_limits(
             raise errors.InvalidInput("PROJECT is needed", hint="`runlore admin projects list` lists them")
         async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
-        rows = {name: one.requests_per_minute for name, one in found.limits.items()} if found else {}
-        out.answer({"project": project, "requests_per_minute": rows})
-        out.table(("of", "requests in a minute"), [[name, most] for name, most in sorted(rows.items())])
+        kept = sorted(found.limits.items()) if found else []
+        rows = {name: one.requests_per_minute for name, one in kept if one.requests_per_minute is not None}
+        tokens = {name: one.tokens_per_minute for name, one in kept if one.tokens_per_minute is not None}
+        told = {"tokens_per_minute": tokens} if tokens else {}
+        out.answer({"project": project, "requests_per_minute": rows, **told})
+        out.table(
+            ("of", "requests in a minute", "tokens in a minute"),
+            [[name, one.requests_per_minute, one.tokens_per_minute] for name, one in kept],
+        )
 
     ui.run(work, as_json=as_json)
 
@@ -411,6 +429,8 @@ def show_log(
             where = f" [{one['project']}]" if one["project"] else ""
             by = one["by"].get("key", one["by"].get("user"))
             out.say(f"{one['number']:>6}  {one['at']}  {by}  {one['type']}{where} {one['target']}")
+            if one["details"]:
+                out.say(f"        {', '.join(f'{name} {value}' for name, value in one['details'].items())}")
             if one["reason"]:
                 out.say(f"        why: {one['reason']}")
 

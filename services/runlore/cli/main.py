@@ -23,6 +23,7 @@ from runlore.cli import (
     sides,
     snapshots,
     sources,
+    spending,
     stages,
     topics,
     workspaces,
@@ -80,6 +81,7 @@ mcp.register(app)
 serve.register(app)
 admin.register(app)
 people.register()
+spending.register()
 
 
 def _shorten(group: typer.Typer) -> None:

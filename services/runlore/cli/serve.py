@@ -135,7 +135,7 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
     from runlore import wiring
     from runlore.lookup.http import events, lists
     from runlore.lookup.http import service as services
-    from runlore.upkeep import seedwriter
+    from runlore.upkeep import invitations, seedwriter
 
     folder = opened.settings.cache_dir / UPLOADS
     await asyncio.to_thread(events.sweep, folder)
@@ -153,6 +153,7 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             requests_max=opened.settings.http_requests_max,
             connections_max=opened.settings.http_connections_max,
             stall_seconds=opened.settings.http_stall_seconds,
+            post=invitations.post_of(opened.settings),
             stopping=stopping,
             known=lambda: inspect.known_of(opened),
             status_path=opened.status_path,

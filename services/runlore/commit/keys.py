@@ -23,7 +23,7 @@ OPERATIONS = "_operations"
 """Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
-ADMIN, USED = "admin", "used"
+ADMIN, USED, ALERTS = "admin", "used", "alerts"
 ACTS, SEEDS = "acts", "seeds"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
@@ -229,6 +229,11 @@ def used() -> str:
 
 def last_use(key_id: str) -> str:
     return f"{used()}{key_id}.json"
+
+
+def spend_alert(month: str, alert: str, cents: int) -> str:
+    """What became of telling that a month's spending has come to an alert's threshold."""
+    return f"{OPERATIONS}/{ALERTS}/{month}/{alert}-{cents}.json"
 
 
 def secret(name: str) -> str:

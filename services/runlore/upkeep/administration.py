@@ -348,23 +348,38 @@ class Administrator:
 
     # --- limits ---------------------------------------------------------------------------------------------
 
-    async def limit(self, project: str, what: str, requests_per_minute: int) -> organizations.Limit:
-        """How often a project may ask for one thing."""
+    async def limit(
+        self,
+        project: str,
+        what: str,
+        requests_per_minute: int | None = None,
+        *,
+        tokens_per_minute: int | None = None,
+    ) -> organizations.Limit:
+        """How often a project may ask for one thing, and how many tokens that may take. None: as before."""
         if what not in organizations.LIMITED:
             raise errors.NotFound(f"there is no limit of {what!r}", hint=", ".join(organizations.LIMITED))
-        if not 0 <= requests_per_minute <= organizations.REQUESTS_MAX:
-            raise errors.InvalidInput(f"requests in a minute are 0 to {organizations.REQUESTS_MAX}")
+        asked = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if not given:
+            raise errors.InvalidInput("a limit of requests or of tokens is needed")
+        if tokens_per_minute is not None and what != organizations.GENERATE:
+            raise errors.InvalidInput(f"tokens are counted of {organizations.GENERATE} alone")
+        if not all(0 <= one <= organizations.REQUESTS_MAX for one in given.values()):
+            raise errors.InvalidInput(f"what may be in a minute is 0 to {organizations.REQUESTS_MAX}")
         implied = await self.implied(project)
-        made = organizations.Limit(requests_per_minute=requests_per_minute)
 
         def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, organizations.Limit]:
             org = with_implied(org, implied)
             kept = organizations.project_of(org, project)
+            made = organizations.changed(kept.limits.get(what, organizations.Limit()), **given)
             org = organizations.with_project(
                 org, organizations.changed(kept, limits={**kept.limits, what: made})
             )
-            given = {"max_requests_per_1_minute": requests_per_minute}
-            return org, adminlog.Event("rate_limit.updated", what, project, given), made
+            told = {
+                f"max_{name.removesuffix('_per_minute')}_per_1_minute": most for name, most in given.items()
+            }
+            return org, adminlog.Event("rate_limit.updated", what, project, told), made
 
         return await self.move(step)
 

@@ -27,7 +27,9 @@ ACCOUNTS_MAX = 200
 USERS_MAX, INVITES_MAX = 1_000, 500
 KEYS_MAX = 50
 """Keys of one service account."""
-LIMITED = ("publish", "seed")
+GENERATE = "generate"
+"""Calls to models: what the workers count, not the service (`models/spend.py`)."""
+LIMITED = (GENERATE, "publish", "seed")
 """What a project's requests are counted for."""
 REQUESTS_MAX = 1_000_000_000
 """Requests in a minute that are as good as no limit."""
@@ -114,6 +116,24 @@ class Limit(_Kept):
     """What a project may ask of one thing."""
 
     requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Of `generate` alone."""
+
+
+class SpendLimit(_Kept):
+    """What calls to models may cost in a UTC month."""
+
+    cents: int
+
+
+class SpendAlert(_Kept):
+    """Whom to tell once a month's calls to models have cost so much."""
+
+    id: str
+    cents: int
+    recipients: tuple[str, ...]
+    subject_prefix: str | None = None
+    created_at: str
 
 
 class Project(_Kept):
@@ -126,6 +146,8 @@ class Project(_Kept):
     accounts: dict[str, Account] = Field(default_factory=dict)
     limits: dict[str, Limit] = Field(default_factory=dict)
     members: dict[str, Member] = Field(default_factory=dict)
+    spend_limit: SpendLimit | None = None
+    spend_alerts: dict[str, SpendAlert] = Field(default_factory=dict)
 
 
 class Tip(_Kept):
@@ -142,6 +164,9 @@ class Organization(_Kept):
     projects: dict[str, Project] = Field(default_factory=dict)
     users: dict[str, User] = Field(default_factory=dict)
     invites: dict[str, Invite] = Field(default_factory=dict)
+    spend_limit: SpendLimit | None = None
+    """Over all projects."""
+    spend_alerts: dict[str, SpendAlert] = Field(default_factory=dict)
     ended_keys: tuple[str, ...] = ()
     """Keys of no account that were ended here: each stays until its own object says so too."""
     tip: Tip = Tip()
@@ -175,6 +200,12 @@ class Organization(_Kept):
             return OWNER
         user = self.users.get(key.owner.id)
         return user.role if user is not None else None
+
+    def owns(self, key: AdminKey, project: str) -> bool:
+        """Whether an admin key's user is an owner of the project, and so changes what is inside of it."""
+        kept = self.projects.get(project)
+        member = kept.members.get(key.owner.id) if kept is not None else None
+        return member is not None and member.role == OWNER
 
     def is_administered(self, now: dt.datetime) -> bool:
         """Whether some admin key may do everything."""

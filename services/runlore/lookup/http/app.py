@@ -26,6 +26,8 @@ from runlore.lookup.http import (
     organization_log,
     organization_people,
     organization_shapes,
+    organization_spend,
+    organization_usage,
     problems,
     review,
     seeds,
@@ -34,7 +36,7 @@ from runlore.lookup.http import (
 )
 from runlore.lookup.http import service as services
 from runlore.lookup.http.console import app as console
-from runlore.upkeep import adminlog
+from runlore.upkeep import adminlog, chain
 
 READY_SECONDS_MAX = 3.0
 """How long the store may take to say that it is there."""
@@ -50,6 +52,7 @@ def make(service: services.Service) -> FastAPI:
     app.state.service = service
     app.state.keyring = callers.Keyring(service.store)
     app.state.log_entries = adminlog.Kept()
+    app.state.act_entries = chain.Kept()
     problems.install(app)
     console.errors_as_pages(app)
     app.add_middleware(watching.Watched, service=service)
@@ -71,7 +74,13 @@ def _routed() -> FastAPI:
     _probes(app)
     for one in (seeds, memory, review, models, snapshots, events):
         app.include_router(one.router, responses=_RESPONSES)
-    for other in (organization, organization_people, organization_log):
+    for other in (
+        organization,
+        organization_people,
+        organization_spend,
+        organization_usage,
+        organization_log,
+    ):
         app.include_router(other.router, responses=_ERRORS)
     console.routes(app)
     made: dict[str, Any] = {}

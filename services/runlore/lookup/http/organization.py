@@ -460,10 +460,17 @@ async def update_rate_limit(
     given = await body_of(request, RateLimitBody)
     what = rate_limit_id.removeprefix(theirs.RATE_LIMIT)
     if rate_limit_id not in {f"{theirs.RATE_LIMIT}{one}" for one in organizations.LIMITED}:
-        raise errors.NotFound(f"there is no rate limit {rate_limit_id!r}", hint="rl-seed and rl-publish are")
-    if given.max_tokens_per_1_minute not in (None, theirs.UNLIMITED):
-        raise errors.InvalidInput("max_tokens_per_1_minute: tokens are not counted here")
-    if given.max_requests_per_1_minute is None:
-        raise errors.InvalidInput("max_requests_per_1_minute is needed")
-    await administrator(request, admin).limit(project_id, what, given.max_requests_per_1_minute)
+        raise errors.NotFound(
+            f"there is no rate limit {rate_limit_id!r}", hint="rl-generate, rl-seed and rl-publish are"
+        )
+    tokens = given.max_tokens_per_1_minute
+    if what != organizations.GENERATE:
+        if tokens not in (None, theirs.UNLIMITED):
+            raise errors.InvalidInput("max_tokens_per_1_minute: tokens are counted of rl-generate alone")
+        if given.max_requests_per_1_minute is None:
+            raise errors.InvalidInput("max_requests_per_1_minute is needed")
+        tokens = None
+    await administrator(request, admin).limit(
+        project_id, what, given.max_requests_per_1_minute, tokens_per_minute=tokens
+    )
     return await told(request, theirs.rate_limit(what, await project_of(request, project_id)))
