@@ -14,7 +14,7 @@ from runlore.commit import keys, puts
 from runlore.settings import Settings
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import acts, logs, seedlog, seedwriter, verify
+from runlore.upkeep import acts, administration, audit, logs, seedlog, seedwriter, verify
 
 BY = {"user": "serve", "host": "pod-1"}
 T0 = dt.datetime(2026, 1, 5, 12, 30, tzinfo=dt.UTC)
@@ -479,6 +479,34 @@ async def test_an_anchor_that_was_removed_is_found_by_the_log_of_acts():
     store = await filled()
     await store.delete(sorted(key for key in store.snapshot() if key.startswith(keys.acts()))[0])
     assert await problems(store)
+
+
+async def test_a_log_that_was_taken_away_or_cut_alone_is_found_by_what_another_saw_of_it():
+    store = MemoryStore()
+    hand = administration.Administrator(store, {"user": "ann"})
+    async with audit.acting(store, by={"user": "ann"}, what="pause"):
+        pass
+    await hand.create_project("one")
+    first = store.copy()
+    async with audit.acting(store, by={"user": "ann"}, what="resume"):
+        pass
+    await hand.create_project("two")
+    await filled(store=store)
+    assert await problems(store) == []
+    no_acts, set_back = store.copy(), store.copy()
+    for key in store.snapshot():
+        if key.startswith(f"{keys.OPERATIONS}/{keys.ACTS}/"):
+            await no_acts.delete(key)
+        if key.startswith(keys.log()) and first.body(key) is None:
+            await set_back.delete(key)
+    await set_back.put(keys.organization(), first.body(keys.organization()))
+    assert any("another log has seen" in one for one in await problems(no_acts))
+    assert any("another log has seen" in one for one in await problems(set_back))
+    # Also once it was begun anew, and by a process whose rights do not reach it.
+    async with audit.acting(no_acts, by={"user": "eve"}, what="pause"):
+        pass
+    await administration.Administrator(no_acts, {"user": "eve"}).create_project("three")
+    assert any("another log has seen" in one for one in await problems(no_acts))
 
 
 async def test_runlore_verify_tells_of_a_broken_log_of_seeds():

@@ -268,6 +268,8 @@ class Anchors:
     def __init__(self) -> None:
         self.of: dict[str, dict[int, str]] = {}
         self.ends: dict[str, int] = {}
+        self.administration: list[chain.Tip] = []
+        """Places of the log of what was administered that they name."""
 
     def look(self, entry: acts.Entry) -> None:
         """Take in an entry of the log of acts. Raises `errors.Corrupt`."""
@@ -280,6 +282,8 @@ class Anchors:
                 self.of.setdefault(writer, {})[number] = str(one["sha256"])
                 if state == ENDED:
                     self.ends[writer] = number
+            if "administration" in entry.body:
+                self.administration.append(chain.place_of(entry.body["administration"]))
         except (ValueError, KeyError, TypeError):
             raise errors.Corrupt(f"the entry {entry.number} of {acts.WHAT} is no anchor") from None
 

@@ -27,7 +27,7 @@ from runlore import clock, errors
 from runlore.commit import keys, puts
 from runlore.events import envelope
 from runlore.store import port
-from runlore.upkeep import acts, seedlog
+from runlore.upkeep import acts, administration, seedlog
 
 log = structlog.get_logger("runlore.seedlog")
 
@@ -265,5 +265,13 @@ class Writer:
             **{"log": seedlog.LOG, "state": state, "writer": self.id},
             **{"number": number, "sha256": sha256, "by": self._by},
         }
-        await acts.append(self._store, acts.ANCHOR, body)
+        await acts.append(self._store, acts.ANCHOR, body | await self._administration())
         self._anchored, self._anchored_at = number, clock.monotonic()
+
+    async def _administration(self) -> dict[str, Any]:
+        """What the log of what was administered has come to, for an anchor; nothing where that can not be read."""
+        try:
+            tip = (await administration.read(self._store)).tip
+        except errors.RunloreError:
+            return {}
+        return {"administration": {"number": tip.number, "sha256": tip.sha256}} if tip.number else {}
