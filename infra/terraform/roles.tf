@@ -32,6 +32,7 @@ locals {
     redaction  = "_operations/redaction/*"
     admin      = "_operations/admin/*"
     used       = "_operations/used/*"
+    limits     = "_operations/limits/??/*"
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
@@ -39,7 +40,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "limits"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
@@ -54,16 +55,16 @@ locals {
     # a line's branches. It keeps this machine's index, and says how it is. Its console shows what waits and dead letters; that
     # it ends keys there takes the right to write them, which it is not given here.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "limits", "probes", "redaction"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used", "limits"]
       delete = ["workers"]
     }
 
     # The same where it also administers (docs/ADMIN.md): it makes and ends keys. A replica of its own, which only those who
     # administer reach, keeps that right away from the one that everybody asks.
     serve_admin = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "limits", "probes", "redaction"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used", "limits"]
       delete = ["workers"]
     }
 

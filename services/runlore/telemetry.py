@@ -203,6 +203,8 @@ HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to th
 HTTP_SECONDS = Metric(
     "histogram", "runlore_http_request_duration_seconds", "To the first byte.", ("route",), _REQUEST_SECONDS
 )
+_LIMIT = ("limited", "whose", "unit")
+HTTP_LIMITED = Metric("counter", "runlore_http_limited_total", "Requests that a rate limit refused.", _LIMIT)
 HTTP_CUT = Metric(
     "counter",
     "runlore_http_cut_total",

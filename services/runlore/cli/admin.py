@@ -334,24 +334,47 @@ def delete_account(
 # --- limits -------------------------------------------------------------------------------------------------
 
 
+LIMITED_HELP = "seed, publish, or read: whatever else is read."
+
+
 @limits_app.command("set")
 def set_limit(
     project: ProjectArgument = "",
-    what: Annotated[str, typer.Option("--of", help="seed or publish.")] = "seed",
-    requests: Annotated[int, typer.Option("--requests", min=0, help="Requests in a minute.")] = 1_000_000_000,
+    what: Annotated[str, typer.Option("--of", help=LIMITED_HELP)] = "seed",
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=0, help="Requests in a minute.", show_default=False)
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--bytes", min=0, help="Bytes handed in in a minute: of publish.", show_default=False),
+    ] = None,
+    key: Annotated[
+        str, typer.Option("--key", metavar="KEYID", help="Of this key alone.", show_default=False)
+    ] = "",
     reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Say how often a project may ask for seeds, or publish events, in a minute.
+    """Say how often a project, or one key of it, may ask for a thing in a minute. With no number: as often as it likes.
 
-    Example: runlore admin limits set acme --of seed --requests 600 --reason "ticket 12"
+    Example: runlore admin limits set acme --of publish --requests 600 --bytes 100000000 --reason "ticket 12"
     """
 
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
-        await hand.limit(project, what, requests)
-        told = {"project": project, "of": what, "requests_per_minute": requests}
-        return told, f"{project} may ask for {what} {requests} times in a minute"
+        from runlore.upkeep import organization
+
+        given = {"requests": requests, "bytes": size}
+        units = {unit: most for unit, most in given.items() if most is not None}
+        most = units or dict.fromkeys(organization.UNITS.get(what, ()))
+        if key:
+            await hand.update_key(project, key, limits={what: most})
+        else:
+            await hand.limit(project, what, most)
+        whose = {"project": project, "of": what, **({"key": key} if key else {})}
+        told = " and ".join(f"{count} {unit}" for unit, count in units.items())
+        words = f"of {what} {told} in a minute" if told else f"of {what} as much as it likes"
+        rows = {f"{unit}_per_minute": count for unit, count in most.items()}
+        return {**whose, **rows}, f"{f'key {key} of {project}' if key else project}: {words}"
 
     change(step, reason, home, as_json, project)
 
@@ -360,7 +383,7 @@ def set_limit(
 def list_limits(
     project: ProjectArgument = "", home: ui.HomeOption = None, as_json: ui.JsonOption = False
 ) -> None:
-    """List the rate limits of a project; what is not there has none.
+    """List the rate limits of a project, and of its keys; what is not there has none.
 
     Example: runlore admin limits list acme
     """
@@ -373,9 +396,28 @@ def list_limits(
             raise errors.InvalidInput("PROJECT is needed", hint="`runlore admin projects list` lists them")
         async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
-        rows = {name: one.requests_per_minute for name, one in found.limits.items()} if found else {}
-        out.answer({"project": project, "requests_per_minute": rows})
-        out.table(("of", "requests in a minute"), [[name, most] for name, most in sorted(rows.items())])
+        own: dict[str, dict[str, dict[str, int]]] = {}
+        kept = {name: one.most() for name, one in sorted(found.limits.items())} if found else {}
+        for account in found.accounts.values() if found else ():
+            for key, terms in sorted(account.terms.items()):
+                if limits := {name: one.most() for name, one in sorted(terms.limits.items())}:
+                    own[key] = limits
+        units = sorted({unit for most in kept.values() for unit in most} | {"requests"})
+        rows = {
+            f"{unit}_per_minute": {name: most[unit] for name, most in kept.items() if unit in most}
+            for unit in units
+        }
+        out.answer({"project": project, **rows, "keys": own})
+        table = [
+            ["project", name, unit, count] for name, most in kept.items() for unit, count in most.items()
+        ]
+        table += [
+            [key, name, unit, count]
+            for key, limits in own.items()
+            for name, most in limits.items()
+            for unit, count in most.items()
+        ]
+        out.table(("whose", "of", "unit", "in a minute"), table)
 
     ui.run(work, as_json=as_json)
 

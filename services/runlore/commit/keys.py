@@ -201,7 +201,7 @@ def last_use(key_id: str) -> str:
 
 
 def tally(project: str, thing: str, key: str | None = None) -> str:
-    """How much of a project's rate limit for a thing was handed out in the newest minutes; or of one key's own limit."""
+    """How much of a project's rate limit for a thing was handed out of the newest minutes; or of one key's own."""
     name = f"{project}/{thing}" if key is None else f"{project}/{key}/{thing}"
     return f"{OPERATIONS}/{LIMITS}/{spread(name)}/{name}.json"
 

@@ -34,7 +34,7 @@ from runlore.lookup.http import (
 )
 from runlore.lookup.http import service as services
 from runlore.lookup.http.console import app as console
-from runlore.upkeep import adminlog
+from runlore.upkeep import adminlog, allotments
 
 READY_SECONDS_MAX = 3.0
 """How long the store may take to say that it is there."""
@@ -49,6 +49,7 @@ def make(service: services.Service) -> FastAPI:
     app = _routed()
     app.state.service = service
     app.state.keyring = callers.Keyring(service.store)
+    app.state.allotments = allotments.Allotments(service.store)
     app.state.log_entries = adminlog.Kept()
     problems.install(app)
     console.errors_as_pages(app)
