@@ -182,6 +182,12 @@ class SpendLimit(Refused):
     kind = "spend_limit"
 
 
+class MailRefused(Refused):
+    """The mail server does not take the message, or us."""
+
+    kind = "mail_refused"
+
+
 class IdempotencyConflict(Refused):
     """Another body came under the same idempotency key."""
 
@@ -463,6 +469,12 @@ class ModelBusy(Retryable):
     """The model's endpoint takes no more requests for now (429)."""
 
     kind = "model_busy"
+
+
+class MailUnavailable(Retryable):
+    """The mail server can not be reached, or asks to try again later."""
+
+    kind = "mail_unavailable"
 
 
 class Overloaded(Retryable):

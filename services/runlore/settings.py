@@ -151,6 +151,28 @@ class Settings(BaseSettings):
     http_requests_max: int = Field(
         256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
     )
+    public_url: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/?#]+/?)?$",
+        description="Where people reach `runlore serve` with a browser: what links in mails begin with; empty: none.",
+    )
+    # --- mail ---
+    smtp_host: str = Field(
+        "", description="Mail server that invitations go out by; empty: nothing is mailed."
+    )
+    smtp_port: int = Field(587, ge=1, le=65535, description="Its port.")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="How the connection is made safe: STARTTLS, TLS from the start (465), or not."
+    )
+    smtp_username: str = Field("", description="User to log in as; empty: none.")
+    smtp_password: SecretStr = Field(SecretStr(""), description="Password of that user.")
+    smtp_from: str = Field("", description="Address that mail comes from.")
+    smtp_ca_file: str = Field(
+        "", description="CA certificates (PEM) for the mail server; empty: the system's."
+    )
+    smtp_timeout_seconds: float = Field(
+        15.0, gt=0, le=120, description="How long sending one mail may take, with all of its tries."
+    )
     # --- a model ---
     model_url: str = Field(
         "",
@@ -209,7 +231,19 @@ class Settings(BaseSettings):
             self.s3_secret_access_key.get_secret_value()
         ):
             raise ValueError("RUNLORE_S3_ACCESS_KEY_ID and RUNLORE_S3_SECRET_ACCESS_KEY go together")
+        self._check_mail()
         return self
+
+    def _check_mail(self) -> None:
+        has_password = bool(self.smtp_password.get_secret_value())
+        if self.smtp_host and not self.smtp_from:
+            raise ValueError("RUNLORE_SMTP_HOST needs RUNLORE_SMTP_FROM")
+        if bool(self.smtp_username) != has_password:
+            raise ValueError("RUNLORE_SMTP_USERNAME and RUNLORE_SMTP_PASSWORD go together")
+        if has_password and self.smtp_security == "none":
+            raise ValueError(
+                "RUNLORE_SMTP_PASSWORD is not sent in the clear: RUNLORE_SMTP_SECURITY=starttls or tls"
+            )
 
     @property
     def has_model(self) -> bool:

@@ -198,12 +198,11 @@ MODEL_COST = Metric("counter", "runlore_model_cost_usd_total", "What they cost, 
 MODEL_DEFERRED = Metric("gauge", "runlore_model_budget_deferred_memories", "Memories that wait for budget.")
 MODEL_REFUSED = Metric("counter", "runlore_model_budget_refused_total", "Times that a memory came to wait.")
 
-_ROUTE = ("route", "method", "status")
+_ROUTE, _LIMIT = ("route", "method", "status"), ("limited", "whose", "unit")
 HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to the lookup service.", _ROUTE)
 HTTP_SECONDS = Metric(
     "histogram", "runlore_http_request_duration_seconds", "To the first byte.", ("route",), _REQUEST_SECONDS
 )
-_LIMIT = ("limited", "whose", "unit")
 HTTP_LIMITED = Metric("counter", "runlore_http_limited_total", "Requests that a rate limit refused.", _LIMIT)
 HTTP_CUT = Metric(
     "counter",
@@ -214,13 +213,8 @@ HTTP_CUT = Metric(
 
 METRICS: tuple[Metric, ...] = tuple(one for one in list(vars().values()) if isinstance(one, Metric))
 
-CONFLICT_KINDS = (
-    errors.PreconditionFailed.kind,
-    errors.WriteConflict.kind,
-    errors.HeadMoved.kind,
-    errors.OutcomeUnknown.kind,
-    errors.CommitTooLate.kind,
-)
+_CONFLICTS = (errors.PreconditionFailed, errors.WriteConflict, errors.HeadMoved, errors.OutcomeUnknown)
+CONFLICT_KINDS = tuple(one.kind for one in (*_CONFLICTS, errors.CommitTooLate))
 
 
 @dataclass

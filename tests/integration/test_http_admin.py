@@ -18,6 +18,7 @@ import pydantic
 import pytest
 from openai.types.admin import organization as client_types
 from openai.types.admin.organization import projects as project_types
+from openai.types.admin.organization import usage_completions_response, usage_costs_response
 from openai.types.admin.organization.projects import service_accounts as account_types
 
 from lookup_service import kind, listening, operation_of, served
@@ -79,6 +80,19 @@ TYPES = {
     "organization.project.user.deleted": project_types.UserDeleteResponse,
     "organization.invite": client_types.Invite,
     "organization.invite.deleted": client_types.InviteDeleteResponse,
+    "organization.spend_limit": client_types.OrganizationSpendLimit,
+    "organization.spend_limit.deleted": client_types.OrganizationSpendLimitDeleted,
+    "organization.spend_alert": client_types.OrganizationSpendAlert,
+    "organization.spend_alert.deleted": client_types.OrganizationSpendAlertDeleted,
+    "project.spend_limit": project_types.ProjectSpendLimit,
+    "project.spend_limit.deleted": project_types.ProjectSpendLimitDeleted,
+    "project.spend_alert": project_types.ProjectSpendAlert,
+    "project.spend_alert.deleted": project_types.ProjectSpendAlertDeleted,
+}
+RESULTS = {
+    # Usage and costs are told apart by what their results are.
+    "organization.usage.completions.result": usage_completions_response.DataResultOrganizationUsageCompletionsResult,
+    "organization.costs.result": usage_costs_response.DataResultOrganizationCostsResult,
 }
 
 
@@ -90,6 +104,14 @@ def check_body(body):
             check_body(row)
         return
     name = body.get("object", "audit_log")
+    if name == "page":
+        assert body.keys() == {"object", "data", "has_more", "next_page"}
+        for bucket in body["data"]:
+            assert bucket.keys() == {"object", "start_time", "end_time", "results"}
+            for row in bucket["results"]:
+                strictly(RESULTS[row["object"]], row)
+        client_types.UsageCompletionsResponse.model_validate(body, strict=True)
+        return
     model = TYPES.get(name, client_types.AuditLogListResponse)
     if "value" in body and name == "organization.admin_api_key":
         model = client_types.AdminAPIKeyCreateResponse
@@ -259,8 +281,8 @@ async def test_a_request_that_does_not_fit_is_told_so_and_what_has_no_meaning_is
         for nothing in (
             org.certificates.list(),
             org.groups.list(),
-            org.usage.completions(start_time=0),
-            org.projects.spend_limit.retrieve("acme"),
+            org.usage.images(start_time=0),
+            org.usage.embeddings(start_time=0),
         ):
             with pytest.raises(openai.NotFoundError) as absent:
                 await nothing
@@ -486,7 +508,7 @@ async def test_no_route_that_administers_answers_a_project_s_key_or_nobody_s(tmp
         good = {"Authorization": f"Bearer {admin}"}
         wrong = {"Authorization": f"Bearer {admin[:-1]}{'1' if admin.endswith('0') else '0'}"}
         data = await one.key("acme", "admin")
-        assert len(ROUTES) == 35
+        assert len(ROUTES) == 53
         for method, path in ROUTES:
             asked = path.format(**FILLED)
             for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}, wrong):
@@ -688,11 +710,12 @@ async def test_a_rate_limit_is_kept_enforced_told_with_when_to_ask_again_and_oth
             tokens[project] = made.api_key.value
         free = await everything(org.projects.rate_limits.list_rate_limits("acme"))
         assert [(row.model, row.max_requests_per_1_minute) for row in free] == [
+            ("generate", 1_000_000_000),
             ("publish", 1_000_000_000),
             ("read", 1_000_000_000),
             ("seed", 1_000_000_000),
         ]
-        assert [getattr(row, "max_bytes_per_1_minute", None) for row in free] == [10**12, None, None]
+        assert [getattr(row, "max_bytes_per_1_minute", None) for row in free] == [None, 10**12, None, None]
         limit = await org.projects.rate_limits.update_rate_limit(
             "rl-seed", project_id="acme", max_requests_per_1_minute=2
         )
@@ -714,7 +737,7 @@ async def test_a_rate_limit_is_kept_enforced_told_with_when_to_ask_again_and_oth
         assert await one.ask("acme/memories", tokens["acme"]) == 200
         jumping.ahead += wait
         await seed("acme")
-        for number, wanted in (("rl-generate", openai.NotFoundError), ("seed", openai.NotFoundError)):
+        for number, wanted in (("rl-nothing", openai.NotFoundError), ("seed", openai.NotFoundError)):
             with pytest.raises(wanted):
                 await org.projects.rate_limits.update_rate_limit(
                     number, project_id="acme", max_requests_per_1_minute=1

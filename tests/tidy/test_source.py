@@ -47,6 +47,7 @@ SERVER = {
     "jinja2": ("lookup/http/console/",),
     "markupsafe": ("lookup/http/console/",),  # which Jinja2 brings
     "markdown_it": ("lookup/http/console/",),
+    "aiosmtplib": ("upkeep/mail",),
     "h11": ("lookup/http/connections",),  # which uvicorn brings
     "mcp": ("lookup/mcp",),
     "openai": ("models/openai",),

@@ -270,4 +270,4 @@ def _tell_spend(out: ui.Out, found: dict[str, Any]) -> None:
         )
     for one in found["deferred"]:
         out.say(f"deferred: {one['project']}/{one['memory']} since {one['since']}: {one['cause']}")
-        out.say(f"  it goes on at {one['until']}, or once the budget is raised in the file of models")
+        out.say(f"  {one['ends']}")

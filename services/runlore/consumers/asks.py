@@ -6,6 +6,7 @@ store does not say. `Phase` is what every stage that asks a model goes by.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ from runlore.commit import marks
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.models import answers, choices, due, ledger, port, spend
 from runlore.store import port as store_port
+from runlore.upkeep import spendwatch
 
 log = structlog.get_logger("runlore.models")
 
@@ -88,7 +90,7 @@ class Phase:
         self._runtime, self._reload = runtime, reload
         self.chosen = chosen
         self._asks = Asks(store, due.KINDS[phase])
-        self._ledger = ledger.Ledger(store)
+        self._ledger, self._watch = ledger.Ledger(store), spendwatch.Watch(store)
         self._refused: dict[tuple[str, str], spend.Bound] = {}
         """What the last call that was refused for a memory could have taken."""
         self._deferred: dict[tuple[str, str], spend.Bound] = {}
@@ -107,11 +109,13 @@ class Phase:
         self.next_at = next_at(list(verdicts.values()))
         found = {one for one, verdict in verdicts.items() if verdict.is_due}
         for one, wanted in list(self._deferred.items()):
-            if (
-                one in found
-                and await self._ledger.refusal(*one, self.chosen.budgets(*one), wanted) is not None
-            ):
+            why = None
+            if one in found:
+                why = await self._ledger.refusal(*one, await self._budgets(*one), wanted)
+            if why is not None:
                 found.discard(one)
+                until = dt.datetime.fromisoformat(why.until)
+                self.next_at = until if self.next_at is None else min(until, self.next_at)
             elif (one in found or one not in verdicts) and self._deferred.pop(one, None) is not None:
                 telemetry.MODEL_DEFERRED.inc(-1)
         return found
@@ -122,7 +126,7 @@ class Phase:
         Whoever catches that leaves the ask standing. `is_open` in its context: there may be room once other calls are
         settled, also those of the same pass; where there is none after it, `defer`.
         """
-        budgets, table = self.chosen.budgets(project, memory), self.chosen.table()
+        budgets, table = await self._budgets(project, memory), self.chosen.table()
         engine = ledger.Metered(self._engine, self._ledger, project, memory, budgets=budgets, table=table)
         try:
             return await answers.ask(self._store, engine, project, one, accept)
@@ -134,13 +138,18 @@ class Phase:
     async def defer(self, project: str, memory: str) -> None:
         """Leave a memory alone until there is room for the call that was refused last, and say so once."""
         wanted = self._refused[project, memory]
-        why = await self._ledger.defer(project, memory, self.chosen.budgets(project, memory), wanted)
+        why = await self._ledger.defer(project, memory, await self._budgets(project, memory), wanted)
         if why is None:
             return
         if (project, memory) not in self._deferred:
-            log.warning(
-                "memory waits for budget", project=project, memory=memory, cause=why.cause, until=why.until
-            )
+            # That a minute is full ends with it.
+            say = log.info if why.by == spend.RATE else log.warning
+            say("memory waits for budget", project=project, memory=memory, cause=why.cause, until=why.until)
             telemetry.MODEL_REFUSED.inc()
             telemetry.MODEL_DEFERRED.inc()
         self._deferred[project, memory] = wanted
+
+    async def _budgets(self, project: str, memory: str) -> spend.Budgets:
+        """What a call of a memory is held against: the file of models, and what an administrator limits."""
+        limits = await self._watch.limits(project)
+        return dataclasses.replace(self.chosen.budgets(project, memory), limits=limits)

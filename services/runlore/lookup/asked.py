@@ -6,6 +6,7 @@ settings that the workers have.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from runlore.models import choices, due, ledger, port, spend
 from runlore.store import port as store_port
 from runlore.upkeep import pauses
 
+RATE_WAIT_MAX = dt.timedelta(minutes=5)
+"""A call that only its minute has no room for comes by itself: nobody is asked for anything."""
 WAITS, DUE, DEFERRED, BLOCKED = "waits", "due", "deferred", "blocked"
 
 
@@ -120,10 +123,11 @@ def _judge(
         return Asked(BLOCKED, f"{phase} is {stage['state']}: {stage.get('cause')}", count, stage.get("since"))
     waits = spend.deferred(month, memory, now)
     if waits is not None:
-        told = (
-            f"waits for budget: {waits['cause']}; goes on at {waits['until']}, or once the budget is raised"
-        )
-        return Asked(DEFERRED, told, count, waits["since"])
+        by = waits.get("by", spend.BUDGET)
+        told = f"{waits['cause']}; {spend.ends(by, waits['until'])}"
+        if by == spend.RATE and dt.datetime.fromisoformat(waits["until"]) - now < RATE_WAIT_MAX:
+            return Asked(WAITS, f"waits for the next minute: {told}", count, waits["since"])
+        return Asked(DEFERRED, f"waits for budget: {told}", count, waits["since"])
     verdict = due.is_due(found, chosen.due(project, memory, phase) if chosen else due.Policy(), now)
     if verdict.is_due:
         cause = f"; {phase}: {stage['cause']}" if stage.get("cause") else ""

@@ -78,7 +78,10 @@ def _deferred(bodies: Mapping[str, Any], memory: str | None) -> list[dict[str, A
         for name in sorted(body["deferred"]):
             found = spend.deferred(body, name, now)
             if found is not None and memory in (None, name):
-                out.append({"project": project, "memory": name, **found})
+                by = found.get("by", spend.BUDGET)
+                told = {"since": found["since"], "cause": found["cause"], "until": found["until"], "by": by}
+                ends = spend.ends(by, found["until"])
+                out.append({"project": project, "memory": name, **told, "ends": ends})
     return out
 
 

@@ -16,13 +16,13 @@ import contextlib
 import datetime as dt
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from runlore import clock, errors
-from runlore.commit import keys, puts
+from runlore.commit import keys, marks, puts
 from runlore.events import envelope
 from runlore.models import port, prices, spend
 from runlore.store import port as store_port
@@ -96,8 +96,8 @@ class Ledger:
         await self._change(call.project, call.month, change, is_refused=lambda: why is not None)
         if why is not None:
             raise errors.OverBudget(
-                f"{why.cause}; it goes on at {why.until}, or once the budget is raised",
-                hint="`runlore spend` shows what was spent; budgets are in the file of models",
+                why.told,
+                hint="`runlore spend` shows what was spent, and what limits it",
                 until=why.until,
                 is_open=why.is_open,
             )
@@ -261,6 +261,20 @@ async def months(store: store_port.ObjectStore, project: str, now: dt.datetime) 
         if one is not None
     ]
     return sorted(out, key=lambda body: body["month"])
+
+
+async def month_of_all(
+    store: store_port.ObjectStore, month: str, now: dt.datetime, projects: Sequence[str] | None = None
+) -> dict[str, spend.Body]:
+    """One month of every project that has spent in it, or of those that are named."""
+    named = list(projects) if projects is not None else await marks.projects(store)
+    found = [keys.spend(one, month) for one in named]
+    read = await store.get_many(found)
+    return {
+        name: spend.swept(parse(key, one.body), now)
+        for name, key, one in zip(named, found, read, strict=True)
+        if one is not None
+    }
 
 
 def parse(key: str, raw: bytes) -> spend.Body:

@@ -5,13 +5,14 @@ that bound, so calls at the same time, also of several workers, do not pass it t
 known (its process died) is *lost*: it stays counted at its bound, as nobody knows what was billed.
 
 A month of a project is one JSON value: `days` (day → memory → model → row), `open` (id → call), `deferred` (memory →
-why). A row counts calls, tokens, dollars, the calls whose cost nobody knows, and those that were lost.
+why), `minute` (what the present minute's calls come to). A row counts calls, tokens, dollars, the calls whose cost
+nobody knows, and those that were lost.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -34,6 +35,11 @@ EMPTY = {
     "lost": 0,
 }
 DAY, MONTH = "day", "month"
+BUDGET, SPEND_LIMIT, ORGANIZATION_LIMIT, RATE = "budget", "spend_limit", "organization_limit", "rate"
+"""What refuses a call: a budget of the file of models, a spend limit of the project or of the organization, or the
+project's rate limit."""
+MINUTES_AHEAD_MAX = dt.timedelta(minutes=2)
+"""A minute that another worker's clock began early is counted in; one further ahead is a clock that went wrong."""
 
 Row = dict[str, Any]
 Body = dict[str, Any]
@@ -54,11 +60,25 @@ class Budget(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What an administrator lets a project take, beside its budgets. None: any amount."""
+
+    project_usd: float | None = None
+    """Of a month; so is the next."""
+    organization_usd: float | None = None
+    others_usd: float = 0.0
+    """What all other projects spent of the organization's, as it was read a while ago."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True)
 class Budgets:
-    """The budgets that one call is held against."""
+    """The budgets that one call is held against, and the limits."""
 
     project: Budget = field(default_factory=Budget)
     memory: Budget = field(default_factory=Budget)
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,14 @@ class Refusal:
     until: str
     is_open: bool = False
     """Whether there would be room if nothing else were open: it may come once that is settled."""
+    by: str = BUDGET
+    usd: float = 0.0
+    """What the call could have cost."""
+
+    @property
+    def told(self) -> str:
+        """The cause, and how it ends."""
+        return f"{self.cause}; {ends(self.by, self.until)}"
 
 
 def bound(ask: port.Ask, table: prices.Table) -> Bound:
@@ -134,13 +162,91 @@ def refusal(
 ) -> Refusal | None:
     """Why a call of this memory may not be made now; None: it may."""
     why = _refusal(body, budgets, memory, now, wanted)
-    if why is None or not body["open"]:
+    if why is None:
+        return _over_rate(body, budgets.limits, now, wanted)
+    if not body["open"]:
         return why
     alone = _refusal({**body, "open": {}}, budgets, memory, now, wanted)
     return replace(why, is_open=alone is None)
 
 
+def ends(by: str, until: str) -> str:
+    """How long a refusal holds, in words."""
+    raised = {
+        BUDGET: "the budget",
+        SPEND_LIMIT: "the spend limit",
+        ORGANIZATION_LIMIT: "the spend limit",
+        RATE: "the rate limit",
+    }
+    return f"it goes on at {until}, or once {raised.get(by, raised[BUDGET])} is raised"
+
+
 def _refusal(
+    body: Mapping[str, Any], budgets: Budgets, memory: str, now: dt.datetime, wanted: Bound
+) -> Refusal | None:
+    return _over_budget(body, budgets, memory, now, wanted) or _over_limit(body, budgets.limits, now, wanted)
+
+
+def _over_limit(body: Mapping[str, Any], limits: Limits, now: dt.datetime, wanted: Bound) -> Refusal | None:
+    """Why an administrator's limit in dollars does not let a call be made."""
+    if limits.project_usd is None and limits.organization_usd is None:
+        return None
+    sofar, until = used(body).usd, _end(now, MONTH)
+    what = "the project's spend limit of a month"
+    if wanted.usd is None:
+        cause = f"{wanted.model} has no price, and {what} is in dollars"
+        if limits.project_usd is not None:
+            return Refusal(cause, until, by=SPEND_LIMIT)
+        return Refusal(cause.replace("project's", "organization's"), until, by=ORGANIZATION_LIMIT)
+    if limits.project_usd is not None and sofar + wanted.usd > limits.project_usd:
+        most = f"and one call may take ${wanted.usd:.4f}"
+        cause = f"{what}, ${limits.project_usd:g}: ${sofar:.4f} are used, {most}"
+        return Refusal(cause, until, by=SPEND_LIMIT, usd=wanted.usd)
+    if (
+        limits.organization_usd is not None
+        and sofar + limits.others_usd + wanted.usd > limits.organization_usd
+    ):
+        # What other projects spent is not told here: whoever may read this project reads it.
+        cause = (
+            f"the organization's spend limit of a month leaves less than the ${wanted.usd:.4f} of one call"
+        )
+        return Refusal(cause, until, by=ORGANIZATION_LIMIT, usd=wanted.usd)
+    return None
+
+
+def _over_rate(body: Mapping[str, Any], limits: Limits, now: dt.datetime, wanted: Bound) -> Refusal | None:
+    """Why the project's rate limit does not let a call be made in this minute."""
+    if limits.requests_per_minute is None and limits.tokens_per_minute is None:
+        return None
+    minute, usd = _minute(body, now), wanted.usd or 0.0
+    for limit, sofar, one, unit in (
+        (limits.requests_per_minute, minute["requests"], 1, "calls"),
+        (limits.tokens_per_minute, minute["tokens"], wanted.tokens, "tokens"),
+    ):
+        if limit is None or sofar + one <= limit:
+            continue
+        what = f"the project's rate limit of {limit:,} {unit} in a minute"
+        if one > limit:
+            # No minute has room for it.
+            return Refusal(f"{what}: one call may take {one:,}", _end(now, MONTH), by=RATE, usd=usd)
+        most = f", and one call may take {one:,}" if unit == "tokens" else ""
+        until = dt.datetime.fromisoformat(minute["at"]) + dt.timedelta(minutes=1)
+        of_open = [call["tokens"] for call in body["open"].values() if call.get("minute") == minute["at"]]
+        is_open = unit == "tokens" and sofar - sum(of_open) + one <= limit
+        return Refusal(f"{what}: {sofar:,} are used{most}", until.isoformat(), is_open, by=RATE, usd=usd)
+    return None
+
+
+def _minute(body: Mapping[str, Any], now: dt.datetime) -> dict[str, Any]:
+    """The minute that a call is counted in now, and what its calls come to."""
+    at = now.astimezone(dt.UTC).replace(second=0, microsecond=0)
+    kept = body.get("minute")
+    if kept is not None and at <= dt.datetime.fromisoformat(kept["at"]) <= at + MINUTES_AHEAD_MAX:
+        return dict(kept)
+    return {"at": at.isoformat(), "requests": 0, "tokens": 0}
+
+
+def _over_budget(
     body: Mapping[str, Any], budgets: Budgets, memory: str, now: dt.datetime, wanted: Bound
 ) -> Refusal | None:
     day = day_of(now)
@@ -180,7 +286,10 @@ def opened(
         "until": (now + dt.timedelta(seconds=seconds)).isoformat(timespec="seconds"),
     }
     deferred = {name: why for name, why in body["deferred"].items() if name != memory}
-    return {**body, "open": {**body["open"], call: entry}, "deferred": deferred}
+    minute = _minute(body, now)
+    entry["minute"] = minute["at"]
+    minute |= {"requests": minute["requests"] + 1, "tokens": minute["tokens"] + wanted.tokens}
+    return {**body, "open": {**body["open"], call: entry}, "deferred": deferred, "minute": minute}
 
 
 def settled(body: Body, call: str, usage: port.Usage | None, cost_usd: float | None) -> Body:
@@ -192,13 +301,19 @@ def settled(body: Body, call: str, usage: port.Usage | None, cost_usd: float | N
     if entry is None:
         return body
     took = _row_of(entry) if usage is None else _row(usage, cost_usd)
+    body = _in_minute(body, entry, took["input_tokens"] + took["output_tokens"])
     return _closed(body, call, entry, took)
 
 
 def dropped(body: Body, call: str) -> Body:
-    """The month without this call: it was surely not billed."""
-    if call not in body["open"]:
+    """The month without this call: it was surely not billed. It was made: as a request of its minute it stays."""
+    entry = body["open"].get(call)
+    if entry is None:
         return body
+    return _without(_in_minute(body, entry, 0), call)
+
+
+def _without(body: Body, call: str) -> Body:
     return {**body, "open": {name: one for name, one in body["open"].items() if name != call}}
 
 
@@ -213,9 +328,10 @@ def swept(body: Body, now: dt.datetime) -> Body:
 def deferring(body: Body, memory: str, why: Refusal, now: dt.datetime) -> Body:
     """The month that says that a memory waits for budget; itself where it says so already."""
     known = body["deferred"].get(memory)
-    if known is not None and known["until"] == why.until:
+    if known is not None and known["until"] == why.until and known.get("by", BUDGET) == why.by:
         return body
     entry = {"since": now.isoformat(timespec="seconds"), "cause": why.cause, "until": why.until}
+    entry |= {"by": why.by, "usd": why.usd}
     return {**body, "deferred": {**body["deferred"], memory: entry}}
 
 
@@ -223,6 +339,24 @@ def deferred(body: Mapping[str, Any], memory: str, now: dt.datetime) -> Mapping[
     """Since when, why and until when a memory waits for budget; None where it does not."""
     found = body["deferred"].get(memory)
     return found if found and now < dt.datetime.fromisoformat(found["until"]) else None
+
+
+def settled_usd(body: Mapping[str, Any]) -> float:
+    """What the month's calls that have ended cost, as far as that is known."""
+    return sum(float(row["cost_usd"]) for *_, row in rows(body))
+
+
+def is_enforcing(bodies: Iterable[Mapping[str, Any]], limit_usd: float, by: str, now: dt.datetime) -> bool:
+    """Whether a spend limit over these months refuses calls now: it is used up, or a call waits that does not fit."""
+    kept = list(bodies)
+    sofar = sum(used(body).usd for body in kept)
+    waiting = [
+        float(one.get("usd", 0.0))
+        for body in kept
+        for name in body["deferred"]
+        if (one := deferred(body, name, now)) is not None and one.get("by") == by
+    ]
+    return sofar >= limit_usd or any(sofar + usd > limit_usd for usd in waiting)
 
 
 def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> Row:
@@ -245,7 +379,15 @@ def _closed(body: Body, call: str, entry: Mapping[str, Any], took: Mapping[str, 
     models = dict(of_day.get(memory, {}))
     models[model] = added(models.get(model, {}), took)
     of_day[memory] = models
-    return {**dropped(body, call), "days": {**body["days"], day: of_day}}
+    return {**_without(body, call), "days": {**body["days"], day: of_day}}
+
+
+def _in_minute(body: Body, entry: Mapping[str, Any], tokens: int) -> Body:
+    """The month with a call's tokens in place of its bound, where its minute is the present one."""
+    minute = body.get("minute")
+    if minute is None or minute["at"] != entry.get("minute"):
+        return body
+    return {**body, "minute": {**minute, "tokens": max(0, minute["tokens"] - entry["tokens"] + tokens)}}
 
 
 def _row(usage: port.Usage, cost_usd: float | None) -> Row:

@@ -226,7 +226,7 @@ class Administrator:
         limits: Limits | None = None,
     ) -> tuple[access.Key, str]:
         """A key of a service account; it, and the token that is shown once. `limits`: of its own."""
-        own = organizations.with_limits({}, limits or {})
+        own = _own_limits({}, limits)
         org = await read(self.store)
         organizations.project_of(org, project)
         organizations.account_of(org, project, account)
@@ -301,7 +301,7 @@ class Administrator:
                 terms,
                 scope=scope or before.scope,
                 expires_at=expires_at or before.expires_at,
-                limits=organizations.with_limits(terms.limits, limits or {}),
+                limits=_own_limits(terms.limits, limits),
             )
             holder = organizations.changed(holder, terms={**holder.terms, key_id: made})
             org = organizations.with_account(org, project, holder)
@@ -454,6 +454,12 @@ def told_limit(units: Mapping[str, int | None]) -> dict[str, int]:
         f"max_{unit}_per_1_minute": organizations.UNLIMITED[unit] if most is None else most
         for unit, most in units.items()
     }
+
+
+def _own_limits(
+    before: Mapping[str, organizations.Limit], limits: Limits | None
+) -> dict[str, organizations.Limit]:
+    return organizations.with_limits(before, limits or {}, limited=organizations.OF_A_KEY)
 
 
 def _told_limits(limits: Limits | None) -> dict[str, Any]:

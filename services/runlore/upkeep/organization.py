@@ -27,10 +27,14 @@ ACCOUNTS_MAX = 200
 USERS_MAX, INVITES_MAX = 1_000, 500
 KEYS_MAX = 50
 """Keys of one service account."""
-LIMITED = ("publish", "read", "seed")
-"""What is counted for a project, and for a key of one."""
+GENERATE = "generate"
+"""Calls to models: what the workers count, not the service (`models/spend.py`)."""
+LIMITED = (GENERATE, "publish", "read", "seed")
+"""What is counted for a project."""
+OF_A_KEY = ("publish", "read", "seed")
+"""What is counted for one key, too: what it is that came with a request."""
 UNITS: Mapping[str, tuple[str, ...]] = {
-    "generate": ("requests", "tokens"),
+    GENERATE: ("requests", "tokens"),
     "publish": ("requests", "bytes"),
     "read": ("requests",),
     "seed": ("requests",),
@@ -135,6 +139,22 @@ class Invite(_Kept):
     accepted_at: str | None = None
 
 
+class SpendLimit(_Kept):
+    """What calls to models may cost in a UTC month."""
+
+    cents: int
+
+
+class SpendAlert(_Kept):
+    """Whom to tell once a month's calls to models have cost so much."""
+
+    id: str
+    cents: int
+    recipients: tuple[str, ...]
+    subject_prefix: str | None = None
+    created_at: str
+
+
 class Project(_Kept):
     """What is administered of a project; `archived_at`: from then on its keys open nothing."""
 
@@ -145,6 +165,8 @@ class Project(_Kept):
     accounts: dict[str, Account] = Field(default_factory=dict)
     limits: dict[str, Limit] = Field(default_factory=dict)
     members: dict[str, Member] = Field(default_factory=dict)
+    spend_limit: SpendLimit | None = None
+    spend_alerts: dict[str, SpendAlert] = Field(default_factory=dict)
 
 
 class Tip(_Kept):
@@ -161,6 +183,9 @@ class Organization(_Kept):
     projects: dict[str, Project] = Field(default_factory=dict)
     users: dict[str, User] = Field(default_factory=dict)
     invites: dict[str, Invite] = Field(default_factory=dict)
+    spend_limit: SpendLimit | None = None
+    """Over all projects."""
+    spend_alerts: dict[str, SpendAlert] = Field(default_factory=dict)
     ended_keys: tuple[str, ...] = ()
     """Keys of no account that were ended here: each stays until its own object says so too."""
     tip: Tip = Tip()
@@ -271,7 +296,10 @@ def with_account(org: Organization, project: str, account: Account) -> Organizat
 
 
 def with_limits(
-    before: Mapping[str, Limit], given: Mapping[str, Mapping[str, int | None]]
+    before: Mapping[str, Limit],
+    given: Mapping[str, Mapping[str, int | None]],
+    *,
+    limited: tuple[str, ...] = LIMITED,
 ) -> dict[str, Limit]:
     """Limits with those changed that are given: thing → unit → how much in a minute, null: no limit any more.
 
@@ -279,8 +307,8 @@ def with_limits(
     """
     out = dict(before)
     for thing, units in given.items():
-        if thing not in LIMITED:
-            raise errors.NotFound(f"there is no limit of {thing!r}", hint=f"there are: {', '.join(LIMITED)}")
+        if thing not in limited:
+            raise errors.NotFound(f"there is no limit of {thing!r}", hint=f"there are: {', '.join(limited)}")
         for unit, most in units.items():
             if unit not in UNITS[thing]:
                 counted = " and ".join(UNITS[thing])

@@ -26,6 +26,8 @@ from runlore.lookup.http import (
     organization_log,
     organization_people,
     organization_shapes,
+    organization_spend,
+    organization_usage,
     problems,
     review,
     seeds,
@@ -72,7 +74,13 @@ def _routed() -> FastAPI:
     _probes(app)
     for one in (seeds, memory, review, models, snapshots, events):
         app.include_router(one.router, responses=_RESPONSES)
-    for other in (organization, organization_people, organization_log):
+    for other in (
+        organization,
+        organization_people,
+        organization_spend,
+        organization_usage,
+        organization_log,
+    ):
         app.include_router(other.router, responses=_ERRORS)
     console.routes(app)
     made: dict[str, Any] = {}

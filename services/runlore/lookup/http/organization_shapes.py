@@ -179,6 +179,48 @@ class Accepted(_Shape):
     admin_api_key: AdminKeyMade
 
 
+class Enforcement(_Shape):
+    """Whether a spend limit refuses calls now."""
+
+    status: Literal["inactive", "enforcing"]
+
+
+class SpendLimit(_Shape):
+    """What calls to models may cost in a month, of the organization or of a project."""
+
+    object: Literal["organization.spend_limit", "project.spend_limit"]
+    threshold_amount: int
+    currency: Literal["USD"] = "USD"
+    interval: Literal["month"] = "month"
+    enforcement: Enforcement
+
+
+class SpendLimitDeleted(_Shape):
+    """A spend limit that is gone."""
+
+    object: Literal["organization.spend_limit.deleted", "project.spend_limit.deleted"]
+    deleted: Literal[True] = True
+
+
+class NotificationChannel(_Shape):
+    """Whom a spend alert is mailed to."""
+
+    type: Literal["email"] = "email"
+    recipients: list[str]
+    subject_prefix: str | None
+
+
+class SpendAlert(_Shape):
+    """Whom to tell once a month's calls to models have cost so much."""
+
+    object: Literal["organization.spend_alert", "project.spend_alert"]
+    id: str
+    threshold_amount: int
+    currency: Literal["USD"] = "USD"
+    interval: Literal["month"] = "month"
+    notification_channel: NotificationChannel
+
+
 class Deleted(_Shape):
     """What is gone."""
 
@@ -195,6 +237,15 @@ class AuditLog(_Shape):
     effective_at: int
     actor: dict[str, Any]
     project: dict[str, str] | None = None
+
+
+class UsagePage(_Shape):
+    """A page of days, and what calls to models took or cost on each, in groups."""
+
+    object: Literal["page"] = "page"
+    data: list[dict[str, Any]]
+    has_more: bool
+    next_page: str | None
 
 
 class Page(_Shape):
@@ -317,6 +368,18 @@ def rate_limit(what: str, one: organizations.Project | None) -> RateLimit:
     )
 
 
+def spend_limit(one: organizations.SpendLimit, *, of: str, enforcing: bool) -> SpendLimit:
+    status = Enforcement(status="enforcing" if enforcing else "inactive")
+    return SpendLimit(object=f"{of}.spend_limit", threshold_amount=one.cents, enforcement=status)
+
+
+def spend_alert(one: organizations.SpendAlert, *, of: str) -> SpendAlert:
+    channel = NotificationChannel(recipients=list(one.recipients), subject_prefix=one.subject_prefix)
+    return SpendAlert(
+        object=f"{of}.spend_alert", id=one.id, threshold_amount=one.cents, notification_channel=channel
+    )
+
+
 def _own_limits(key: access.Key, org: organizations.Organization) -> dict[str, Any]:
     """The limits of a key's own, where it has any: ours beside their fields."""
     terms = organizations.terms_of(org, key)
@@ -359,7 +422,9 @@ def _details(entry: adminlog.Entry) -> dict[str, Any]:
         "api_key.created": {"data": {name: given[name] for name in ("scopes", "limits") if name in given}},
         "api_key.updated": {"changes_requested": dict(given)},
         "project.created": {"data": {"name": given.get("name"), "title": given.get("name")}},
-        "project.updated": {"changes_requested": {"title": given.get("name")}},
+        # Of limits and alerts theirs has no field: `runlore admin log` tells.
+        "project.updated": {"changes_requested": {"title": given["name"]} if "name" in given else {}},
+        "organization.updated": {"changes_requested": {}},
         "service_account.created": {"data": {"role": given.get("role")}},
         "service_account.updated": {"changes_requested": {"role": given.get("role")}},
         "rate_limit.updated": {"changes_requested": dict(given)},
