@@ -38,6 +38,10 @@ OURS = {
     "RateLimitUpdatedChangesRequested": {"max_bytes_per_1_minute"},
     "APIKeyUpdatedChangesRequested": {"limits"},
     "APIKeyCreatedData": {"limits"},
+    "ProjectUpdatedChangesRequested": (
+        SPEND := {"spend_limit_cents", "spend_alert", "threshold_cents", "recipients"}
+    ),
+    "OrganizationUpdatedChangesRequested": SPEND,
 }
 """What docs/ADMIN.md adds to their types."""
 

@@ -422,9 +422,11 @@ def _details(entry: adminlog.Entry) -> dict[str, Any]:
         "api_key.created": {"data": {name: given[name] for name in ("scopes", "limits") if name in given}},
         "api_key.updated": {"changes_requested": dict(given)},
         "project.created": {"data": {"name": given.get("name"), "title": given.get("name")}},
-        # Of limits and alerts theirs has no field: `runlore admin log` tells.
-        "project.updated": {"changes_requested": {"title": given["name"]} if "name" in given else {}},
-        "organization.updated": {"changes_requested": {}},
+        # Of spend limits and alerts theirs has no field: ours stand beside theirs.
+        "project.updated": {
+            "changes_requested": {"title" if name == "name" else name: one for name, one in given.items()}
+        },
+        "organization.updated": {"changes_requested": dict(given)},
         "service_account.created": {"data": {"role": given.get("role")}},
         "service_account.updated": {"changes_requested": {"role": given.get("role")}},
         "rate_limit.updated": {"changes_requested": dict(given)},
