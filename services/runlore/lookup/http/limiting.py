@@ -62,10 +62,11 @@ async def _count(request: Request, thing: str, units: dict[str, int]) -> None:
         telemetry.HTTP_LIMITED.inc(**labels)
         raise
     finally:
-        request.state.headers = _headers(state.allotments.standing(wants))
+        request.state.headers = headers(state.allotments.standing(wants))
 
 
-def _headers(standing: dict[str, allotments.Standing]) -> list[tuple[bytes, bytes]]:
+def headers(standing: dict[str, allotments.Standing]) -> list[tuple[bytes, bytes]]:
+    """How the limits stand, as OpenAI's API tells it."""
     return [
         (f"{HEADER}-{name}-{unit}".encode(), told.encode())
         for unit, one in standing.items()
