@@ -33,6 +33,10 @@ locals {
     admin      = "_operations/admin/*"
     used       = "_operations/used/*"
     limits     = "_operations/limits/??/*"
+    alerts     = "_operations/alerts/????-??/*"
+
+    # Of `admin` the head alone, which says what may be spent: no entry of the log.
+    organization = "_operations/admin/organization.json"
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
@@ -40,14 +44,14 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "limits"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "limits", "alerts"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
-    # tries with the same rights.
+    # tries with the same rights. It goes by the limits of the organization, and tells of its spend alerts.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "pauses", "workers", "probes", "redaction"]
-      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "_dead", "workers", "probes", "redaction"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "pauses", "workers", "probes", "redaction", "organization", "alerts"]
+      write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "_dead", "workers", "probes", "redaction", "alerts"]
       delete = ["marks", "asks", "joins", "workers", "probes"]
     }
 

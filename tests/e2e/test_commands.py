@@ -151,6 +151,13 @@ COMMANDS = {
     **{("admin", one, "delete"): (2, 2, 2) for one in ("keys", "accounts", "invites", "users")},
     **{("admin", "projects", one): (2, 2, 2) for one in ("rename", "archive")},
     ("admin", "limits", "set"): (2, 2, 2),
+    ("admin", "spend-limit", "show"): (3, 3, 3),  # There is none.
+    **{("admin", "spend-limit", one): (2, 2, 2) for one in ("set", "delete")},
+    ("admin", "spend-alerts", "list"): (0, 0, 3),
+    ("admin", "spend-alerts", "list", "nobody"): (3, 3, 3),
+    **{("admin", "spend-alerts", one): (2, 2, 2) for one in ("create", "update", "delete")},
+    **{("admin", "usage", one): (0, 0, 3) for one in ("completions", "costs")},
+    ("admin", "usage", "costs", "--by", "user_id"): (2, 2, 2),
 }
 
 

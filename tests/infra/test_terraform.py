@@ -44,11 +44,22 @@ from runlore.snapshots import library
 from runlore.testing import models as scripted
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import access, administration, audit, doctor, organization, verify
+from runlore.upkeep import (
+    access,
+    administration,
+    audit,
+    doctor,
+    organization,
+    spendalerts,
+    spendlimits,
+    verify,
+)
 
 KINDS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)} - {
     keys.OPERATIONS
 }
+WITHIN = {"organization": keys.ADMIN}
+"""Places that are one object of a kind: whoever may the kind may these."""
 
 
 def plain(value):
@@ -166,6 +177,8 @@ class Allowed:
 
 
 def kind_of(key):
+    if key == keys.organization():
+        return "organization"
     parts = key.split("/")
     return parts[1] if parts[0] == keys.OPERATIONS or not parts[0].startswith("_") else parts[0]
 
@@ -174,13 +187,13 @@ def kind_of(key):
 
 
 def test_the_table_of_kinds_is_that_of_the_code(rights):
-    assert rights.places.keys() == KINDS
+    assert rights.places.keys() == KINDS | WITHIN.keys()
 
 
 def test_a_role_is_granted_only_kinds_that_exist(rights):
     for role, one in rights.roles.items():
         assert one.keys() == {"read", "write", "delete"}, role
-        assert {place for places in one.values() for place in places} <= KINDS, role
+        assert {place for places in one.values() for place in places} <= KINDS | WITHIN.keys(), role
     assert set(rights.conditional) | rights.ambiguous <= KINDS
 
 
@@ -247,7 +260,8 @@ def objects(draw):
                 (keys.ACCESS, keys.access_key("0" * 32)),
                 (keys.SECRETS, keys.secret("seed-signing")),
                 (keys.REDACTION, keys.redaction(project)),
-                (keys.ADMIN, keys.organization()),
+                ("organization", keys.organization()),
+                (keys.ALERTS, keys.spend_alert("2026-11", "spend-alert-1", 500)),
                 (keys.ADMIN, keys.log_entry(7, SHA)),
                 (keys.USED, keys.last_use("0" * 32)),
                 (keys.REQUESTS, keys.request(project, SHA)),
@@ -267,12 +281,14 @@ def test_what_a_name_looks_like_takes_no_right_away_and_lets_nobody_delete(one):
     for role, granted in rights.roles.items():
         for action, places in granted.items():
             allowed = rights.may(role, action, key)
-            if kind in places:
+            if {kind, WITHIN.get(kind)} & set(places):
                 assert allowed, f"{role} can not {action} {key}"
             elif action == "delete" or not rights.ambiguous & set(places):
                 assert not allowed, f"{role} can {action} {key}"
     # An unconditional write is denied where it is never meant, and never where it is.
-    assert rights.fits(key, rights.conditional) == (kind in rights.conditional) or kind in rights.ambiguous
+    assert rights.fits(key, rights.conditional) == (
+        WITHIN.get(kind, kind) in rights.conditional or kind in rights.ambiguous
+    )
 
 
 @cache
@@ -327,10 +343,13 @@ class Deployment:
         )
         together = model_notes.ModelNotesStage(worker, self.bus, scripted.ScriptedEngine(), choices.Choices())
         await snapshot.SnapshotStage(worker, self.bus).process(taken)
+        operator = administration.Administrator(self.views["operator"], {"user": "ann"})
+        await spendlimits.create_alert(operator, None, 0, recipients=["ann@example.org"])
         for memory in ("support", "marks"):
             await summaries.work("acme", memory)
             await consolidate.ConsolidateStage(worker, self.bus, joins=True).work("acme", memory)
             await together.work("acme", memory)
+        await spendalerts.Alerts(worker, None).check()
 
     async def seed(self, rollout):
         reader = revisions.Reader(self.views["lookup"])
@@ -451,6 +470,9 @@ async def test_what_is_held_is_decided_with_the_rights_of_serve_admin_and_shown_
                 await asked.post(f"memories/support/review/{verb}", decided, status=wanted)
 
 
+LIMIT = {"threshold_amount": 5, "currency": "USD", "interval": "month"}
+
+
 async def test_it_is_administered_with_the_rights_of_serve_admin_and_of_an_operator_and_not_with_those_of_serve(
     rights, tmp_path
 ):
@@ -468,6 +490,8 @@ async def test_it_is_administered_with_the_rights_of_serve_admin_and_of_an_opera
                 (place, {"name": "acme"}),
                 (f"{place}/acme/service_accounts", {"name": "bot"}),
                 (f"{place}/acme/rate_limits/rl-seed", {"max_requests_per_1_minute": 9}),
+                (f"{place}/acme/spend_limit", LIMIT),
+                ("v1/organization/spend_limit", LIMIT),
             ):
                 answer = await asked.client.post(f"/{path}", json=body, headers=headers)
                 assert answer.status_code == wanted, (role, path, answer.text)
@@ -486,7 +510,10 @@ async def test_it_is_administered_with_the_rights_of_serve_admin_and_of_an_opera
         gone = await asked.client.delete(f"/{place}/acme/api_keys/{listed['id']}", headers=headers)
         assert gone.status_code == 200
         found = await asked.client.get("/v1/organization/audit_logs", headers=headers)
-        assert len(found.json()["data"]) == 6
+        assert len(found.json()["data"]) == 8
+        for path in ("spend_limit", "projects/acme/spend_limit", "spend_alerts", "costs?start_time=0"):
+            shown = await asked.client.get(f"/v1/organization/{path}", headers=headers)
+            assert shown.status_code == 200, path
     assert not (await administration.verify(one.views["operator"])).problems
 
 

@@ -463,3 +463,126 @@ async def test_no_more_months_are_remembered_than_may_be(monkeypatch):
         await kept.settle(call, port.Usage(input_tokens=10, output_tokens=0), 0.0)
     assert len(kept._known) == 2
     assert spend.used(await kept.month("a", "2026-11")).tokens == 20
+
+
+# --- what an administrator limits -----------------------------------------------------------------------------
+
+
+def limits(**given):
+    return spend.Budgets(limits=spend.Limits(**given))
+
+
+def spent(usd, *, tokens=1000):
+    body = spend.opened(spend.empty("acme", "2026-11"), "a", "support", PRICED, now=NOON)
+    return spend.settled(body, "a", port.Usage(input_tokens=tokens, output_tokens=0), usd)
+
+
+def test_a_spend_limit_holds_with_what_is_open_and_a_call_without_a_price_is_not_made_under_one():
+    body = spend.opened(spent(4.97), "b", "support", PRICED, now=NOON)
+    assert spend.refusal(body, limits(project_usd=4.99), "support", NOON, PRICED) is None
+    refused = spend.refusal(body, limits(project_usd=4.985), "support", NOON, PRICED)
+    assert (refused.by, refused.is_open, refused.until) == (
+        spend.SPEND_LIMIT,
+        True,
+        "2026-12-01T00:00:00+00:00",
+    )
+    assert "the project's spend limit of a month, $4.985: $4.9800 are used" in refused.cause
+    for of in ("project_usd", "organization_usd"):
+        refused = spend.refusal(body, limits(**{of: 99.0}), "support", NOON, UNPRICED)
+        assert "has no price" in refused.cause and of.partition("_")[0] in refused.cause
+
+
+def test_the_organizations_limit_counts_every_project_and_tells_none_what_the_others_spent():
+    within = limits(organization_usd=100.0, others_usd=98.985)
+    assert spend.refusal(spent(1.0), within, "support", NOON, PRICED) is None
+    refused = spend.refusal(spent(1.01), within, "support", NOON, PRICED)
+    assert (
+        refused.by == spend.ORGANIZATION_LIMIT and "98" not in refused.cause and "$100" not in refused.cause
+    )
+
+
+def test_a_limit_refuses_now_where_it_is_used_up_or_where_a_call_waits_that_does_not_fit():
+    body = spent(4.995)
+    assert not spend.is_enforcing([body], 5.0, spend.SPEND_LIMIT, NOON)
+    why = spend.refusal(body, limits(project_usd=5.0), "support", NOON, PRICED)
+    waiting = spend.deferring(body, "support", why, NOON)
+    assert spend.is_enforcing([waiting], 5.0, spend.SPEND_LIMIT, NOON)
+    assert not spend.is_enforcing([waiting], 5.1, spend.SPEND_LIMIT, NOON)
+    assert not spend.is_enforcing([waiting], 5.0, spend.ORGANIZATION_LIMIT, NOON)
+    assert not spend.is_enforcing([waiting], 5.0, spend.SPEND_LIMIT, NOON + dt.timedelta(days=9))
+    assert spend.is_enforcing([body, spent(0.005)], 5.0, spend.ORGANIZATION_LIMIT, NOON)
+
+
+@given(steps, st.integers(0, 8), st.integers(0, 5000))
+def test_no_order_of_calls_passes_a_rate_limit(moves, requests, tokens):
+    within = limits(requests_per_minute=requests, tokens_per_minute=tokens)
+    body, now = spend.empty("acme", "2026-11"), NOON
+    made = {}
+    for number, (what, name, memory, took, seconds) in enumerate(moves):
+        call = f"call-{name}"
+        if what == "open" and call not in body["open"]:
+            if spend.refusal(body, within, memory, now, PRICED) is None:
+                body = spend.opened(body, call, memory, PRICED, now=now)
+                made[number] = now.replace(second=0)
+        elif what == "settle":
+            body = spend.settled(body, call, port.Usage(input_tokens=took, output_tokens=0), 0.0)
+        elif what == "drop":
+            body = spend.dropped(body, call)
+        else:
+            now += dt.timedelta(seconds=seconds)
+        assert list(made.values()).count(now.replace(second=0)) <= requests
+        minute = body.get("minute", {"tokens": 0})
+        assert minute["tokens"] <= tokens
+
+
+def test_a_rate_limit_lets_go_on_in_the_next_minute_and_one_that_no_call_fits_says_so():
+    within = limits(requests_per_minute=1)
+    at = NOON + dt.timedelta(seconds=30)
+    body = spend.opened(spend.empty("acme", "2026-11"), "a", "support", PRICED, now=at)
+    refused = spend.refusal(body, within, "sales", at, PRICED)
+    assert (refused.by, refused.until) == (spend.RATE, "2026-11-23T12:01:00+00:00")
+    assert refused.cause == "the project's rate limit of 1 calls in a minute: 1 are used"
+    assert spend.refusal(body, within, "sales", NOON + dt.timedelta(seconds=60), PRICED) is None
+    tokens = limits(tokens_per_minute=1999)
+    assert spend.refusal(body, tokens, "sales", at, PRICED).is_open
+    settled = spend.settled(body, "a", port.Usage(input_tokens=900, output_tokens=99), 0.0)
+    assert spend.refusal(settled, tokens, "sales", at, PRICED) is None
+    for never in (limits(tokens_per_minute=999), limits(requests_per_minute=0)):
+        refused = spend.refusal(settled, never, "sales", at, PRICED)
+        assert refused.until == "2026-12-01T00:00:00+00:00" and "one call may take" in refused.cause
+    assert spend.refusal(body, within, "sales", at, PRICED).told.endswith("or once the rate limit is raised")
+
+
+def test_a_minute_that_another_clock_began_early_is_counted_in_and_one_far_ahead_is_not():
+    body = spend.opened(
+        spend.empty("acme", "2026-11"), "a", "support", PRICED, now=NOON + dt.timedelta(seconds=61)
+    )
+    within = limits(requests_per_minute=1)
+    refused = spend.refusal(body, within, "support", NOON, PRICED)
+    assert refused is not None and refused.until == "2026-11-23T12:02:00+00:00"
+    assert spend.refusal(body, within, "support", NOON - dt.timedelta(hours=1), PRICED) is None
+
+
+def test_a_month_that_an_older_version_wrote_is_gone_on_with():
+    old = spend.opened(spend.empty("acme", "2026-11"), "a", "support", PRICED, now=NOON)
+    del old["minute"], old["open"]["a"]["minute"]
+    settled = spend.settled(old, "a", port.Usage(input_tokens=1, output_tokens=1), 0.0)
+    assert spend.used(settled).tokens == 2
+    assert spend.opened(old, "b", "support", PRICED, now=NOON)["minute"]["requests"] == 1
+
+
+async def test_workers_together_make_no_more_calls_in_a_minute_than_the_rate_limit(world):
+    store, within = MemoryStore(), limits(requests_per_minute=7)
+    engine = Slow(lambda seen: models.Reply())
+    workers = [
+        ledger.Metered(engine, ledger.Ledger(store), "acme", "support", budgets=within, table=TABLE)
+        for _ in range(4)
+    ]
+    done = await asyncio.gather(
+        *(one.ask(ask_of(f"{number}-{at}")) for number, one in enumerate(workers) for at in range(4)),
+        return_exceptions=True,
+    )
+    assert len(engine.asked) == 7 and sum(isinstance(one, errors.OverBudget) for one in done) == 9
+    world.at += dt.timedelta(minutes=1)
+    await workers[0].ask(ask_of("later"))
+    assert len(engine.asked) == 8 and body_of(store)["deferred"] == {}

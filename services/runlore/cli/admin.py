@@ -334,7 +334,7 @@ def delete_account(
 # --- limits -------------------------------------------------------------------------------------------------
 
 
-LIMITED_HELP = "seed, publish, or read: whatever else is read."
+LIMITED_HELP = "seed, publish, read (whatever else is read), or generate (calls to models)."
 
 
 @limits_app.command("set")
@@ -347,6 +347,10 @@ def set_limit(
     size: Annotated[
         int | None,
         typer.Option("--bytes", min=0, help="Bytes handed in in a minute: of publish.", show_default=False),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=0, help="Tokens in a minute: of generate.", show_default=False),
     ] = None,
     key: Annotated[
         str, typer.Option("--key", metavar="KEYID", help="Of this key alone.", show_default=False)
@@ -363,7 +367,7 @@ def set_limit(
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
         from runlore.upkeep import organization
 
-        given = {"requests": requests, "bytes": size}
+        given = {"requests": requests, "bytes": size, "tokens": tokens}
         units = {unit: most for unit, most in given.items() if most is not None}
         most = units or dict.fromkeys(organization.UNITS.get(what, ()))
         if key:

@@ -268,6 +268,11 @@ def _tell_spend(out: ui.Out, found: dict[str, Any]) -> None:
         out.say(
             f"budget of {whose} for a {one['length']}: {shown[0]} of {shown[1]}{unit} used, {shown[2]} left"
         )
+    for one in found["limits"]:
+        whose = "the organization" if one["project"] is None else one["project"]
+        amounts = f": ${one['used']:,.4f} of ${one['limit']:,.2f} used" if "limit" in one else ""
+        now = "it refuses calls now" if one["enforcing"] else "calls are made"
+        out.say(f"spend limit of {whose} for a month{amounts}; {now}")
     for one in found["deferred"]:
         out.say(f"deferred: {one['project']}/{one['memory']} since {one['since']}: {one['cause']}")
         out.say(f"  {one['ends']}")

@@ -22,6 +22,7 @@ from runlore.cli import (
     sides,
     snapshots,
     sources,
+    spending,
     stages,
     topics,
     workspaces,
@@ -78,6 +79,7 @@ mcp.register(app)
 serve.register(app)
 admin.register(app)
 people.register()
+spending.register()
 
 
 def _shorten(group: typer.Typer) -> None:

@@ -23,7 +23,7 @@ OPERATIONS = "_operations"
 """Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
-ADMIN, USED, LIMITS = "admin", "used", "limits"
+ADMIN, USED, LIMITS, ALERTS = "admin", "used", "limits", "alerts"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     SIDES,
@@ -204,6 +204,11 @@ def tally(project: str, thing: str, key: str | None = None) -> str:
     """How much of a project's rate limit for a thing was handed out of the newest minutes; or of one key's own."""
     name = f"{project}/{thing}" if key is None else f"{project}/{key}/{thing}"
     return f"{OPERATIONS}/{LIMITS}/{spread(name)}/{name}.json"
+
+
+def spend_alert(month: str, alert: str, cents: int) -> str:
+    """What became of telling that a month's spending has come to an alert's threshold."""
+    return f"{OPERATIONS}/{ALERTS}/{month}/{alert}-{cents}.json"
 
 
 def secret(name: str) -> str:

@@ -11,6 +11,7 @@ from runlore.commit import marks
 from runlore.events import ids
 from runlore.models import choices, ledger, spend
 from runlore.store import port
+from runlore.upkeep import administration, spendwatch
 
 BY = ("memory", "model", "day", "project")
 
@@ -49,7 +50,37 @@ async def report(
         "deferred": _deferred(bodies, memory),
     }
     budgets = _budgets(bodies, memory, chosen, month) if chosen is not None else []
-    return {**told, "budgets": budgets}
+    return {**told, "budgets": budgets, "limits": await _limits(store, bodies, month, project)}
+
+
+async def _limits(
+    store: port.ObjectStore, bodies: Mapping[str, spend.Body], month: str, project: str | None
+) -> list[dict[str, Any]]:
+    """Every spend limit that holds. Of the organization's a project is told only whether it refuses calls now."""
+    now, out = clock.now(), []
+    if month != spend.month_of(now):
+        return []
+    org = await administration.read(store)
+    if org.spend_limit is not None:
+        limit, every = spendwatch.usd(org.spend_limit.cents), bodies
+        if project is not None:
+            every = await ledger.month_of_all(store, month, now)
+        enforcing = spend.is_enforcing(every.values(), limit, spend.ORGANIZATION_LIMIT, now)
+        line: dict[str, Any] = {"project": None, "enforcing": enforcing}
+        if project is None:
+            line |= _left(limit, sum(spend.used(body).usd for body in every.values()))
+        out.append(line)
+    for name, body in bodies.items():
+        kept = org.projects.get(name)
+        if kept is not None and kept.spend_limit is not None:
+            limit = spendwatch.usd(kept.spend_limit.cents)
+            enforcing = spend.is_enforcing([body], limit, spend.SPEND_LIMIT, now)
+            out.append({"project": name, "enforcing": enforcing, **_left(limit, spend.used(body).usd)})
+    return out
+
+
+def _left(limit: float, used: float) -> dict[str, float]:
+    return {"limit": limit, "used": used, "left": max(0.0, limit - used)}
 
 
 def _rows(project: str, body: Mapping[str, Any], by: str, memory: str | None) -> list[tuple[str, spend.Row]]:

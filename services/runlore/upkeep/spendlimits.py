@@ -6,13 +6,12 @@ head (`upkeep/spendwatch.py`): there is no copy that could be left behind.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from runlore import clock, errors
 from runlore.events import ids
-from runlore.upkeep import adminlog
+from runlore.upkeep import adminlog, mail
 from runlore.upkeep import organization as organizations
 from runlore.upkeep.administration import Administrator, with_implied
 from runlore.upkeep.organization import Organization, Project, SpendAlert, SpendLimit
@@ -22,10 +21,8 @@ CENTS_MAX = 100_000_000_000
 ALERTS_MAX = 50
 """Of the organization, and of each project."""
 RECIPIENTS_MAX = 20
-EMAIL_CHARS_MAX, PREFIX_CHARS_MAX = 254, 100
+PREFIX_CHARS_MAX = 60
 ALERT = "spend-alert-"
-
-_EMAIL = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
 
 
 async def set_limit(hand: Administrator, project: str | None, cents: int) -> SpendLimit:
@@ -138,8 +135,9 @@ def _checked(cents: int, recipients: Sequence[str], subject_prefix: str | None) 
     if not 1 <= len(recipients) <= RECIPIENTS_MAX:
         raise errors.InvalidInput(f"recipients: 1 to {RECIPIENTS_MAX} addresses")
     for one in recipients:
-        if len(one) > EMAIL_CHARS_MAX or _EMAIL.fullmatch(one) is None or ids.has_control(one):
-            raise errors.InvalidInput("recipients: one is no address")
+        mail.checked_address(one)
+    if len(set(recipients)) < len(recipients):
+        raise errors.InvalidInput("recipients: one is there twice")
     prefix = subject_prefix or None
     if prefix is not None and (len(prefix) > PREFIX_CHARS_MAX or ids.has_control(prefix)):
         raise errors.InvalidInput(f"subject_prefix: one line of at most {PREFIX_CHARS_MAX} characters")

@@ -25,7 +25,7 @@ from runlore.models import choices
 from runlore.models import port as models_port
 from runlore.settings import Settings
 from runlore.store import port as store_port
-from runlore.upkeep import pauses
+from runlore.upkeep import mail, pauses, spendalerts
 from runlore.worker import concurrency, intake, progress, retry
 
 log = structlog.get_logger("runlore.worker")
@@ -97,6 +97,7 @@ class Worker:
         self._model_notes = summaries and model_notes.ModelNotesStage(
             store, bus, summaries.engine, summaries.chosen, runtime=runtime, reload=summaries.reload
         )
+        self._alerts = spendalerts.Alerts(store, mail.relay_of(settings)) if summaries else None
         self._snapshot = snapshot.SnapshotStage(
             store,
             bus,
@@ -182,10 +183,12 @@ class Worker:
         )
 
     async def _summarize_loop(self) -> None:
+        assert self._alerts is not None
         # Found by a LIST alone: an answer takes longer than the time between two of them.
-        await self._memories_loop(
+        asking = self._memories_loop(
             "summarize", self._for_a_model, self._ask, set(), wakes_at=self._model_wakes_at
         )
+        await tasks.together([asking, self._alerts.run(self.stopping)])
 
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
@@ -317,6 +320,8 @@ class Worker:
                 except Exception as exc:
                     # One memory that can not go on stops no other.
                     failed = failed or exc
+        if self._alerts is not None and "summarize" in self.stages:
+            await self._alerts.check()
         if "index" in self.stages:
             await self._tries("index", self._index.reconcile)
         if failed is not None:

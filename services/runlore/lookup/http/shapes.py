@@ -196,6 +196,7 @@ class Spend(_Shape):
     rows: list[dict[str, Any]]
     total: dict[str, Any]
     budgets: list[dict[str, Any]]
+    limits: list[dict[str, Any]]
     deferred: list[dict[str, Any]]
 
 
