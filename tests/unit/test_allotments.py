@@ -307,6 +307,28 @@ async def test_what_is_held_lets_through_while_the_store_is_away_and_then_nobody
     assert await let_through(one, want(1000))
 
 
+async def test_a_store_that_never_answers_is_given_up_and_what_lands_late_is_nobody_s(monkeypatch):
+    monkeypatch.setattr(allotments, "TAKE_SECONDS_MAX", 0.01)
+    store = Faulty()
+    one, write, hold, late = allotments.Allotments(store), store.compare_and_set, asyncio.Event(), []
+
+    async def slowly(*given, **more):
+        late.append(asyncio.create_task(landed(*given, **more)))
+        await asyncio.shield(late[0])
+
+    async def landed(*given, **more):
+        await hold.wait()
+        return await write(*given, **more)
+
+    store.compare_and_set = slowly
+    with pytest.raises(errors.StoreUnavailable):
+        await one.spend([want(3)])
+    hold.set()
+    store.compare_and_set = write
+    await asyncio.gather(*late)
+    assert [await let_through(one, want(3)) for _ in range(3)] == [True, True, False]
+
+
 async def test_one_who_goes_away_leaves_those_who_wait_with_them_theirs():
     store = Faulty()
     one = allotments.Allotments(store)

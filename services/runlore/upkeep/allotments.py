@@ -32,6 +32,8 @@ TAPER = 4
 MINUTES_KEPT = 8
 """Of a tally, the newest so many that were begun: replicas whose clocks disagree count each its own minute."""
 RESTARTS_MAX = 16
+TAKE_SECONDS_MAX = 5.0
+"""Whoever waits longer for an allotment is told that the store is away; what it may have taken is nobody's."""
 SHARES_MAX = 10_000
 """Tallies that a replica remembers its part of."""
 
@@ -171,10 +173,15 @@ class _Share:
     async def _take(self) -> None:
         begun = self._begun
         try:
-            granted, taken = await take(self._store, self._where, self._minute, self._wanted)
+            async with asyncio.timeout(TAKE_SECONDS_MAX):
+                granted, taken = await take(self._store, self._where, self._minute, self._wanted)
             if begun == self._begun:
                 self._left.update(granted)
                 self._seen = taken
+        except TimeoutError:
+            raise errors.StoreUnavailable(
+                "the store took too long to say what is left of a rate limit"
+            ) from None
         finally:
             self._taking = None
 
