@@ -96,7 +96,7 @@ locals {
     # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, admin, dead, doctor,
     # verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "redaction"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "limits", "redaction"]
       write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys", "admin", "spend", "joins"]
       delete = ["pauses", "probes"]
     }

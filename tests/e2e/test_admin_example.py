@@ -107,7 +107,7 @@ def test_the_command_line_administers_as_http_does_and_finds_an_entry_that_was_a
     assert home.json(*own)["bytes_per_minute"] == 7000
     listed = home.json("admin", "limits", "list", "acme")
     assert listed["requests_per_minute"] == {"publish": 5}
-    assert listed["keys"] == {key["id"]: {"publish": {"bytes": 7000}}}
+    assert listed["keys"] == {key["id"]: {"publish": {"bytes": 7000}}} and listed["taken"] == []
     assert home.json("admin", "limits", "set", "acme", "--of", "publish", *WHY)["requests_per_minute"] is None
     assert home.json("admin", "limits", "list", "acme")["requests_per_minute"] == {}
     assert home.json("admin", "accounts", "delete", "acme", "--account", account["id"], *WHY)["deleted"]

@@ -13,6 +13,7 @@ from runlore.cli import ui
 if TYPE_CHECKING:
     from runlore.store.port import ObjectStore
     from runlore.upkeep.administration import Administrator
+    from runlore.upkeep.organization import Project
 
 app = typer.Typer(
     help="Administration: admin keys, projects, service accounts, limits, and the log of it all."
@@ -387,43 +388,50 @@ def set_limit(
 def list_limits(
     project: ProjectArgument = "", home: ui.HomeOption = None, as_json: ui.JsonOption = False
 ) -> None:
-    """List the rate limits of a project, and of its keys; what is not there has none.
+    """List the rate limits of a project, and of its keys, with what was handed out in this minute.
 
     Example: runlore admin limits list acme
     """
 
     async def work(out: ui.Out) -> None:
         from runlore import errors
-        from runlore.upkeep import administration
+        from runlore.upkeep import administration, allotments
 
         if not project:
             raise errors.InvalidInput("PROJECT is needed", hint="`runlore admin projects list` lists them")
         async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
-        own: dict[str, dict[str, dict[str, int]]] = {}
-        kept = {name: one.most() for name, one in sorted(found.limits.items())} if found else {}
-        for account in found.accounts.values() if found else ():
-            for key, terms in sorted(account.terms.items()):
-                if limits := {name: one.most() for name, one in sorted(terms.limits.items())}:
-                    own[key] = limits
+            named = _limits_of(found) if found is not None else {}
+            taken = await allotments.handed_out(store, [(project, what, key) for key, what in named])
+        kept = {what: most for (key, what), most in named.items() if key is None}
+        own: dict[str, dict[str, Any]] = {}
+        for (key, what), most in named.items():
+            if key is not None:
+                own.setdefault(key, {})[what] = most
         units = sorted({unit for most in kept.values() for unit in most} | {"requests"})
         rows = {
             f"{unit}_per_minute": {name: most[unit] for name, most in kept.items() if unit in most}
             for unit in units
         }
-        out.answer({"project": project, **rows, "keys": own})
+        now = [{"key": key, "of": what, **one} for (key, what), one in zip(named, taken, strict=True) if one]
+        out.answer({"project": project, **rows, "keys": own, "taken": now})
         table = [
-            ["project", name, unit, count] for name, most in kept.items() for unit, count in most.items()
-        ]
-        table += [
-            [key, name, unit, count]
-            for key, limits in own.items()
-            for name, most in limits.items()
+            [key or "project", what, unit, count, one.get(unit, 0)]
+            for ((key, what), most), one in zip(named.items(), taken, strict=True)
             for unit, count in most.items()
         ]
-        out.table(("whose", "of", "unit", "in a minute"), table)
+        out.table(("whose", "of", "unit", "in a minute", "taken in this one"), table)
 
     ui.run(work, as_json=as_json)
+
+
+def _limits_of(project: Project) -> dict[tuple[str | None, str], dict[str, int]]:
+    """(None, or the key whose own it is; the thing) → unit → how much in a minute."""
+    found = {(None, what): one.most() for what, one in sorted(project.limits.items())}
+    for account in project.accounts.values():
+        for key, terms in sorted(account.terms.items()):
+            found |= {(key, what): one.most() for what, one in sorted(terms.limits.items())}
+    return found
 
 
 # --- the log ------------------------------------------------------------------------------------------------

@@ -89,6 +89,14 @@ async def take(
     raise errors.StoreUnavailable("many take from one rate limit at the same time")
 
 
+async def handed_out(store: port.ObjectStore, limits: Sequence[tuple[str, str, str | None]]) -> list[Units]:
+    """What was handed out of each of these limits (project, thing, key) in the present minute."""
+    places = [keys.tally(*one) for one in limits]
+    found = await store.get_many(places)
+    read = [heads.parse(place, one, fmt=FORMAT) for place, one in zip(places, found, strict=True)]
+    return [_taken(head, _minute()) for head in read]
+
+
 def _taken(head: heads.Head, minute: int) -> Units:
     """What was handed out of a minute. Raises `errors.Corrupt`."""
     try:
@@ -240,7 +248,7 @@ class Allotments:
         return out
 
     def _present(self, wants: Sequence[Want]) -> list[_Share]:
-        minute = int(clock.now().timestamp() // MINUTE_SECONDS)
+        minute = _minute()
         shares = [self._share(one) for one in wants]
         for one, want in zip(shares, wants, strict=True):
             one.at(minute, want.limits)
@@ -255,6 +263,10 @@ class Allotments:
         while len(self._shares) > SHARES_MAX:
             self._shares.popitem(last=False)
         return found
+
+
+def _minute() -> int:
+    return int(clock.now().timestamp() // MINUTE_SECONDS)
 
 
 def _reset_seconds() -> int:
