@@ -47,6 +47,7 @@ from runlore.testing.stores import MemoryStore
 from runlore.upkeep import (
     access,
     administration,
+    allotments,
     audit,
     doctor,
     organization,
