@@ -26,10 +26,10 @@ def main() -> None:
         "rl-seed", project_id=project.id, max_requests_per_1_minute=3
     )
     print(f"{rate.model}: {rate.max_requests_per_1_minute} requests in a minute")
-    spend = admin.projects.spend_limit.update(
-        project.id, threshold_amount=5000, currency="USD", interval="month"
+    cap = admin.projects.spend_limit.update(
+        project.id, threshold_amount=5_000, currency="USD", interval="month"
     )
-    print(f"spend: {spend.threshold_amount / 100:.2f} {spend.currency} in a {spend.interval}")
+    print(f"models: ${cap.threshold_amount / 100:.2f} in a {cap.interval}, {cap.enforcement.status}")
 
     # What an agent of the project does, with its own key: here it asks for seeds until that is one too many.
     agent = openai.OpenAI(api_key=account.api_key.value, max_retries=0)

@@ -158,7 +158,7 @@ class Settings(BaseSettings):
     )
     # --- mail ---
     smtp_host: str = Field(
-        "", description="Mail server that invitations go out by; empty: nothing is mailed."
+        "", description="Mail server of invitations and spend alerts; empty: nothing is mailed."
     )
     smtp_port: int = Field(587, ge=1, le=65535, description="Its port.")
     smtp_security: Literal["starttls", "tls", "none"] = Field(

@@ -197,7 +197,9 @@ MODEL_TOKENS = Metric(
 MODEL_COST = Metric("counter", "runlore_model_cost_usd_total", "What they cost, in US dollars.", ("model",))
 MODEL_DEFERRED = Metric("gauge", "runlore_model_budget_deferred_memories", "Memories that wait for budget.")
 MODEL_REFUSED = Metric("counter", "runlore_model_budget_refused_total", "Times that a memory came to wait.")
-SPEND_ALERTS = Metric("counter", "runlore_spend_alerts_total", "Spend alerts, by what was done.", ("done",))
+SPEND_ALERTS = Metric(
+    "counter", "runlore_spend_alerts_total", "Alerts raised, mailed, not_mailed.", ("done",)
+)
 
 _ROUTE, _LIMIT = ("route", "method", "status"), ("limited", "whose", "unit")
 HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to the lookup service.", _ROUTE)

@@ -32,7 +32,7 @@ def test_the_example_sets_up_hits_its_limit_and_reads_all_of_it_back(home):
     assert told[:3] == [
         "project shop-bots, service account checkout, role member",
         "seed: 3 requests in a minute",
-        "spend: 50.00 USD in a month",
+        "models: $50.00 in a month, inactive",
     ]
     # The turn of a minute begins a new count.
     assert re.fullmatch(r"request (4|5|6|7) is one too many; again in \d+ s", told[3])
@@ -80,6 +80,33 @@ def test_people_are_invited_and_taken_away_at_the_command_line(home):
     assert home.json("admin", "users", "delete", user["id"], *WHY)["deleted"]
     assert len(home.json("admin", "keys", "list")["keys"]) == 1
     assert home.json("audit", "verify")["is_whole"]
+
+
+def test_what_models_may_cost_is_said_at_the_command_line(home):
+    home.json("admin", "bootstrap", *WHY)
+    home.json("admin", "projects", "create", "acme", *WHY)
+    for place in ((), ("acme",)):
+        assert (
+            home.json("admin", "spend-limit", "set", *place, "--usd", "12.5", *WHY)["threshold_cents"] == 1250
+        )
+        shown = home.json("admin", "spend-limit", "show", *place)
+        assert (shown["threshold_cents"], shown["enforcing"]) == (1250, False)
+        made = home.json(
+            "admin", "spend-alerts", "create", *place, "--usd", "10", "--mail", "a@example.org", *WHY
+        )
+        alert = ("--alert", made["id"])
+        changed = home.json("admin", "spend-alerts", "update", *place, *alert, "--usd", "11", *WHY)
+        assert (changed["cents"], changed["recipients"]) == (1100, ["a@example.org"])
+        assert home.json("admin", "spend-alerts", "list", *place)["alerts"] == [changed]
+    limits = home.json("spend")["limits"]
+    assert [(one["project"], one["limit"], one["enforcing"]) for one in limits] == [(None, 12.5, False)]
+    assert home.json("admin", "spend-alerts", "delete", "acme", *alert, *WHY)["deleted"]
+    assert home.json("admin", "spend-limit", "delete", "acme", *WHY)["deleted"]
+    assert home.json("admin", "spend-limit", "show", "acme", code=3)["error"]["kind"] == "not_found"
+    limit = home.json("admin", "limits", "set", "acme", "--of", "generate", "--tokens", "200000", *WHY)
+    assert limit["tokens_per_minute"] == 200_000
+    day = home.json("admin", "usage", "costs", "--days", "1", "--by", "line_item")["data"]
+    assert len(day) == 1 and day[0]["results"] == []
 
 
 def test_the_command_line_administers_as_http_does_and_finds_an_entry_that_was_altered(home):

@@ -26,7 +26,7 @@ from runlore.lookup.http.console import charts, memories, operations, runs, sess
 from runlore.memory import model_summary
 from runlore.models import choices, ledger, port
 from runlore.testing import models
-from runlore.upkeep import audit
+from runlore.upkeep import administration, audit, spendlimits
 
 
 async def test_every_page_that_a_link_leads_to_is_whole(tmp_path):
@@ -415,6 +415,12 @@ async def test_the_page_of_spend_says_what_models_took_and_what_waits_for_budget
         await meter.ask(ask)
         words = " ".join((await page(one, f"{HOME}/spend?by=model")).words)
         assert "gpt-5.4-mini" in words and "of 40,000 tokens used" in words
+        hand = administration.Administrator(one.store, {"user": "ann"})
+        await spendlimits.set_limit(hand, "acme", 1_250)
+        await spendlimits.set_limit(hand, None, 0)
+        words = " ".join((await page(one, f"{HOME}/spend")).words)
+        assert "of $12.50 used; calls are made" in words
+        assert "it refuses calls now" in words
         for query, status in (("by=nobody", 400), ("month=2026-13", 400), ("month=2026-01", 200)):
             whole(await one.client.get(f"{HOME}/spend?{query}", headers=HTML), status=status)
 

@@ -503,6 +503,7 @@ ROUTES = sorted(
 FILLED = {"key_id": "k", "project_id": "acme", "account_id": "a", "rate_limit_id": "rl-seed"} | {
     "user_id": "u",
     "invite_id": "i",
+    "alert_id": "spend-alert-1",
 }
 
 

@@ -9,10 +9,11 @@ import pytest
 from test_model_budgets import SUPPORT, Shifted, World, until, world_month
 
 import mails
-from runlore import clock
+from runlore import clock, errors
+from runlore.commit import marks
 from runlore.lookup import spending, waiting
 from runlore.lookup import status as lookup_status
-from runlore.models import spend
+from runlore.models import ledger, spend
 from runlore.testing import invariants
 from runlore.upkeep import administration, spendlimits, spendwatch
 
@@ -82,7 +83,8 @@ async def test_over_a_projects_spend_limit_the_memory_is_deferred_with_cause_and
         await spendlimits.set_limit(hand(world), "acme", 500)
 
         async def is_done():
-            return not await world.asks()
+            standing = await marks.read_all(world.store, *SUPPORT, marks_max=9)
+            return not standing and not await world.asks()
 
         await until(is_done)
     assert len(world.engine.asked) == 3
@@ -174,6 +176,30 @@ async def test_a_changed_limit_is_in_force_in_a_worker_within_five_seconds(tmp_p
     assert (await watch.limits("acme")).project_usd is None
     ticks = 5.0
     assert (await watch.limits("acme")).project_usd == 1.5
+    world.index.close()
+
+
+async def test_what_other_projects_spent_is_known_within_thirty_seconds_and_the_own_at_once(
+    tmp_path, shifted
+):
+    assert spendwatch.TOTALS_SECONDS == 30.0
+    world, bound, ticks = World(tmp_path), spend.Bound("gpt-5.4-mini", 10, 0.6), 0.0
+    shifted.monotonic = lambda: ticks
+    await spendlimits.set_limit(hand(world), None, 100)
+    watch, book = spendwatch.Watch(world.store), ledger.Ledger(world.store)
+    assert (await watch.limits("acme")).others_usd == 0.0
+    await book.open("shop", "support", spend.Budgets(), bound)
+    ticks = 29.9
+    # Up to then it may be passed: by what others began meanwhile.
+    within = spend.Budgets(limits=await watch.limits("acme"))
+    assert await book.refusal("acme", "support", within, bound) is None
+    ticks = 30.0
+    within = spend.Budgets(limits=await watch.limits("acme"))
+    assert within.limits.others_usd == 0.6
+    with pytest.raises(errors.OverBudget, match="the organization's spend limit"):
+        await book.open("acme", "support", within, bound)
+    # Its own it knows: they are no others.
+    assert (await watch.limits("shop")).others_usd == 0.0
     world.index.close()
 
 

@@ -23,7 +23,7 @@ def calls(text):
 
 def check(words, known):
     """The problem with a call; None where it is one that the command line takes."""
-    path = next((tuple(words[:count]) for count in (2, 1) if tuple(words[:count]) in known), None)
+    path = next((tuple(words[:count]) for count in (3, 2, 1) if tuple(words[:count]) in known), None)
     if path is None:
         groups = {one[0] for one in known if len(one) > 1}
         return None if len(words) == 1 and words[0] in groups else f"there is no command {shlex.join(words)}"

@@ -56,7 +56,7 @@ def test_every_command_has_its_json_object_in_the_docs():
     described = {
         name
         for row in table.splitlines()
-        for name in re.findall(r"`([a-z ]+)`", row.split("|")[1] if "|" in row else "")
+        for name in re.findall(r"`([a-z -]+)`", row.split("|")[1] if "|" in row else "")
     }
     assert {" ".join(words) for words in reference.commands()} == described
 

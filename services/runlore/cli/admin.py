@@ -465,6 +465,8 @@ def show_log(
             where = f" [{one['project']}]" if one["project"] else ""
             by = one["by"].get("key", one["by"].get("user"))
             out.say(f"{one['number']:>6}  {one['at']}  {by}  {one['type']}{where} {one['target']}")
+            if one["details"]:
+                out.say(f"        {', '.join(f'{name} {value}' for name, value in one['details'].items())}")
             if one["reason"]:
                 out.say(f"        why: {one['reason']}")
 

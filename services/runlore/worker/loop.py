@@ -106,9 +106,8 @@ class Worker:
             runtime=runtime,
         )
         self._index, self._index_group = index_consumer.IndexStage(store, index), index_group
-        self._pauses = pauses.Pauses(store)
+        self._pauses, self._on_progress = pauses.Pauses(store), on_progress
         self._asks_due, self._joins_due = set[tuple[str, str]](), set[tuple[str, str]]()
-        self._on_progress = on_progress
         self.progress = Progress(stages={name: StageStatus() for name in STAGES if name in self.stages})
         self.stopping = stopping or asyncio.Event()
         self._retries = {
