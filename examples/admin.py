@@ -19,18 +19,19 @@ def main() -> None:
     project = admin.projects.create(name="Shop bots")
     account = admin.projects.service_accounts.create(project.id, name="checkout")
     print(f"project {project.id}, service account {account.name}, role {account.role}")
-    limit = admin.projects.rate_limits.update_rate_limit(
+    assert account.api_key is not None
+
+    # What its keys may ask for in a minute, over all replicas together; what its calls to models may cost in a month.
+    rate = admin.projects.rate_limits.update_rate_limit(
         "rl-seed", project_id=project.id, max_requests_per_1_minute=3
     )
-    print(f"{limit.model}: {limit.max_requests_per_1_minute} requests in a minute")
-
+    print(f"{rate.model}: {rate.max_requests_per_1_minute} requests in a minute")
     cap = admin.projects.spend_limit.update(
         project.id, threshold_amount=5_000, currency="USD", interval="month"
     )
     print(f"models: ${cap.threshold_amount / 100:.2f} in a {cap.interval}, {cap.enforcement.status}")
 
     # What an agent of the project does, with its own key: here it asks for seeds until that is one too many.
-    assert account.api_key is not None
     agent = openai.OpenAI(api_key=account.api_key.value, max_retries=0)
     seed = f"/projects/{project.id}/memories/support/seed"
     for number in itertools.count(1):
@@ -52,9 +53,14 @@ def main() -> None:
     except openai.AuthenticationError:
         print("the service account is gone, and its key with it")
 
+    # All of it, newest first: who, what, and how it was changed.
     for entry in admin.audit_logs.list(project_ids=[project.id]):
         assert entry.actor is not None and entry.actor.api_key is not None
-        print(f"{entry.type} by {entry.actor.api_key.id}")
+        told = entry.to_dict()[entry.type]
+        assert isinstance(told, dict)
+        print(
+            f"{entry.type} by {entry.actor.api_key.id}: {told.get('changes_requested') or told.get('data') or ''}"
+        )
 
 
 if __name__ == "__main__":

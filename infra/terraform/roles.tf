@@ -34,6 +34,7 @@ locals {
     used       = "_operations/used/*"
     acts       = "_operations/acts/*"
     seeds      = "_operations/seeds/*"
+    limits     = "_operations/limits/??/*"
     alerts     = "_operations/alerts/????-??/*"
 
     # Of `admin` the head alone, which says what may be spent: no entry of the log.
@@ -45,7 +46,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "alerts", "acts", "seeds"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "alerts", "acts", "seeds", "limits"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
@@ -61,16 +62,16 @@ locals {
     # hands out, and its right to `audit` is for the version before, which kept acts there. Its console shows what waits and dead letters; that
     # it ends keys there takes the right to write them, which it is not given here.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction", "acts"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used", "acts", "seeds"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction", "acts", "limits"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used", "acts", "seeds", "limits"]
       delete = ["workers"]
     }
 
     # The same where it also administers (docs/ADMIN.md): it makes and ends keys. A replica of its own, which only those who
     # administer reach, keeps that right away from the one that everybody asks.
     serve_admin = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction", "acts", "seeds", "audit"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used", "acts", "seeds"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction", "acts", "seeds", "audit", "limits"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used", "acts", "seeds", "limits"]
       delete = ["workers"]
     }
 
@@ -98,7 +99,7 @@ locals {
     # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, admin, dead, doctor,
     # verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "redaction", "acts", "seeds"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "redaction", "acts", "seeds", "limits"]
       write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys", "admin", "spend", "joins", "acts", "seeds"]
       delete = ["pauses", "probes"]
     }

@@ -484,7 +484,7 @@ class Overloaded(Retryable):
 
 
 class RateLimited(Retryable):
-    """The project asked for this as often as it may in this minute."""
+    """The project, or the key, asked for this as often as it may in this minute."""
 
     kind = "rate_limited"
 

@@ -201,11 +201,12 @@ SPEND_ALERTS = Metric(
     "counter", "runlore_spend_alerts_total", "Alerts raised, mailed, not_mailed.", ("done",)
 )
 
-_ROUTE = ("route", "method", "status")
+_ROUTE, _LIMIT = ("route", "method", "status"), ("limited", "whose", "unit")
 HTTP_REQUESTS = Metric("counter", "runlore_http_requests_total", "Requests to the lookup service.", _ROUTE)
 HTTP_SECONDS = Metric(
     "histogram", "runlore_http_request_duration_seconds", "To the first byte.", ("route",), _REQUEST_SECONDS
 )
+HTTP_LIMITED = Metric("counter", "runlore_http_limited_total", "Requests that a rate limit refused.", _LIMIT)
 HTTP_CUT = Metric(
     "counter",
     "runlore_http_cut_total",

@@ -41,10 +41,14 @@ def test_the_example_sets_up_hits_its_limit_and_reads_all_of_it_back(home):
         "the service account is gone, and its key with it",
     ]
     assert told[6:] == [
-        f"{what} by {admin['id']}"
-        for what in (
-            *("service_account.deleted", "project.updated", "rate_limit.updated", "api_key.created"),
-            *("service_account.created", "project.created"),
+        f"{what} by {admin['id']}: {changed}"
+        for what, changed in (
+            ("service_account.deleted", ""),
+            ("project.updated", "{'spend_limit_cents': 5000}"),
+            ("rate_limit.updated", "{'max_requests_per_1_minute': 3}"),
+            ("api_key.created", "{'scopes': ['write']}"),
+            ("service_account.created", "{'role': 'member'}"),
+            ("project.created", "{'name': 'Shop bots', 'title': 'Shop bots'}"),
         )
     ]
     assert home.json("audit", "verify")["entries"] == 7
@@ -126,7 +130,13 @@ def test_the_command_line_administers_as_http_does_and_finds_an_entry_that_was_a
     assert (
         home.json("admin", "limits", "set", "acme", "--of", "x", *WHY, code=3)["error"]["kind"] == "not_found"
     )
-    assert home.json("admin", "limits", "list", "acme")["requests_per_minute"] == {"publish": 5}
+    own = ("admin", "limits", "set", "acme", "--key", key["id"], "--of", "publish", "--bytes", "7000", *WHY)
+    assert home.json(*own)["bytes_per_minute"] == 7000
+    listed = home.json("admin", "limits", "list", "acme")
+    assert listed["requests_per_minute"] == {"publish": 5}
+    assert listed["keys"] == {key["id"]: {"publish": {"bytes": 7000}}} and listed["taken"] == []
+    assert home.json("admin", "limits", "set", "acme", "--of", "publish", *WHY)["requests_per_minute"] is None
+    assert home.json("admin", "limits", "list", "acme")["requests_per_minute"] == {}
     assert home.json("admin", "accounts", "delete", "acme", "--account", account["id"], *WHY)["deleted"]
     assert home.json("admin", "projects", "archive", "acme", *WHY)["archived_at"]
     assert home.json("keys", "create", "acme", "--name", "x", *WHY, code=4)["error"]["kind"] == "refused"
@@ -136,7 +146,7 @@ def test_the_command_line_administers_as_http_does_and_finds_an_entry_that_was_a
 
     whole = home.json("audit", "verify")
     log = home.json("admin", "log", "-n", "3")
-    assert whole["is_whole"] and whole["entries"] == log["total"] == 10
+    assert whole["is_whole"] and whole["entries"] == log["total"] == 12
     assert [one["type"] for one in log["entries"]] == [
         *("project.archived", "service_account.deleted", "rate_limit.updated"),
     ]

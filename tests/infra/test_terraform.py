@@ -47,6 +47,7 @@ from runlore.testing.stores import MemoryStore
 from runlore.upkeep import (
     access,
     administration,
+    allotments,
     audit,
     doctor,
     logs,
@@ -509,6 +510,10 @@ async def test_it_is_administered_with_the_rights_of_serve_admin_and_of_an_opera
                     key = {"Authorization": f"Bearer {made['api_key']['value']}"}
     async with served(tmp_path / "data", store=one.views["serve"], bus=one.bus, with_keys=True) as asked:
         await asked.get("memories", headers=key)
+        # Counted for the limit that was set, which takes the right to its tally.
+        await asked.get("memories/support/seed?session_id=s", headers=key)
+    (taken,) = await allotments.handed_out(one.views["operator"], [("acme", "seed", None)])
+    assert taken in ({"requests": 1}, {})  # The minute may have turned.
     async with served(tmp_path / "end", store=one.views["serve_admin"], with_keys=True) as asked:
         (listed,) = (await asked.client.get(f"/{place}/acme/api_keys", headers=headers)).json()["data"]
         assert listed["last_used_at"]

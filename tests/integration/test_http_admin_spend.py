@@ -365,4 +365,5 @@ async def test_rl_generate_takes_calls_and_tokens_each_by_itself(tmp_path):
         (entry, *_) = await everything(org.audit_logs.list(limit=1, event_types=["rate_limit.updated"]))
         assert entry.rate_limit_updated.changes_requested.max_requests_per_1_minute == 3
         hand = administration.Administrator(one.store, OPERATOR)
-        assert (await hand.limit("acme", "generate", tokens_per_minute=7)).requests_per_minute == 3
+        changed = await hand.limit("acme", "generate", {"tokens": 7})
+        assert changed.limits["generate"].requests_per_minute == 3

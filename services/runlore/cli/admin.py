@@ -13,6 +13,7 @@ from runlore.cli import ui
 if TYPE_CHECKING:
     from runlore.store.port import ObjectStore
     from runlore.upkeep.administration import Administrator
+    from runlore.upkeep.organization import Project
 
 app = typer.Typer(
     help="Administration: admin keys, projects, service accounts, limits, and the log of it all."
@@ -334,36 +335,51 @@ def delete_account(
 # --- limits -------------------------------------------------------------------------------------------------
 
 
+LIMITED_HELP = "seed, publish, read (whatever else is read), or generate (calls to models)."
+
+
 @limits_app.command("set")
 def set_limit(
     project: ProjectArgument = "",
-    what: Annotated[str, typer.Option("--of", help="seed, publish or generate.")] = "seed",
+    what: Annotated[str, typer.Option("--of", help=LIMITED_HELP)] = "seed",
     requests: Annotated[
         int | None, typer.Option("--requests", min=0, help="Requests in a minute.", show_default=False)
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--bytes", min=0, help="Bytes handed in in a minute: of publish.", show_default=False),
     ] = None,
     tokens: Annotated[
         int | None,
         typer.Option("--tokens", min=0, help="Tokens in a minute: of generate.", show_default=False),
     ] = None,
+    key: Annotated[
+        str, typer.Option("--key", metavar="KEYID", help="Of this key alone.", show_default=False)
+    ] = "",
     reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Say how often a project may ask for seeds, publish events, or have models called, in a minute.
+    """Say how often a project, or one key of it, may ask for a thing in a minute. With no number: as often as it likes.
 
-    Example: runlore admin limits set acme --of seed --requests 600 --reason "ticket 12"
+    Example: runlore admin limits set acme --of publish --requests 600 --bytes 100000000 --reason "ticket 12"
     """
 
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
         from runlore.upkeep import organization
 
-        most = organization.REQUESTS_MAX if requests is None and tokens is None else requests
-        made = await hand.limit(project, what, most, tokens_per_minute=tokens)
-        units = {"requests": made.requests_per_minute, "tokens": made.tokens_per_minute}
-        given = {unit: count for unit, count in units.items() if count is not None}
-        told = {f"{unit}_per_minute": count for unit, count in given.items()}
-        words = " and ".join(f"{count} {unit}" for unit, count in given.items())
-        return {"project": project, "of": what, **told}, f"{project} may ask for {what}: {words} in a minute"
+        given = {"requests": requests, "bytes": size, "tokens": tokens}
+        units = {unit: most for unit, most in given.items() if most is not None}
+        most = units or dict.fromkeys(organization.UNITS.get(what, ()))
+        if key:
+            await hand.update_key(project, key, limits={what: most})
+        else:
+            await hand.limit(project, what, most)
+        whose = {"project": project, "of": what, **({"key": key} if key else {})}
+        told = " and ".join(f"{count} {unit}" for unit, count in units.items())
+        words = f"of {what} {told} in a minute" if told else f"of {what} as much as it likes"
+        rows = {f"{unit}_per_minute": count for unit, count in most.items()}
+        return {**whose, **rows}, f"{f'key {key} of {project}' if key else project}: {words}"
 
     change(step, reason, home, as_json, project)
 
@@ -372,30 +388,50 @@ def set_limit(
 def list_limits(
     project: ProjectArgument = "", home: ui.HomeOption = None, as_json: ui.JsonOption = False
 ) -> None:
-    """List the rate limits of a project; what is not there has none.
+    """List the rate limits of a project, and of its keys, with what was handed out in this minute.
 
     Example: runlore admin limits list acme
     """
 
     async def work(out: ui.Out) -> None:
         from runlore import errors
-        from runlore.upkeep import administration
+        from runlore.upkeep import administration, allotments
 
         if not project:
             raise errors.InvalidInput("PROJECT is needed", hint="`runlore admin projects list` lists them")
         async with opened(home) as (store, _):
             found = (await administration.read(store)).projects.get(project)
-        kept = sorted(found.limits.items()) if found else []
-        rows = {name: one.requests_per_minute for name, one in kept if one.requests_per_minute is not None}
-        tokens = {name: one.tokens_per_minute for name, one in kept if one.tokens_per_minute is not None}
-        told = {"tokens_per_minute": tokens} if tokens else {}
-        out.answer({"project": project, "requests_per_minute": rows, **told})
-        out.table(
-            ("of", "requests in a minute", "tokens in a minute"),
-            [[name, one.requests_per_minute, one.tokens_per_minute] for name, one in kept],
-        )
+            named = _limits_of(found) if found is not None else {}
+            taken = await allotments.handed_out(store, [(project, what, key) for key, what in named])
+        kept = {what: most for (key, what), most in named.items() if key is None}
+        own: dict[str, dict[str, Any]] = {}
+        for (key, what), most in named.items():
+            if key is not None:
+                own.setdefault(key, {})[what] = most
+        units = sorted({unit for most in kept.values() for unit in most} | {"requests"})
+        rows = {
+            f"{unit}_per_minute": {name: most[unit] for name, most in kept.items() if unit in most}
+            for unit in units
+        }
+        now = [{"key": key, "of": what, **one} for (key, what), one in zip(named, taken, strict=True) if one]
+        out.answer({"project": project, **rows, "keys": own, "taken": now})
+        table = [
+            [key or "project", what, unit, count, one.get(unit, 0)]
+            for ((key, what), most), one in zip(named.items(), taken, strict=True)
+            for unit, count in most.items()
+        ]
+        out.table(("whose", "of", "unit", "in a minute", "taken in this one"), table)
 
     ui.run(work, as_json=as_json)
+
+
+def _limits_of(project: Project) -> dict[tuple[str | None, str], dict[str, int]]:
+    """(None, or the key whose own it is; the thing) → unit → how much in a minute."""
+    found = {(None, what): one.most() for what, one in sorted(project.limits.items())}
+    for account in project.accounts.values():
+        for key, terms in sorted(account.terms.items()):
+            found |= {(key, what): one.most() for what, one in sorted(terms.limits.items())}
+    return found
 
 
 # --- the log ------------------------------------------------------------------------------------------------

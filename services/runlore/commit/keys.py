@@ -23,7 +23,7 @@ OPERATIONS = "_operations"
 """Not a project either: what belongs to the whole deployment, in the kinds below and `AUDIT`."""
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
-ADMIN, USED, ALERTS = "admin", "used", "alerts"
+ADMIN, USED, LIMITS, ALERTS = "admin", "used", "limits", "alerts"
 ACTS, SEEDS = "acts", "seeds"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
@@ -229,6 +229,12 @@ def used() -> str:
 
 def last_use(key_id: str) -> str:
     return f"{used()}{key_id}.json"
+
+
+def tally(project: str, thing: str, key: str | None = None) -> str:
+    """How much of a project's rate limit for a thing was handed out of the newest minutes; or of one key's own."""
+    name = f"{project}/{thing}" if key is None else f"{project}/{key}/{thing}"
+    return f"{OPERATIONS}/{LIMITS}/{spread(name)}/{name}.json"
 
 
 def spend_alert(month: str, alert: str, cents: int) -> str:

@@ -35,6 +35,8 @@ ADMIN_PREFIX = "rla"
 _TOKEN = re.compile(r"rla_([0-9a-f]{32})_([0-9a-f]{64})", re.ASCII)
 
 T = TypeVar("T")
+Limits = Mapping[str, Mapping[str, int | None]]
+"""Thing → unit → how much in a minute."""
 Events = adminlog.Event | tuple[adminlog.Event, ...]
 Step = Callable[[Organization, str], tuple[Organization, Events, T]]
 """From what the organization is, and the time: what it becomes, what is told of it, and what whoever asked gets."""
@@ -227,8 +229,10 @@ class Administrator:
         *,
         scope: str = access.WRITE,
         expires_in_seconds: int | None = None,
+        limits: Limits | None = None,
     ) -> tuple[access.Key, str]:
-        """A key of a service account; it, and the token that is shown once."""
+        """A key of a service account; it, and the token that is shown once. `limits`: of its own."""
+        own = _own_limits({}, limits)
         org = await read(self.store)
         organizations.project_of(org, project)
         organizations.account_of(org, project, account)
@@ -244,10 +248,10 @@ class Administrator:
             _check_scope(holder, scope)
             if len(holder.keys) >= organizations.KEYS_MAX:
                 raise errors.Refused(f"the service account has {organizations.KEYS_MAX} keys")
-            told = adminlog.Event(
-                "api_key.created", key.id, project, {"scopes": [scope], "name": key.name, "account": account}
-            )
-            holder = organizations.changed(holder, keys=(*holder.keys, key.id))
+            given = {"scopes": [scope], "name": key.name, "account": account, **_told_limits(limits)}
+            told = adminlog.Event("api_key.created", key.id, project, given)
+            terms = {**holder.terms, key.id: organizations.Terms(limits=own)} if own else holder.terms
+            holder = organizations.changed(holder, keys=(*holder.keys, key.id), terms=terms)
             return organizations.with_account(org, project, holder), told, None
 
         await self.move(step)
@@ -272,9 +276,15 @@ class Administrator:
         return key, token
 
     async def update_key(
-        self, project: str, key_id: str, *, scope: str | None, expires_in_seconds: int | None
+        self,
+        project: str,
+        key_id: str,
+        *,
+        scope: str | None = None,
+        expires_in_seconds: int | None = None,
+        limits: Limits | None = None,
     ) -> access.Key:
-        """Another scope or end of a service account's key; as it is by then. One that is over stays over."""
+        """Another scope, end or limits of a service account's key; as it is by then. One that is over stays over."""
         key = await access.read(self.store, key_id)
         gone = errors.NotFound(f"project {project} has no key {key_id!r}")
         expires_at = _expiry(expires_in_seconds)
@@ -292,13 +302,18 @@ class Administrator:
                 raise errors.Refused("the key is over", hint="make another one")
             holder = organizations.account_of(org, project, key.account)
             _check_scope(holder, scope or before.scope)
-            made = organizations.Terms(
-                scope=scope or before.scope, expires_at=expires_at or before.expires_at
+            terms = holder.terms.get(key_id, organizations.Terms())
+            made = organizations.changed(
+                terms,
+                scope=scope or before.scope,
+                expires_at=expires_at or before.expires_at,
+                limits=_own_limits(terms.limits, limits),
             )
             holder = organizations.changed(holder, terms={**holder.terms, key_id: made})
             org = organizations.with_account(org, project, holder)
             asked = {"scopes": [scope] if scope else None, "expires_in_seconds": expires_in_seconds}
             given = {name: value for name, value in asked.items() if value is not None}
+            given |= _told_limits(limits)
             return org, adminlog.Event("api_key.updated", key_id, project, given), org.present(key)
 
         return await self.move(step)
@@ -348,38 +363,16 @@ class Administrator:
 
     # --- limits ---------------------------------------------------------------------------------------------
 
-    async def limit(
-        self,
-        project: str,
-        what: str,
-        requests_per_minute: int | None = None,
-        *,
-        tokens_per_minute: int | None = None,
-    ) -> organizations.Limit:
-        """How often a project may ask for one thing, and how many tokens that may take. None: as before."""
-        if what not in organizations.LIMITED:
-            raise errors.NotFound(f"there is no limit of {what!r}", hint=", ".join(organizations.LIMITED))
-        asked = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if not given:
-            raise errors.InvalidInput("a limit of requests or of tokens is needed")
-        if tokens_per_minute is not None and what != organizations.GENERATE:
-            raise errors.InvalidInput(f"tokens are counted of {organizations.GENERATE} alone")
-        if not all(0 <= one <= organizations.REQUESTS_MAX for one in given.values()):
-            raise errors.InvalidInput(f"what may be in a minute is 0 to {organizations.REQUESTS_MAX}")
+    async def limit(self, project: str, what: str, units: Mapping[str, int | None]) -> Project:
+        """How much a project may ask of one thing in a minute, by unit; null: as much as it likes."""
         implied = await self.implied(project)
 
-        def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, organizations.Limit]:
+        def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, Project]:
             org = with_implied(org, implied)
             kept = organizations.project_of(org, project)
-            made = organizations.changed(kept.limits.get(what, organizations.Limit()), **given)
-            org = organizations.with_project(
-                org, organizations.changed(kept, limits={**kept.limits, what: made})
-            )
-            told = {
-                f"max_{name.removesuffix('_per_minute')}_per_1_minute": most for name, most in given.items()
-            }
-            return org, adminlog.Event("rate_limit.updated", what, project, told), made
+            made = organizations.changed(kept, limits=organizations.with_limits(kept.limits, {what: units}))
+            told = adminlog.Event("rate_limit.updated", what, project, told_limit(units))
+            return organizations.with_project(org, made), told, made
 
         return await self.move(step)
 
@@ -468,6 +461,24 @@ def with_implied(org: Organization, implied: Project | None) -> Organization:
         return org
     _has_room(org)
     return organizations.with_project(org, implied)
+
+
+def told_limit(units: Mapping[str, int | None]) -> dict[str, int]:
+    """A limit in the words of the API and the log; a unit that is not limited says so by its highest number."""
+    return {
+        f"max_{unit}_per_1_minute": organizations.UNLIMITED[unit] if most is None else most
+        for unit, most in units.items()
+    }
+
+
+def _own_limits(
+    before: Mapping[str, organizations.Limit], limits: Limits | None
+) -> dict[str, organizations.Limit]:
+    return organizations.with_limits(before, limits or {}, limited=organizations.OF_A_KEY)
+
+
+def _told_limits(limits: Limits | None) -> dict[str, Any]:
+    return {"limits": {thing: told_limit(units) for thing, units in limits.items()}} if limits else {}
 
 
 def _check_scope(holder: Account, scope: str) -> None:

@@ -29,10 +29,19 @@ KEYS_MAX = 50
 """Keys of one service account."""
 GENERATE = "generate"
 """Calls to models: what the workers count, not the service (`models/spend.py`)."""
-LIMITED = (GENERATE, "publish", "seed")
-"""What a project's requests are counted for."""
-REQUESTS_MAX = 1_000_000_000
-"""Requests in a minute that are as good as no limit."""
+LIMITED = (GENERATE, "publish", "read", "seed")
+"""What is counted for a project."""
+OF_A_KEY = ("publish", "read", "seed")
+"""What is counted for one key, too: what it is that came with a request."""
+UNITS: Mapping[str, tuple[str, ...]] = {
+    GENERATE: ("requests", "tokens"),
+    "publish": ("requests", "bytes"),
+    "read": ("requests",),
+    "seed": ("requests",),
+}
+"""What each limited thing is counted in."""
+UNLIMITED: Mapping[str, int] = {"requests": 10**9, "tokens": 10**9, "bytes": 10**12}
+"""So much in a minute is as good as no limit."""
 MEMBER, OWNER, NONE, READER = "member", "owner", "none", "reader"
 USER = "user-"
 """What the id of a user begins with. An admin key whose owner is none was made at the machine: it may do everything."""
@@ -63,11 +72,29 @@ class AdminKey(_Kept):
     expires_at: str | None = None
 
 
+class Limit(_Kept):
+    """What a project, or one key, may ask of one thing in a minute; null: as much as it likes."""
+
+    requests_per_minute: int | None = None
+    bytes_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    def most(self) -> dict[str, int]:
+        """Unit → how much, of those that are limited."""
+        given = {unit: getattr(self, f"{unit}_per_minute") for unit in UNLIMITED}
+        return {unit: most for unit, most in given.items() if most is not None and most < UNLIMITED[unit]}
+
+
 class Terms(_Kept):
     """What was changed of a key since it was made; null: nothing."""
 
     scope: str | None = None
     expires_at: str | None = None
+    limits: dict[str, Limit] = Field(default_factory=dict)
+    """The key's own, beside its project's."""
+
+
+UNCHANGED = Terms()
 
 
 class Account(_Kept):
@@ -110,14 +137,6 @@ class Invite(_Kept):
     created_at: str
     expires_at: str
     accepted_at: str | None = None
-
-
-class Limit(_Kept):
-    """What a project may ask of one thing."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    """Of `generate` alone."""
 
 
 class SpendLimit(_Kept):
@@ -175,11 +194,8 @@ class Organization(_Kept):
 
     def present(self, key: access.Key) -> access.Key:
         """A key as it is by now: with what its account says was changed of it."""
-        terms = self.projects[key.project].accounts[key.account or ""].terms if names_key(self, key) else {}
-        if (changed_since := terms.get(key.id)) is None:
-            return key
-        given = changed_since.model_dump(include={"scope", "expires_at"}, exclude_none=True)
-        return dataclasses.replace(key, **given)
+        given = terms_of(self, key).model_dump(include={"scope", "expires_at"}, exclude_none=True)
+        return dataclasses.replace(key, **given) if given else key
 
     def closed(self, key: access.Key, now: dt.datetime) -> str | None:
         """Why a key opens nothing now; None where it is good."""
@@ -219,6 +235,14 @@ class Organization(_Kept):
             return None
         most = HIGHEST[self.projects[key.project].accounts[key.account].role]
         return most if most is None else min(self.present(key).scope, most, key=access.SCOPES.index)
+
+    def limits_of(self, key: access.Key, thing: str) -> list[tuple[str | None, dict[str, int]]]:
+        """(the key's id, or None: its project's; unit → how much in a minute) of every limit that there is."""
+        project = self.projects.get(key.project)
+        found = [(key.id, terms_of(self, key).limits.get(thing))]
+        if project is not None:
+            found.append((None, project.limits.get(thing)))
+        return [(whose, most) for whose, limit in found if limit is not None and (most := limit.most())]
 
 
 K = TypeVar("K", bound=_Kept)
@@ -263,6 +287,13 @@ def names_key(org: Organization, key: access.Key) -> bool:
     return account is not None and key.id in account.keys
 
 
+def terms_of(org: Organization, key: access.Key) -> Terms:
+    """What was changed of a key since it was made."""
+    if not names_key(org, key):
+        return UNCHANGED
+    return org.projects[key.project].accounts[key.account or ""].terms.get(key.id, UNCHANGED)
+
+
 def with_project(org: Organization, project: Project) -> Organization:
     return changed(org, projects={**org.projects, project.id: project})
 
@@ -270,3 +301,30 @@ def with_project(org: Organization, project: Project) -> Organization:
 def with_account(org: Organization, project: str, account: Account) -> Organization:
     kept = org.projects[project]
     return with_project(org, changed(kept, accounts={**kept.accounts, account.id: account}))
+
+
+def with_limits(
+    before: Mapping[str, Limit],
+    given: Mapping[str, Mapping[str, int | None]],
+    *,
+    limited: tuple[str, ...] = LIMITED,
+) -> dict[str, Limit]:
+    """Limits with those changed that are given: thing → unit → how much in a minute, null: no limit any more.
+
+    Raises `errors.NotFound`, `errors.InvalidInput`.
+    """
+    out = dict(before)
+    for thing, units in given.items():
+        if thing not in limited:
+            raise errors.NotFound(f"there is no limit of {thing!r}", hint=f"there are: {', '.join(limited)}")
+        for unit, most in units.items():
+            if unit not in UNITS[thing]:
+                counted = " and ".join(UNITS[thing])
+                raise errors.InvalidInput(f"of {thing} no {unit} are counted, but {counted}")
+            if most is not None and not 0 <= most <= UNLIMITED[unit]:
+                raise errors.InvalidInput(f"{unit} in a minute are 0 to {UNLIMITED[unit]}")
+        changes = {f"{unit}_per_minute": most for unit, most in units.items()}
+        out[thing] = changed(out.get(thing, Limit()), **changes)
+        if not out[thing].most() and not out[thing].model_extra:
+            del out[thing]
+    return out

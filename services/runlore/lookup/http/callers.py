@@ -13,7 +13,7 @@ import hmac
 import ipaddress
 import math
 import urllib.parse
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from pydantic import AfterValidator
 
 from runlore import clock, errors
 from runlore.events import ids
+from runlore.lookup.http import limiting
 from runlore.lookup.http.service import PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Service
 from runlore.store import port
 from runlore.upkeep import access, administration, lastuse, organization
@@ -69,7 +70,6 @@ class Keyring:
         self._kept: OrderedDict[str, tuple[float, access.Key | None]] = OrderedDict()
         self._organization: tuple[float, organization.Organization] | None = None
         self._asking: asyncio.Task[None] | None = None
-        self._counts = Counts()
         self._notes = lastuse.Notes(store)
 
     async def key(self, token: str) -> access.Key:
@@ -136,13 +136,9 @@ class Keyring:
         await self._notes.used(key.id)
         return key, role, org
 
-    async def count(self, project: str, what: str) -> None:
-        """Count a request for `what` towards the project's rate limit. Raises `errors.RateLimited`."""
-        org = await self.organization(clock.monotonic() - ORGANIZATION_SECONDS)
-        kept = org.projects.get(project)
-        limit = kept.limits.get(what) if kept is not None else None
-        if limit is not None and limit.requests_per_minute is not None:
-            self._counts.ask(project, what, limit.requests_per_minute)
+    async def limits(self, key: access.Key, thing: str) -> list[tuple[str | None, dict[str, int]]]:
+        """The limits of a key for a thing: its own, by its id, and its project's."""
+        return (await self.organization(clock.monotonic() - ORGANIZATION_SECONDS)).limits_of(key, thing)
 
     async def organization(self, since: float) -> organization.Organization:
         """The organization as it was at `since` or later; read once for all who wait for it."""
@@ -194,30 +190,12 @@ def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
-class Counts:
-    """How often each project asked for each thing in the present minute of the clock, of this service alone."""
-
-    def __init__(self) -> None:
-        self._minute, self._asked = 0, Counter[tuple[str, str]]()
-
-    def ask(self, project: str, what: str, most: int) -> None:
-        """Count one request. Raises `errors.RateLimited` where it would be one too many."""
-        now = clock.now().timestamp()
-        minute = int(now // 60)
-        if minute != self._minute:
-            self._minute, self._asked = minute, Counter()
-        if self._asked[project, what] >= most:
-            raise errors.RateLimited(
-                f"the project may ask for {what} {most} times in a minute", retry_seconds=60 - int(now % 60)
-            )
-        self._asked[project, what] += 1
-
-
 def needs(scope: str, *, counts: str | None = None) -> Any:
     """The dependency of a route that needs `scope` in its path's project, and takes a place of that project's share.
 
-    With `counts` it is counted as this, for the rate limit of the project.
+    A request is counted for the rate limits: as `counts`, and without as `read` where it reads.
     """
+    counted = counts or (limiting.READ if scope == READ else None)
 
     async def check(
         request: Request, project: Project, _: Annotated[Any, Security(bearer)] = None
@@ -229,13 +207,14 @@ def needs(scope: str, *, counts: str | None = None) -> Any:
                 raise errors.Forbidden(NOT_YOURS)
             if not key.allows(scope):
                 raise errors.Forbidden(f"the key's scope is {key.scope}; this needs {scope}")
-            if counts is not None:
-                await request.app.state.keyring.count(project, counts)
+            request.state.key = key
         else:
             request.state.caller = {"client": "without a key"}
             ids.check_name(project, "project")
         # Left once the answer is sent, a stream's too.
         with service.requests.entered(project):
+            if counted is not None:
+                await limiting.count_request(request, counted)
             yield
 
     check.scope = scope  # type: ignore[attr-defined]

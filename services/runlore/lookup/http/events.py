@@ -23,7 +23,7 @@ from starlette.responses import Response
 from runlore import clock, errors, producer
 from runlore.commit import keys
 from runlore.events import envelope, models, records
-from runlore.lookup.http import answers, callers, shapes
+from runlore.lookup.http import answers, callers, limiting, shapes
 from runlore.lookup.http import service as services
 from runlore.store import port
 
@@ -85,7 +85,7 @@ class _Prepared:
 async def events(
     request: Request,
     project: callers.Project,
-    _: Annotated[Any, callers.needs(callers.WRITE, counts="publish")],
+    _: Annotated[Any, callers.needs(callers.WRITE, counts=limiting.PUBLISH)],
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=KEY_CHARS_MAX, description="The run's id without another."),
@@ -94,6 +94,8 @@ async def events(
     service = callers.service_of(request)
     with service.events.entered(project):
         raw = await answers.body_of(request, services.JSON_BYTES_MAX)
+        if limiting.told_bytes(request) is None:
+            await limiting.count_bytes(request, len(raw))
         # Off the loop: a record may have 64 MiB.
         key = await service.hashing.of_or_none(project)
         made = await asyncio.to_thread(_prepare, raw, project, idempotency_key, key)
@@ -223,6 +225,8 @@ async def archives(
 ) -> Response:
     service = callers.service_of(request)
     answers.check_length(request, services.ARCHIVE_BYTES_MAX)
+    if (told := limiting.told_bytes(request)) is not None:
+        await limiting.count_bytes(request, told)
     with service.uploads.entered(project):
         sha256, size = await _claim(request, service, project)
     return await answers.found(request, {"sha256": sha256, "size": size}, status=201)
@@ -245,6 +249,8 @@ async def archive_url(
     presigned_put = getattr(service.store, "presigned_put", None)
     if presigned_put is None:
         raise errors.Refused("the store gives out no places", hint="POST …/archives takes the bytes")
+    # They go past this service: what is asked for counts, whether it comes or not.
+    await limiting.count_bytes(request, claim.size)
     found = await presigned_put(keys.claim(project, claim.sha256), sha256=claim.sha256, size=claim.size)
     expires = clock.now() + dt.timedelta(seconds=found.seconds)
     body = {
@@ -264,6 +270,8 @@ async def _claim(request: Request, service: services.Service, project: str) -> t
         size, sha256 = await _received(request, file)
         if not size:
             raise errors.BadArchive("the archive is empty")
+        if limiting.told_bytes(request) is None:
+            await limiting.count_bytes(request, size)
         await service.store.put(keys.claim(project, sha256), await _on_disk(_mapped, file, size))
         return sha256, size
     finally:

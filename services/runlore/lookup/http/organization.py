@@ -56,20 +56,25 @@ class AccountChange(Body):
     role: Literal["member", "owner"] | None = None
 
 
+class RateLimitBody(Body):
+    max_requests_per_1_minute: int | None = None
+    max_tokens_per_1_minute: int | None = None
+    max_bytes_per_1_minute: int | None = None
+    """Ours: theirs counts no bytes."""
+
+
 class KeyBody(Body):
     name: str = "key"
     scopes: list[str] | None = None
     expires_in_seconds: int | None = None
+    limits: dict[str, RateLimitBody | None] | None = None
+    """Ours: theirs limits no key of its own."""
 
 
 class KeyChange(Body):
     scopes: list[str] | None = None
     expires_in_seconds: int | None = None
-
-
-class RateLimitBody(Body):
-    max_requests_per_1_minute: int | None = None
-    max_tokens_per_1_minute: int | None = None
+    limits: dict[str, RateLimitBody | None] | None = None
 
 
 async def body_of(request: Request, model: type[B]) -> B:
@@ -322,6 +327,7 @@ async def create_key(
         given.name,
         scope=_scope(given.scopes),
         expires_in_seconds=given.expires_in_seconds,
+        limits=_own_limits(given.limits),
     )
     return await told(request, theirs.key_made(*made))
 
@@ -403,6 +409,7 @@ async def update_key(
         key_id,
         scope=None if given.scopes is None else _scope(given.scopes),
         expires_in_seconds=given.expires_in_seconds,
+        limits=_own_limits(given.limits),
     )
     store = callers.service_of(request).store
     org, used = await administration.read(store), await lastuse.of(store, [key_id])
@@ -459,18 +466,36 @@ async def update_rate_limit(
 ) -> Response:
     given = await body_of(request, RateLimitBody)
     what = rate_limit_id.removeprefix(theirs.RATE_LIMIT)
-    if rate_limit_id not in {f"{theirs.RATE_LIMIT}{one}" for one in organizations.LIMITED}:
+    known = [f"{theirs.RATE_LIMIT}{one}" for one in organizations.LIMITED]
+    if rate_limit_id not in known:
         raise errors.NotFound(
-            f"there is no rate limit {rate_limit_id!r}", hint="rl-generate, rl-seed and rl-publish are"
+            f"there is no rate limit {rate_limit_id!r}", hint=f"there are {', '.join(known)}"
         )
-    tokens = given.max_tokens_per_1_minute
-    if what != organizations.GENERATE:
-        if tokens not in (None, theirs.UNLIMITED):
-            raise errors.InvalidInput("max_tokens_per_1_minute: tokens are counted of rl-generate alone")
-        if given.max_requests_per_1_minute is None:
-            raise errors.InvalidInput("max_requests_per_1_minute is needed")
-        tokens = None
-    await administrator(request, admin).limit(
-        project_id, what, given.max_requests_per_1_minute, tokens_per_minute=tokens
-    )
-    return await told(request, theirs.rate_limit(what, await project_of(request, project_id)))
+    units = {unit: most for unit, most in _units(what, given).items() if most is not None}
+    if not units:
+        needed = [f"max_{unit}_per_1_minute" for unit in organizations.UNITS[what]]
+        raise errors.InvalidInput(f"{' or '.join(needed)} is needed")
+    made = await administrator(request, admin).limit(project_id, what, units)
+    return await told(request, theirs.rate_limit(what, made))
+
+
+def _units(what: str, given: RateLimitBody) -> dict[str, int | None]:
+    """Unit → how much, as it was given. What is as good as no limit may stand also where nothing is counted."""
+    counted = organizations.UNITS.get(what, ())
+    found = {unit: getattr(given, f"max_{unit}_per_1_minute") for unit in theirs.UNLIMITED}
+    return {
+        unit: most
+        for unit, most in found.items()
+        if f"max_{unit}_per_1_minute" in given.model_fields_set
+        and (unit in counted or most not in (None, theirs.UNLIMITED[unit]))
+    }
+
+
+def _own_limits(given: dict[str, RateLimitBody | None] | None) -> administration.Limits | None:
+    """A key's own limits as they are to be; null for a thing ends all of it."""
+    if given is None:
+        return None
+    return {
+        what: dict.fromkeys(organizations.UNITS.get(what, ())) if one is None else _units(what, one)
+        for what, one in given.items()
+    }

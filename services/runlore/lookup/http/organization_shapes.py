@@ -15,7 +15,7 @@ from runlore import clock
 from runlore.upkeep import access, administration, adminlog
 from runlore.upkeep import organization as organizations
 
-UNLIMITED = organizations.REQUESTS_MAX
+UNLIMITED = organizations.UNLIMITED
 """What a limit says where there is none: a number, because theirs is one always."""
 RATE_LIMIT = "rl-"
 
@@ -329,6 +329,7 @@ def project_key(key: access.Key, org: organizations.Organization, used: Mapping[
         last_used_at=_maybe(used.get(key.id)),
         owner=owner,
         owner_project_access="active" if org.closed(key, clock.now()) is None else "inactive",
+        **_own_limits(key, org),
     )
 
 
@@ -357,14 +358,13 @@ def invite(one: organizations.Invite) -> Invite:
 
 
 def rate_limit(what: str, one: organizations.Project | None) -> RateLimit:
+    """A limit. What it counts that theirs has no field for, bytes, is a field of ours beside theirs."""
     limit = one.limits.get(what) if one is not None else None
-    most = limit.requests_per_minute if limit is not None else None
-    tokens = limit.tokens_per_minute if limit is not None else None
+    most = {**UNLIMITED, **(limit.most() if limit is not None else {})}
+    told = administration.told_limit({unit: most[unit] for unit in organizations.UNITS[what]})
     return RateLimit(
-        id=f"{RATE_LIMIT}{what}",
-        model=what,
-        max_requests_per_1_minute=UNLIMITED if most is None else most,
-        max_tokens_per_1_minute=UNLIMITED if tokens is None else tokens,
+        **{"id": f"{RATE_LIMIT}{what}", "model": what},
+        **{"max_tokens_per_1_minute": UNLIMITED["tokens"], **told},
     )
 
 
@@ -378,6 +378,13 @@ def spend_alert(one: organizations.SpendAlert, *, of: str) -> SpendAlert:
     return SpendAlert(
         object=f"{of}.spend_alert", id=one.id, threshold_amount=one.cents, notification_channel=channel
     )
+
+
+def _own_limits(key: access.Key, org: organizations.Organization) -> dict[str, Any]:
+    """The limits of a key's own, where it has any: ours beside their fields."""
+    terms = organizations.terms_of(org, key)
+    found = {what: administration.told_limit(one.most()) for what, one in sorted(terms.limits.items())}
+    return {"limits": found} if found else {}
 
 
 def log_id(entry: adminlog.Entry) -> str:
@@ -412,12 +419,14 @@ def _actor(by: Mapping[str, Any], org: organizations.Organization) -> dict[str, 
 def _details(entry: adminlog.Entry) -> dict[str, Any]:
     given = entry.details
     rest: dict[str, dict[str, Any]] = {
-        "api_key.created": {"data": {"scopes": given.get("scopes", [])}},
+        "api_key.created": {"data": {name: given[name] for name in ("scopes", "limits") if name in given}},
         "api_key.updated": {"changes_requested": dict(given)},
         "project.created": {"data": {"name": given.get("name"), "title": given.get("name")}},
-        # Of limits and alerts theirs has no field: `runlore admin log` tells.
-        "project.updated": {"changes_requested": {"title": given["name"]} if "name" in given else {}},
-        "organization.updated": {"changes_requested": {}},
+        # Of spend limits and alerts theirs has no field: ours stand beside theirs.
+        "project.updated": {
+            "changes_requested": {"title" if name == "name" else name: one for name, one in given.items()}
+        },
+        "organization.updated": {"changes_requested": dict(given)},
         "service_account.created": {"data": {"role": given.get("role")}},
         "service_account.updated": {"changes_requested": {"role": given.get("role")}},
         "rate_limit.updated": {"changes_requested": dict(given)},

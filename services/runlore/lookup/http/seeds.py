@@ -13,7 +13,7 @@ from starlette.responses import Response
 from runlore import errors
 from runlore.events import ids
 from runlore.lookup import asking, handing, memories, overlay, seeds, signing
-from runlore.lookup.http import answers, callers, shapes
+from runlore.lookup.http import answers, callers, limiting, shapes
 from runlore.lookup.http.service import WAIT_SECONDS_MAX
 from runlore.snapshots import tarout
 from runlore.upkeep import seedlog
@@ -79,7 +79,7 @@ async def seed(
     request: Request,
     project: callers.Project,
     memory: callers.Memory,
-    _: Annotated[Any, callers.needs(callers.READ, counts="seed")],
+    _: Annotated[Any, callers.needs(callers.READ, counts=limiting.SEED)],
     conversation_id: Given = None,
     session_id: Given = None,
     group_id: Given = None,

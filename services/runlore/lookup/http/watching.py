@@ -76,7 +76,8 @@ class Watched:
         async def told(message: Any) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                message.setdefault("headers", []).append((b"x-content-type-options", b"nosniff"))
+                headers = message.setdefault("headers", [])
+                headers += [(b"x-content-type-options", b"nosniff"), *scope["state"].get("headers", ())]
                 seen["seconds"] = clock.monotonic() - began
             elif message["type"] == "http.response.body":
                 seen["bytes"] += len(message.get("body", b""))
