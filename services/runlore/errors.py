@@ -488,6 +488,8 @@ class Blocked(RunloreError):
 
     kind = "blocked"
     exit_code = 5
+    of_stage: ClassVar[bool] = False
+    """Whether it holds a whole stage: else only the project in whose work it came up, until others meet it too."""
 
 
 class Unauthorized(Blocked):

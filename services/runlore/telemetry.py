@@ -127,6 +127,18 @@ IN_FLIGHT = Metric("gauge", "runlore_in_flight_messages", "Messages of a stage i
 IN_FLIGHT_BYTES = Metric(
     "gauge", "runlore_in_flight_bytes", "Bytes of messages of a stage in hand.", ("stage",)
 )
+PARKED = Metric(
+    "gauge",
+    "runlore_parked_messages",
+    "Messages of a stage that were read past and wait on the bus for their project's turn; they count as lag.",
+    ("stage",),
+)
+LOST = Metric(
+    "counter",
+    "runlore_lost_messages_total",
+    "Parked messages that the bus had no more when their turn came: retention took them unworked.",
+    ("stage",),
+)
 REBALANCES = Metric(
     "counter", "runlore_rebalances_total", "Times that partitions were given out anew.", ("stage",)
 )

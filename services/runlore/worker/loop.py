@@ -176,7 +176,7 @@ class Worker:
 
     async def _consolidate_loop(self) -> None:
         # Bells only say where to look: they are committed as they come, and a memory takes as long as it takes.
-        taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells)
+        taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells, mixed=True)
         await tasks.together(
             [taking_in.run(), self._memories_loop("consolidate", self._marked, self._work_marks, self._due)]
         )
@@ -190,7 +190,7 @@ class Worker:
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
         group = self._index_group
-        taking_in = self._intake("index", pipeline.CHANGED, self._apply, group=group, batches_max=1)
+        taking_in = self._intake("index", pipeline.CHANGED, self._apply, group=group, mixed=True)
         await tasks.together([taking_in.run(), self._reconcile_loop()])
 
     def _intake(
