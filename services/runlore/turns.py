@@ -73,22 +73,22 @@ class Gate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self._leave(name)  # The place came at the same moment.
-            else:
+            elif turn in self._waiting.get(name, ()):
                 self._forget(name, turn)
             raise
 
     def _leave(self, name: str) -> None:
         self._turns.end(name)
-        heir = self._turns.next(self._waiting)
-        if heir is None:
-            self._free += 1
-            return
-        turn = self._waiting[heir][0]
-        self._forget(heir, turn)
-        self._turns.begin(heir)
-        turn.set_result(None)
+        while (heir := self._turns.next(self._waiting)) is not None:
+            turn = self._waiting[heir][0]
+            self._forget(heir, turn)
+            if not turn.cancelled():  # Its caller was cancelled, and has not run since.
+                self._turns.begin(heir)
+                turn.set_result(None)
+                return
+        self._free += 1
 
     def _forget(self, name: str, turn: asyncio.Future[None]) -> None:
         self._waiting[name].remove(turn)

@@ -329,6 +329,45 @@ async def test_what_is_wrong_with_one_project_holds_up_no_other_and_is_told(prob
     assert len(stage.effects) == 50
 
 
+@pytest.mark.parametrize("kind", [{"mixed": True}, {"whole": True}], ids=["mixed", "whole"])
+@pytest.mark.parametrize("problem", [errors.Corrupt("a torn head"), KeyError("a bug")], ids=["fatal", "bug"])
+async def test_where_projects_are_not_apart_what_can_not_pass_ends_the_stage_and_commits_nothing(
+    kind, problem
+):
+    stage = Stage()
+    stage.new_intake(**kind)
+
+    async def meet(messages):
+        raise problem
+
+    stage.meet = meet
+    await stage.send(*((b"p%d/r" % n, b"%d" % n) for n in range(10)))
+    with pytest.raises(type(problem)):
+        await asyncio.wait_for(stage.intake.run(), 10)
+    assert await stage.lag() == 10 and stage.bus._consumers == set() and stage.intake.records == 10
+    assert stage.status.state == (
+        progress.FAILED if isinstance(problem, errors.Corrupt) else progress.RUNNING
+    )
+
+
+async def test_where_projects_are_mixed_a_batch_holds_a_key_of_each_in_turn():
+    stage = Stage(poll_records_max=4)
+    stage.new_intake(mixed=True)
+    go = asyncio.Event()
+
+    async def meet(messages):
+        await go.wait()
+
+    stage.meet = meet
+    await stage.send((b"noisy/0", b"n"), *((b"noisy/%d" % n, b"n") for n in range(1, 40)))
+    async with stage.running():
+        await stage.send((b"a/0", b"a"), (b"b/0", b"b"))
+        await until(lambda: stage.intake.records == 42)
+        go.set()
+        await none_waits(stage)
+    assert {b"a", b"b", b"n"} <= set(stage.batches[1]) and max(map(len, stage.batches)) == 4
+
+
 async def test_many_projects_that_fail_leave_room_for_one_that_does_not():
     """A try takes as long as a time-out: those that are tried again may fill half of the room at most."""
     stage = Stage(poll_records_max=5, lanes=1)

@@ -67,14 +67,13 @@ class _Wait:
     of_stage: bool
 
 
-def _limits(settings: Settings) -> offsets.Limits:
+def _limits(settings: Settings, *, parked_max: int) -> offsets.Limits:
     """The queue has half of the bytes; the other half is for what is read again."""
-    parked, size = settings.parked_records_max, settings.queue_bytes_max
     return offsets.Limits(
         records_max=settings.queue_records_max,
-        bytes_max=size // 2,
-        parked_max=parked,
-        batch_bytes_max=min(BATCH_BYTES_MAX, size // 8),
+        bytes_max=settings.queue_bytes_max // 2,
+        parked_max=parked_max,
+        batch_bytes_max=min(BATCH_BYTES_MAX, settings.queue_bytes_max // 8),
         jobs_max=settings.lanes,
     )
 
@@ -93,13 +92,19 @@ class Intake:
         process: Process,
         stopping: asyncio.Event,
         mixed: bool = False,
+        whole: bool = False,
     ) -> None:
-        """`mixed`: projects share batches, one at a time; for what is quick, and cheaper together."""
+        """`mixed`: projects share batches, one at a time; for what is quick, and cheaper together. `whole`: the topic
+        is one project's. Either way what can not pass ends the stage.
+        """
         self._bus, self._settings, self._retries = bus, settings, retries
         self._group, self._topic, self._process = group, topic, process
-        self._stopping, self._mixed = stopping, mixed
+        self._stopping, self._mixed, self._is_apart = stopping, mixed, not (mixed or whole)
         self._consumer: bus_port.Consumer | None = None
-        self._lanes = offsets.Lanes(_limits(settings), mixed=mixed)
+        project_of = (lambda message: "") if whole else offsets.project_of
+        self._parked_max = 0 if whole else settings.parked_records_max
+        limits = _limits(settings, parked_max=self._parked_max)
+        self._lanes = offsets.Lanes(limits, mixed=mixed, project_of=project_of)
         self._running: dict[asyncio.Task, tuple[offsets.Batch, _Wait | None]] = {}
         """Batches at work, and why each is tried again."""
         self._waiting: dict[int, _Wait] = {}
@@ -145,7 +150,8 @@ class Intake:
     async def run(self) -> None:
         """Work until `stopping` is set, then end what is in hand, commit and leave.
 
-        Raises what ends a stage: an error that nobody foresaw, outside of a project's batch. Cancelled, it gives up
+        Raises what ends a stage: `errors.Fatal`, or an error that nobody foresaw, unless it came up in the work of one
+        project, where others have theirs. Cancelled, it gives up
         what is in hand: its offsets are not committed, so it comes again.
         """
         self._consumer = await self._retries.run("join", self._join)
@@ -239,8 +245,8 @@ class Intake:
 
     def _fullness(self) -> float:
         settings, lanes = self._settings, self._lanes
-        if settings.parked_records_max:
-            return lanes.parked / settings.parked_records_max
+        if self._parked_max:
+            return lanes.parked / self._parked_max
         return max(lanes.records / settings.queue_records_max, lanes.size / settings.queue_bytes_max)
 
     # --- batches ------------------------------------------------------------------------------------------
@@ -332,8 +338,11 @@ class Intake:
             self._lanes.give_back(batch)
             raise
         except Exception as exc:
-            if self._mixed and not isinstance(exc, errors.RunloreError | OSError):
+            can_pass = isinstance(exc, errors.RunloreError | OSError) and not isinstance(exc, errors.Fatal)
+            if not (can_pass or self._is_apart):
                 self._lanes.give_back(batch)
+                if isinstance(exc, errors.Fatal):
+                    self._retries.fault(f"batch {batch.number}", exc)
                 raise
             self._put_off(batch, tries, exc)
         else:
@@ -360,7 +369,7 @@ class Intake:
             self._retries.well(f"batch {batch.number}")
             self._lanes.give_back(batch)
             return
-        whose = {"project": batch.projects[0]} if not self._mixed and batch.projects[0] else {}
+        whose = {"project": batch.projects[0]} if self._is_apart and batch.projects[0] else {}
         tries, seconds = self._retries.fault(f"batch {batch.number}", exc, tries, **whose)
         self._lanes.rest(batch)
         self._waiting[batch.number] = _Wait(
@@ -388,7 +397,7 @@ class Intake:
             found = {
                 name: wait.cause
                 for wait in self._waiting.values()
-                if not self._mixed and not wait.of_stage
+                if self._is_apart and not wait.of_stage
                 for name in wait.batch.projects
                 if name
             }

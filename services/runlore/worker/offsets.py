@@ -133,12 +133,27 @@ class Batch:
         return any(entry.flow.fed for entry in self.entries)
 
 
+def project_of(message: Message) -> str:
+    """Whose it is, by its key: `project/rollout`. What says no project is shared by all who say none.
+
+    Who may write to the topic may write any key, as they may name any project: it decides whose turn it is, no more.
+    """
+    name, slash, _ = (message.key or b"").partition(b"/")
+    return name.decode("utf-8", "replace") if slash else ""
+
+
 class Lanes:
     """The messages of a stage in hand: queued by project and key, in batches, done up to a mark."""
 
-    def __init__(self, limits: Limits | None = None, *, mixed: bool = False) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        mixed: bool = False,
+        project_of: Callable[[Message], str] = project_of,
+    ) -> None:
         """`mixed`: a batch takes a key of each project in turn, where working them apart would cost more."""
-        self._limits, self._mixed = limits or Limits(), mixed
+        self._limits, self._mixed, self._project_of = limits or Limits(), mixed, project_of
         self._flows: dict[TopicPartition, _Flow] = {}
         self._projects: dict[str, Project] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
@@ -202,7 +217,8 @@ class Lanes:
                 flow = self._begin_again(flow)
             flow.open.append(message.offset)
             flow.next = message.offset + 1
-            project = self._projects.setdefault(name := project_of(message), Project(name))
+            name = self._project_of(message)
+            project = self._projects.setdefault(name, Project(name))
             size, lane = len(message.value or b""), _lane(message)
             entry = _Entry(flow, message.offset, lane, name, size, message if self._keeps(project) else None)
             self._count(entry, 1)
@@ -399,15 +415,6 @@ class Lanes:
                         del queues[lane]
             project.ready = sum(map(len, project.free.values()))
             self._settle(project)
-
-
-def project_of(message: Message) -> str:
-    """Whose it is, by its key: `project/rollout`. What says no project is shared by all who say none.
-
-    Who may write to the topic may write any key, as they may name any project: it decides whose turn it is, no more.
-    """
-    name, slash, _ = (message.key or b"").partition(b"/")
-    return name.decode("utf-8", "replace") if slash else ""
 
 
 def _lane(message: Message) -> Hashable:
