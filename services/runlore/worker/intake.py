@@ -358,7 +358,7 @@ class Intake:
         for topic, found in wanted.items():
             gone = self._lanes.load(batch, await self._bus.reread(topic, found))
             if gone:
-                telemetry.LOST.inc(gone, stage=self._retries.stage)
+                telemetry.MESSAGES.inc(gone, stage=self._retries.stage, outcome=telemetry.GONE)
                 log.error(
                     "messages were gone before their turn came", stage=self._retries.stage, messages=gone
                 )
