@@ -261,6 +261,8 @@ class KafkaBus:
                 # Wherever it stopped, the next call begins with another.
                 if self._rereaders.get(topic) is reader:
                     del self._rereaders[topic]
+                if isinstance(exc, asyncio.CancelledError):
+                    raise  # Nobody waits for its end but `close`.
                 self._readers.discard(reader.client)
                 await kafka_clients.stop_consumer(reader.client)
                 if isinstance(exc, kafka_errors.KafkaError | OSError | TimeoutError):

@@ -305,7 +305,7 @@ class Intake:
 
     def _due(self) -> _Wait | None:
         """The batch that has waited longest for being tried again."""
-        if not self._waiting:
+        if not self._waiting or (self._mixed and self._running):
             return None
         wait = min(self._waiting.values(), key=lambda one: one.until)
         again = sum(batch.jobs for batch, is_again in self._running.values() if is_again is not None)
