@@ -11,9 +11,9 @@ group                  what a handler does                            exit code
 `Refused`              tell why the state forbids it                  4
 `Poison`               dead letter, then commit the offset            2
 `Retryable`            try again, in place, within a budget           5
-`Blocked`              pause the stage; dead-letter nothing           5
+`Blocked`              pause what met it; dead-letter nothing         5
 `NoAnswer`             let the rules stand for this input             5
-`Fatal`                stop the process                               6
+`Fatal`                stop what met it: a project's work, else all   6
 =====================  =============================================  ==========
 """
 
@@ -500,6 +500,8 @@ class Blocked(RunloreError):
 
     kind = "blocked"
     exit_code = 5
+    of_stage: ClassVar[bool] = False
+    """Whether it holds a whole stage: else only the project in whose work it came up, until others meet it too."""
 
 
 class Unauthorized(Blocked):

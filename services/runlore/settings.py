@@ -123,10 +123,17 @@ class Settings(BaseSettings):
         10.0, gt=0, le=120, description="How long a rebalance waits for work in hand before it is given up."
     )
     queue_records_max: int = Field(
-        1000, ge=1, le=100_000, description="Messages of a stage in hand; over it, partitions are paused."
+        1000, ge=1, le=100_000, description="Messages of a stage in memory; what is above it is parked."
     )
     queue_bytes_max: int = Field(
-        64 * 1024 * 1024, ge=1024 * 1024, description="Bytes of messages of a stage in hand."
+        64 * 1024 * 1024, ge=1024 * 1024, description="Bytes of messages of a stage in memory."
+    )
+    parked_records_max: int = Field(
+        50_000,
+        ge=0,
+        le=1_000_000,
+        description="Messages of a stage read past and left on the bus, so that no project waits behind another's; "
+        "over it, partitions are paused. 0: none is parked.",
     )
     # --- the lookup service ---
     http_host: str = Field(

@@ -34,6 +34,8 @@ STATES = ("running", "waiting", "blocked", "failed", "paused")
 """States of a stage (`worker/loop.py`); a person's pause is told apart from what is wrong."""
 NOTHING = "nothing"
 """Outcome of a message in which a stage finds nothing to do: a run without a workspace, a doorbell."""
+GONE = "gone"
+"""Of one that was parked, and that retention took before its turn came."""
 NO_REPLY = "none"
 """Status class of a request that got no reply."""
 
@@ -123,10 +125,9 @@ OLDEST_AGE = Metric(
 )
 MARKS_WAITING = Metric("gauge", "runlore_marks_waiting", "Marks that wait for consolidation.")
 HELD = Metric("gauge", "runlore_held_rollouts", "Rollouts held for review (`runlore review`), by the index.")
-IN_FLIGHT = Metric("gauge", "runlore_in_flight_messages", "Messages of a stage in hand.", ("stage",))
-IN_FLIGHT_BYTES = Metric(
-    "gauge", "runlore_in_flight_bytes", "Bytes of messages of a stage in hand.", ("stage",)
-)
+IN_FLIGHT = Metric("gauge", "runlore_in_flight_messages", "Messages of a stage in memory.", ("stage",))
+IN_FLIGHT_BYTES = Metric("gauge", "runlore_in_flight_bytes", "Bytes of their values.", ("stage",))
+PARKED = Metric("gauge", "runlore_parked_messages", "Messages read past, left on the bus.", ("stage",))
 REBALANCES = Metric(
     "counter", "runlore_rebalances_total", "Times that partitions were given out anew.", ("stage",)
 )

@@ -256,6 +256,36 @@ async def test_read_ends_although_its_reader_produces(bus):
     assert count == 3
 
 
+async def test_messages_are_read_again_by_their_offsets_in_order_and_no_others(bus):
+    placed = await bus.produce([_message(b"%d" % n, key=b"%d" % n) for n in range(300)])
+    values = {(at.partition, offset): b"%d" % n for n, (at, offset) in enumerate(placed)}
+    consumer = await bus.consumer(group="g", topics=["t"])
+    await _drain(consumer, 300)
+    for step, start in ((1, 0), (7, 3), (2, 0), (1, 250)):  # Forwards, with gaps, and back again.
+        wanted = {}
+        for partition, offset in sorted(values)[start::step]:
+            wanted.setdefault(partition, []).insert(0, offset)
+        found = await bus.reread("t", wanted)
+        for partition, offsets in wanted.items():
+            mine = [m for m in found if m.partition == partition]
+            assert [m.offset for m in mine] == sorted(offsets)
+            assert [m.value for m in mine] == [values[partition, offset] for offset in sorted(offsets)]
+        assert len(found) == sum(map(len, wanted.values())) and {m.topic for m in found} == {"t"}
+    # It moves nobody's position, and commits nothing.
+    assert await consumer.poll(records_max=10, timeout_seconds=0) == []
+    assert sum((await bus.lag(group="g", topic="t")).values()) == 300
+
+
+async def test_what_is_not_there_any_more_is_left_out_when_read_again(bus):
+    ((at, offset),) = await bus.produce([Outgoing("t", b"k", b"1", [("h", b"\x00")])])
+    other = (at.partition + 1) % 8
+    wanted = {at.partition: [offset + 5000, offset], other: [0, 17]}
+    (found,) = await bus.reread("t", wanted)
+    assert (found.at, found.offset, found.key, found.value) == (at, offset, b"k", b"1")
+    assert found.headers == [("h", b"\x00")] and abs(found.time - time.time()) < 60
+    assert await bus.reread("t", {}) == await bus.reread("t", {at.partition: []}) == []
+
+
 async def test_rewind_replays_a_topic_to_one_group_from_its_start(bus):
     await bus.produce([_message(b"%d" % n) for n in range(3)] + [_message(b"u", topic="u")])
     for group in ("g", "h"):
@@ -507,6 +537,8 @@ async def test_trim_removes_only_what_every_group_committed_and_what_is_old(tmp_
     await bus.produce([_message(b"4")])
     assert await bus.trim("t", older_than_seconds=60) == 3
     assert [message.value for message in await _all(bus)] == [b"3", b"4"]
+    partition = found[0].partition
+    assert [m.value for m in await bus.reread("t", {partition: range(5)})] == [b"3", b"4"]
     # Offsets go on where they were, and a group that comes now starts at the first that is left.
     late = await bus.consumer(group="late", topics=["t"])
     assert [message.offset for message in await _drain(late)] == [3, 4]

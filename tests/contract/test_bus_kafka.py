@@ -100,6 +100,8 @@ async def test_what_retention_removed_is_no_lag_and_a_replay_begins_after_it(top
         counts = {p: sum(at.partition == p for at, _ in placed) for p in (0, 1)}
         await brokers.delete_records(topics.server.servers, f"{topics.prefix}t", {0: 5, 1: 3})
         left = {0: counts[0] - 5, 1: counts[1] - 3}
+        again = await bus.reread("t", {0: range(counts[0]), 1: [1, 3]})
+        assert [(m.partition, m.offset) for m in again] == [*((0, n) for n in range(5, counts[0])), (1, 3)]
         assert await bus.lag(group="g", topic="t") == left
         assert await bus.committed(group="g", topic="t") == {0: 5, 1: 3}
         assert len([one async for one in bus.read("t", start={0: 0})]) == sum(left.values())
@@ -112,6 +114,7 @@ async def test_what_retention_removed_is_no_lag_and_a_replay_begins_after_it(top
         await consumer.commit({one.at: one.offset + 1 for one in found})
         # What was committed and then removed counts as nothing, too.
         await brokers.delete_records(topics.server.servers, f"{topics.prefix}t", dict(counts))
+        assert await bus.reread("t", {0: [7], 1: range(99)}) == []
         assert await bus.lag(group="g", topic="t") == {0: 0, 1: 0}
         assert await bus.oldest(group="g", topic="t") is None
 

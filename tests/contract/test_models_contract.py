@@ -230,6 +230,19 @@ async def test_an_endpoint_that_is_not_there_is_tried_and_then_told(world):
     assert len(world.waited) == 2
 
 
+async def test_a_projects_many_requests_let_anothers_go_out_next(world):
+    async with models.ModelServer(lambda seen: models.Reply(VALUE)) as server:
+        engine = adapter.OpenAIEngine(url=server.url, requests_max=2)
+        asks = [asked(input=f"noisy {n}", project="noisy") for n in range(40)]
+        asks += [asked(input=f"quiet {n}", project="quiet") for n in range(4)]
+        await asyncio.gather(*(engine.ask(one) for one in asks))
+        await engine.close()
+    order = [seen.input for seen in server.seen]
+    # Two were out before; from then on each has one of the two places.
+    assert max(order.index(f"quiet {n}") for n in range(4)) < 2 + 2 * 4 + 2, order
+    assert asks[0].name == asked(input="noisy 0").name  # For whom it is asked decides no answer.
+
+
 async def test_no_more_requests_go_out_at_the_same_time_than_may(world):
     # Each answer yields to the loop at every byte, so that all that may go out are seen together.
     async with models.ModelServer(lambda seen: models.Reply(VALUE, "slow", seconds=0.0)) as server:

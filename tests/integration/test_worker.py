@@ -209,6 +209,41 @@ async def test_a_memory_that_can_not_go_on_stops_no_other_and_says_why(world):
     await world.check()
 
 
+async def test_damage_in_one_project_stops_no_other_at_any_stage_and_is_told_to_whom_it_concerns(
+    world, tmp_path
+):
+    await world.emit(made.event(1, rollout="conv"), made.event(2, project="zoo"))
+    async with world.up():
+        await world.settled("acme", "zoo")
+    key = keys.rollout_head("acme", "support", "conv")
+    good = world.store.body(key)
+    await world.store.put(key, b"{torn")
+    await world.emit(made.event(3, rollout="conv"))
+    async with world.up() as stages:
+        await until(lambda: _is(lambda: "acme" in stages["record"].projects))
+        await world.emit(*(made.event(number, project="zoo") for number in range(4, 9)))
+        counts = world.worker.progress
+        await until(lambda: _is(lambda: counts.recorded + counts.already == 5))
+        assert stages["record"].state == loop.FAILED and list(stages["record"].projects) == ["acme"]
+        status = tmp_path / "status.json"
+        status.write_text(json.dumps({"stages": {name: vars(one) for name, one in stages.items()}}))
+        where = (world.store, world.bus, world.index, status, 1)
+        causes = (await lookup_status.status(*where))["causes"]
+        assert any("record waits for project acme alone: corrupt" in cause for cause in causes), causes
+        told = {
+            project: await lookup_status.told(
+                world.store, world.bus, [], [], local=status, up=1, project=project
+            )
+            for project in ("acme", "zoo")
+        }
+        assert "corrupt" in told["acme"]["record"]["projects"]["acme"]
+        assert told["zoo"]["record"]["projects"] == {} and "acme" not in str(told["zoo"])
+        await world.store.put(key, good)
+        await world.settled("acme", "zoo")
+        await until(lambda: _is(lambda: not stages["record"].projects))
+    await world.check()
+
+
 async def test_draining_ends_in_its_time_though_the_store_hangs(tmp_path):
     world = World(tmp_path, drain_seconds_max=0.3)
     await world.emit(made.event(1))

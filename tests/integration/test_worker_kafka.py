@@ -146,7 +146,7 @@ async def test_members_that_join_and_leave_while_batches_are_in_hand_lose_nothin
         first = group.bus()
         await first.produce(outgoing(sent[:300]))
         one = group.member(first, poll_records_max=20)
-        await until(lambda: len(one._batches) >= 2)
+        await until(lambda: len(one._running) >= 2)
         two = group.member(group.bus(), poll_records_max=20)
         await until(lambda: len(two.assigned_partitions) == 4 == len(one.assigned_partitions))
         assert one.rebalances == 1 and one.assigned_partitions.isdisjoint(two.assigned_partitions)
@@ -168,7 +168,7 @@ async def test_a_rebalance_waits_for_the_batch_in_hand_and_nothing_is_worked_twi
         first = group.bus()
         await first.produce(outgoing(sent))
         one = group.member(first)
-        await until(lambda: one._batches)
+        await until(lambda: one._running)
         group.member(group.bus())
         await until(lambda: one.rebalances == 1)
         await group.none_waits()
@@ -346,7 +346,7 @@ async def test_a_stage_slower_than_the_groups_patience_keeps_its_place(group):
         bus = group.bus(poll_interval_seconds_max=1.5)
         await bus.produce(outgoing(sent))
         # Full: it polls with all its partitions paused.
-        one = group.member(bus, queue_records_max=10, poll_records_max=10)
+        one = group.member(bus, queue_records_max=10, poll_records_max=10, parked_records_max=5)
         await until(lambda: one._paused)
         await group.none_waits()
         group.check(sent)
@@ -368,17 +368,94 @@ async def test_a_stage_that_hangs_holds_a_bounded_part_of_a_large_backlog(group)
             await group.process(messages)
 
         limit = 2 * 1024 * 1024
-        one = group.member(bus, process, queue_bytes_max=limit, poll_records_max=50)
+        one = group.member(bus, process, queue_bytes_max=limit, poll_records_max=50, parked_records_max=1000)
         await until(lambda: one._paused)
         polled = one.polled_at
         await until(lambda: one.polled_at > polled + 1)
         held = sum(len(m.value) for queue in one._consumer._held.values() for m in queue)
-        # 60 MB wait on the broker; here lie the queue, one poll over it, and one fetch of each partition.
-        assert limit <= one.size <= limit + 50 * 20_010
+        # 60 MB wait on the broker; here lie the queue, what is at work, and one fetch of each partition.
+        assert one.size <= limit + 50 * 20_010 and 1000 <= one.parked <= 1050
         assert held <= 8 * kafka.PARTITION_FETCH_BYTES_MAX * 40, held
         go.set()
         await group.none_waits()
         group.check(sent)
+        assert max(Counter(group.effects).values()) == 1
+
+
+async def test_one_project_at_100_times_delays_no_other_and_a_kill_loses_none_of_what_is_parked(group):
+    async with group:
+        await group.create("t")
+        noisy = [(b"noisy/%d" % (n % 200), b"n%d" % n) for n in range(3000)]
+        quiet = [(b"quiet/%d" % (n % 10), b"q%d" % n) for n in range(30)]
+        bus, waiting = group.bus(), []
+        await bus.produce(outgoing(noisy))
+        await bus.produce(outgoing(quiet))
+
+        async def process(messages):
+            waiting.append(asyncio.get_running_loop().create_future())
+            await waiting[-1]
+            await group.process(messages)
+
+        one = group.member(bus, process, poll_records_max=50, queue_records_max=200)
+        # Reading goes on although nothing ends, until all has been seen.
+        await until(lambda: one.records + one.parked == 3030)
+        assert one.parked >= 3030 - 200 - 4 * 50 and await group.lag() == 3030
+        while len({value for key, value in group.effects if key.startswith(b"quiet")}) < 30:
+            first = next((end for end in waiting if not end.done()), None)
+            if first is not None:
+                first.set_result(None)
+            await asyncio.sleep(0.01)
+        assert len(group.effects) - 30 <= intake.BATCHES_MAX * 50 * 3
+        # It dies: nothing more is committed, and what was read past comes again elsewhere.
+        one._last_commit = lambda: asyncio.sleep(0)
+        group.running[0].cancel()
+        await asyncio.gather(group.running.pop(), return_exceptions=True)
+        before = set(group.effects)
+        group.effects.clear()
+        group.member(group.bus(), poll_records_max=50, queue_records_max=200)
+        await group.none_waits()
+        assert before | set(group.effects) == {*noisy, *quiet} and max(Counter(group.effects).values()) == 1
+        for key in {key for key, _ in group.effects}:
+            mine = [pair for pair in group.effects if pair[0] == key]
+            assert mine == [pair for pair in (*noisy, *quiet) if pair in mine]
+
+
+async def test_a_worker_killed_with_runs_parked_leaves_every_run_recorded_once(group, tmp_path):
+    async with group:
+        await group.create("runs", "changed")
+        await group.create("dead", partitions=1)
+        store, bus = stores.MemoryStore(), group.bus()
+        messages = []
+        for number in range(124):
+            project = "quiet" if number % 31 == 30 else "noisy"
+            event = envelope.from_structured(
+                made.event(number, project=project, rollout=f"conv-{number % 13}")
+            )
+            alias = models.run_completed(event.data).rollout.alias
+            messages.append(record.message_of(event, f"{project}/{alias}", "runs"))
+        await bus.produce(messages)
+        index = lookup_index.Index(tmp_path / "index.db")
+        settings = group.settings(poll_records_max=4, queue_records_max=8)
+        first = loop.Worker(store, group.bus(), index, settings, stages=["record"])
+        running = asyncio.create_task(first.run())
+        await until(lambda: "record" in first.intakes and first.progress.recorded >= 8)
+        taking_in = first.intakes["record"]
+        assert taking_in.parked > 0
+        taking_in._last_commit = lambda: asyncio.sleep(0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        second = loop.Worker(store, group.bus(), index, settings)
+        running = asyncio.create_task(second.run())
+        async with asyncio.timeout(60):
+            while sum((await bus.lag(group="record", topic="runs")).values()) or await second._marked():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        second.stopping.set()
+        await asyncio.wait_for(running, 30)
+        assert await invariants.check(store, bus, settled=True) == [] and await dead.read_all(bus) == []
+        recorded = first.progress.recorded + second.progress.recorded
+        already = first.progress.already + second.progress.already
+        assert recorded <= 124 <= recorded + already
+        index.close()
 
 
 async def test_three_workers_record_every_run_once_and_a_replay_changes_nothing(group, tmp_path):

@@ -291,6 +291,21 @@ class Slow(models.ScriptedEngine):
         return await super().ask(ask)
 
 
+async def test_a_call_says_for_which_project_it_is_so_that_requests_can_be_shared_out():
+    seen = []
+
+    class Noting(models.ScriptedEngine):
+        async def ask(self, ask):
+            seen.append(ask)
+            return await super().ask(ask)
+
+    store, one = MemoryStore(), ask_of()
+    await ledger.Metered(
+        Noting(()), ledger.Ledger(store), "acme", "support", budgets=spend.Budgets(), table=TABLE
+    ).ask(one)
+    assert seen[0].project == "acme" and seen == [one] and seen[0].name == one.name
+
+
 async def spent_by(workers, calls_max):
     """How often so many workers asked, with room for so many calls that each take what they may; what that took."""
     store = MemoryStore()

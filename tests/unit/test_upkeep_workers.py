@@ -130,12 +130,13 @@ async def test_stages_together_are_as_bad_as_the_worst_of_them(world):
     store = MemoryStore()
     told = [
         {"record": stage(), "index": stage()},
-        {"record": stage("waiting", cause="503", since="1")},
+        {"record": stage("waiting", cause="503", since="1", projects={"b": "503"})},
         {"record": stage("blocked", cause="denied", since="2"), "consolidate": stage(memories={"a/b": "x"})},
     ]
     tasks = [asyncio.create_task(workers.Teller(store, lambda one=one: one).run()) for one in told]
     await until(world, 10)
     found = workers.together(await workers.read_all(store))
+    assert workers.essence(told[1]) != workers.essence({"record": told[1]["record"] | {"projects": {}}})
     assert found["record"] | {"memories": {}} == {
         "state": "blocked",
         "cause": "denied",
@@ -144,6 +145,7 @@ async def test_stages_together_are_as_bad_as_the_worst_of_them(world):
         "workers": 3,
         "ill": 2,
         "memories": {},
+        "projects": {"b": "503"},
     }
     assert found["index"]["state"] == "running" and found["consolidate"]["memories"] == {"a/b": "x"}
     for task in tasks:

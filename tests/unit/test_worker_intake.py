@@ -183,7 +183,7 @@ async def test_a_small_batch_begins_beside_a_slow_one_after_a_moment(monkeypatch
 
 @pytest.mark.parametrize("limit", [{"queue_records_max": 20}, {"queue_bytes_max": 1024 * 1024}])
 async def test_a_stage_that_hangs_fills_its_queue_to_its_limit_and_polls_go_on(limit):
-    stage = Stage(poll_records_max=5, **limit)
+    stage = Stage(poll_records_max=5, parked_records_max=0, **limit)
     go = asyncio.Event()
 
     async def meet(messages):
@@ -213,9 +213,16 @@ class ForgetsToPauseAgain(intake.Intake):
         pass
 
 
-async def test_a_blocked_stage_polls_keeps_its_place_takes_nothing_more_and_says_so_once():
-    stage = Stage()
-    refused = errors.Blocked("the key may not write")
+class Held(errors.Blocked):
+    of_stage = True
+
+
+@pytest.mark.parametrize(
+    "refusal", [errors.Blocked("the key may not write"), Held("paused")], ids=["project", "stage"]
+)
+async def test_a_blocked_stage_polls_keeps_its_place_begins_nothing_more_and_says_so_once(refusal):
+    stage = Stage(poll_records_max=50)
+    refused = refusal
 
     async def meet(messages):
         if refused is not None:
@@ -226,12 +233,15 @@ async def test_a_blocked_stage_polls_keeps_its_place_takes_nothing_more_and_says
     with structlog.testing.capture_logs() as lines:
         async with stage.running():
             await until(lambda: stage.status.state == progress.BLOCKED)
-            await until(lambda: stage.consumer._paused == stage.consumer.assignment())
             before, tries = stage.intake.polled_at, stage.status.tries
             await stage.send(*pairs(500))
             await until(lambda: stage.status.tries > tries + 2 and stage.intake.polled_at > before)
-            assert stage.intake.records == 10
-            assert "the key may not write" in stage.status.cause and await stage.lag() == 510
+            assert {len(batch) for batch in stage.batches} == {10}
+            assert str(refusal) in stage.status.cause and await stage.lag() == 510
+            # Others' messages may lie behind, unless it is the stage itself that waits.
+            is_held = refusal.of_stage
+            assert (stage.consumer._paused == stage.consumer.assignment()) == is_held
+            await until(lambda: stage.intake.records + stage.intake.parked == (10 if is_held else 510))
             refused = None
             await none_waits(stage)
             assert stage.status.state == progress.RUNNING and not stage.consumer._paused
@@ -242,7 +252,7 @@ async def test_a_blocked_stage_polls_keeps_its_place_takes_nothing_more_and_says
     assert len(stage.effects) == 510
 
 
-async def test_while_one_batch_is_blocked_no_other_begins():
+async def test_while_one_batch_is_blocked_no_other_of_its_project_begins():
     stage = Stage(poll_records_max=2)
     refused = True
 
@@ -254,9 +264,10 @@ async def test_while_one_batch_is_blocked_no_other_begins():
     stage.meet = meet
     await stage.send(*pairs(4, keys=4), (b"bad", b"b"), *((b"o%d" % n, b"o%d" % n) for n in range(50)))
     async with stage.running():
-        await until(lambda: stage.status.state == progress.BLOCKED and len(stage.intake._batches) == 1)
-        before = len(stage.effects)
-        await asyncio.sleep(0.1)
+        await until(lambda: stage.status.state == progress.BLOCKED and len(stage.intake._waits()) == 1)
+        await until(lambda: not stage.held)
+        before, tries = len(stage.effects), stage.status.tries
+        await until(lambda: stage.status.tries > tries + 3)
         assert len(stage.effects) == before < 50
         refused = False
         await none_waits(stage)
@@ -264,7 +275,7 @@ async def test_while_one_batch_is_blocked_no_other_begins():
 
 async def test_pauses_are_set_again_after_a_rebalance_and_a_fault_in_that_is_seen():
     async def paused_after_rebalance(kind):
-        stage = Stage(queue_records_max=5, poll_records_max=5)
+        stage = Stage(queue_records_max=5, poll_records_max=5, parked_records_max=0)
         stage.new_intake(kind)
         go = asyncio.Event()
 
@@ -285,31 +296,102 @@ async def test_pauses_are_set_again_after_a_rebalance_and_a_fault_in_that_is_see
     assert not await paused_after_rebalance(ForgetsToPauseAgain)
 
 
-async def test_a_fatal_error_ends_the_stage_and_commits_nothing_of_its_batch():
-    stage = Stage()
+@pytest.mark.parametrize(
+    "problem",
+    [errors.StoreUnavailable("503"), errors.Blocked("no"), errors.Corrupt("a torn head"), KeyError("a bug")],
+    ids=lambda problem: type(problem).__name__,
+)
+async def test_what_is_wrong_with_one_project_holds_up_no_other_and_is_told(problem):
+    """Whatever it is: a store's path that fails, a missing right, damage, a bug that its data brings out."""
+    stage = Stage(poll_records_max=2)
+    problems = [problem]
 
     async def meet(messages):
-        raise errors.Corrupt("a torn head")
+        if problems and messages[0].key.startswith(b"bad/"):
+            raise problems[0]
 
     stage.meet = meet
-    await stage.send(*pairs(10))
-    with pytest.raises(errors.Corrupt):
-        await asyncio.wait_for(stage.intake.run(), 10)
-    assert await stage.lag() == 10 and stage.status.state == progress.FAILED
-    assert stage.bus._consumers == set()
+    with structlog.testing.capture_logs():
+        async with stage.running() as running:
+            await stage.send(*((b"bad/%d" % n, b"b%d" % n) for n in range(30)))
+            await until(lambda: stage.status.projects)
+            for n in range(20):
+                await stage.send((b"good/%d" % n, b"g%d" % n))
+                await until(lambda n=n: b"g%d" % n in stage.effects)
+            assert len(stage.effects) == 20 and not running.done()
+            why = stage.status.projects
+            assert (
+                list(why) == ["bad"] and str(problem) in why["bad"] and stage.status.state != progress.RUNNING
+            )
+            problems.clear()
+            await none_waits(stage)
+            assert stage.status.projects == {} and stage.status.state == progress.RUNNING
+    assert len(stage.effects) == 50
 
 
-async def test_an_error_that_nobody_foresaw_ends_the_stage_too():
+@pytest.mark.parametrize("kind", [{"mixed": True}, {"whole": True}], ids=["mixed", "whole"])
+@pytest.mark.parametrize("problem", [errors.Corrupt("a torn head"), KeyError("a bug")], ids=["fatal", "bug"])
+async def test_where_projects_are_not_apart_what_can_not_pass_ends_the_stage_and_commits_nothing(
+    kind, problem
+):
     stage = Stage()
+    stage.new_intake(**kind)
 
     async def meet(messages):
-        raise KeyError("a bug")
+        raise problem
 
     stage.meet = meet
-    await stage.send(*pairs(3))
-    with pytest.raises(KeyError):
+    await stage.send(*((b"p%d/r" % n, b"%d" % n) for n in range(10)))
+    with pytest.raises(type(problem)):
         await asyncio.wait_for(stage.intake.run(), 10)
-    assert await stage.lag() == 3
+    assert await stage.lag() == 10 and stage.bus._consumers == set() and stage.intake.records == 10
+    assert stage.status.state == (
+        progress.FAILED if isinstance(problem, errors.Corrupt) else progress.RUNNING
+    )
+
+
+async def test_where_projects_are_mixed_a_batch_holds_a_key_of_each_in_turn():
+    stage = Stage(poll_records_max=4)
+    stage.new_intake(mixed=True)
+    go = asyncio.Event()
+
+    async def meet(messages):
+        await go.wait()
+
+    stage.meet = meet
+    await stage.send((b"noisy/0", b"n"), *((b"noisy/%d" % n, b"n") for n in range(1, 40)))
+    async with stage.running():
+        await stage.send((b"a/0", b"a"), (b"b/0", b"b"))
+        await until(lambda: stage.intake.records == 42)
+        go.set()
+        await none_waits(stage)
+    assert {b"a", b"b", b"n"} <= set(stage.batches[1]) and max(map(len, stage.batches)) == 4
+
+
+async def test_many_projects_that_fail_leave_room_for_one_that_does_not():
+    """A try takes as long as a time-out: those that are tried again may fill half of the room at most."""
+    stage = Stage(poll_records_max=5, lanes=1)
+    go, tried = asyncio.Event(), Counter()
+
+    async def meet(messages):
+        if messages[0].key.startswith(b"bad"):
+            tried[messages[0].key] += 1
+            if tried[messages[0].key] > 1:
+                await go.wait()
+            raise errors.StoreUnavailable("503")
+
+    stage.meet = meet
+    await stage.send(*((b"bad%d/r" % n, b"b%d" % n) for n in range(12)))
+    async with stage.running():
+        await until(lambda: len(tried) == 12 and len(stage.held) == 2)
+        assert sum(tried.values()) == 12 + 2
+        await stage.send(*((b"good/%d" % n, b"g%d" % n) for n in range(20)))
+        await until(lambda: len(stage.effects) == 20)
+        assert sum(tried.values()) == 12 + 2
+        tried.clear()
+        stage.meet = None
+        go.set()
+        await none_waits(stage)
 
 
 async def test_a_batch_that_is_tried_again_keeps_its_keys_and_others_go_on():
@@ -523,7 +605,7 @@ async def test_an_end_that_is_cut_short_commits_only_what_is_done():
     stage.meet = meet
     await stage.send(*pairs(50, keys=50))
     running = asyncio.create_task(stage.intake.run())
-    await until(lambda: len(stage.intake._batches) == intake.BATCHES_MAX and len(stage.effects) >= 4)
+    await until(lambda: len(stage.intake._running) == intake.BATCHES_MAX and len(stage.effects) >= 4)
     stage.stopping.set()
     await asyncio.sleep(0.02)
     running.cancel()
@@ -538,6 +620,7 @@ async def test_random_faults_rebalances_and_restarts_lose_nothing_and_keep_keys_
     stage = Stage(
         poll_records_max=rng.choice([1, 3, 10]),
         queue_records_max=rng.choice([5, 30]),
+        parked_records_max=rng.choice([0, 4, 1000]),
         retry_seconds_max=0.01,
         rebalance_seconds_max=0.03,
     )
@@ -552,7 +635,7 @@ async def test_random_faults_rebalances_and_restarts_lose_nothing_and_keep_keys_
             await asyncio.sleep(0.1)
 
     stage.meet = meet
-    sent = [(b"k%d" % rng.randrange(8), b"%d" % n) for n in range(150)]
+    sent = [(b"p%d/k%d" % (int(rng.random() ** 3 * 4), rng.randrange(8)), b"%d" % n) for n in range(150)]
     for _ in range(3):
         await stage.send(*sent[:50])
         sent = sent[50:]

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import functools
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -26,6 +26,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from runlore import clock, errors
 from runlore.bus import kafka_clients
 from runlore.bus.kafka_consumer import KafkaConsumer, message_of
+from runlore.bus.kafka_reread import FETCH_SECONDS_MAX, Rereader
 from runlore.bus.port import Listener, Message, Outgoing, TopicPartition
 from runlore.settings import Settings
 
@@ -82,6 +83,7 @@ class KafkaBus:
         self._known: set[str] = set()
         self._consumers: set[KafkaConsumer] = set()
         self._readers: set[AIOKafkaConsumer] = set()
+        self._rereaders: dict[str, Rereader] = {}
         self._closed = False
         kafka_clients.hush()
 
@@ -248,6 +250,41 @@ class KafkaBus:
                 client.pause(self._at(topic, partition))
             if page:
                 yield page
+
+    async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
+        reader = await self._rereader(topic)
+        async with reader.lock:
+            try:
+                async with asyncio.timeout(READ_SECONDS_MAX):
+                    return await reader.read(offsets)
+            except BaseException as exc:
+                # Wherever it stopped, the next call begins with another.
+                if self._rereaders.get(topic) is reader:
+                    del self._rereaders[topic]
+                if isinstance(exc, asyncio.CancelledError):
+                    raise  # Nobody waits for its end but `close`.
+                self._readers.discard(reader.client)
+                await kafka_clients.stop_consumer(reader.client)
+                if isinstance(exc, kafka_errors.KafkaError | OSError | TimeoutError):
+                    raise await self._fault(exc, "read messages again") from exc
+                raise
+
+    async def _rereader(self, topic: str) -> Rereader:
+        await self._must_be_there(topic)
+        async with self._lock:
+            self._must_be_open()
+            if topic not in self._rereaders:
+                client = AIOKafkaConsumer(
+                    **self._options,
+                    enable_auto_commit=False,
+                    auto_offset_reset="earliest",
+                    fetch_max_wait_ms=int(FETCH_SECONDS_MAX * 1000),
+                    max_partition_fetch_bytes=PARTITION_FETCH_BYTES_MAX,
+                )
+                await self._begin(client, "read messages again")
+                self._readers.add(client)
+                self._rereaders[topic] = Rereader(client, name=self._topic_prefix + topic, topic=topic)
+            return self._rereaders[topic]
 
     # --- offsets ------------------------------------------------------------------------------------------
 

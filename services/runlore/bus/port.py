@@ -134,6 +134,14 @@ class Bus(Protocol):
         """Every message of `topic` that is there now, outside of any group; from `start`, by partition."""
         ...
 
+    async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
+        """The messages at these offsets, by partition, once more and outside of any group; in order within each.
+
+        What is not there any more (retention, a topic made anew) is left out. All are held at the same time: how
+        many and how large they are is the caller's to bound.
+        """
+        ...
+
     async def lag(self, *, group: str, topic: str) -> dict[int, int]:
         """Messages not yet committed by `group`, by partition."""
         ...

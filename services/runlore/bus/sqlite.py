@@ -38,6 +38,8 @@ POLL_BYTES_MAX = 8 * 1024 * 1024
 """A poll stops after the message that reaches this many bytes of values."""
 READ_PAGE = 200
 """Messages that `read` fetches at a time."""
+VARIABLES_MAX = 500
+"""Offsets that one statement names."""
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x524C4F47  # "RLOG", so that file(1) and a person can tell what the file is.
 
@@ -91,6 +93,10 @@ class SqliteBus:
                 for message in page:
                     yield message
                 at = page[-1].offset + 1
+
+    async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
+        wanted = {TopicPartition(topic, partition): sorted(found) for partition, found in offsets.items()}
+        return await self._reader.run(_reread, wanted)
 
     async def lag(self, *, group: str, topic: str) -> dict[int, int]:
         return await self._reader.run(_lag, group, topic)
@@ -372,6 +378,23 @@ def _fetch(
             bytes_max -= len(value or b"")
             if bytes_max <= 0:
                 break
+    return found
+
+
+def _reread(connection: sqlite3.Connection, wanted: dict[TopicPartition, list[int]]) -> list[Message]:
+    found: list[Message] = []
+    for at, offsets in sorted(wanted.items()):
+        for start in range(0, len(offsets), VARIABLES_MAX):
+            page = offsets[start : start + VARIABLES_MAX]
+            rows = connection.execute(
+                'SELECT "offset", key, value, headers, time FROM messages WHERE topic = ? AND partition = ?'
+                f' AND "offset" IN ({",".join("?" * len(page))}) ORDER BY "offset"',
+                (*at, *page),
+            )
+            found += [
+                Message(*at, offset, key, value, _load(headers), taken)
+                for offset, key, value, headers, taken in rows
+            ]
     return found
 
 

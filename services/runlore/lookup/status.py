@@ -107,6 +107,8 @@ def _own(stage: Mapping[str, Any], project: str) -> dict[str, Any]:
         own["memories"] = {
             name: why for name, why in stage["memories"].items() if name.startswith(f"{project}/")
         }
+    if "projects" in stage:
+        own["projects"] = {name: why for name, why in stage["projects"].items() if name == project}
     if stage.get("cause"):
         own["cause"] = OPERATORS
     return own
@@ -169,7 +171,7 @@ def _local(path: Path) -> dict[str, Any]:
 
 
 def _told(stage: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("state", "cause", "since", "retry_seconds", "memories", "workers", "ill")
+    names = ("state", "cause", "since", "retry_seconds", "memories", "projects", "workers", "ill")
     return {name: stage[name] for name in names if name in stage}
 
 
@@ -211,6 +213,9 @@ def _causes(
     for name in ("summarize", "consolidate"):
         for memory, why in out[name].get("memories", {}).items():
             causes.append(f"memory {memory} can not go on: {why}")
+    for name in ("record", "snapshot"):
+        for project, why in out[name].get("projects", {}).items():
+            causes.append(f"{name} waits for project {project} alone: {why}")
     for memory, one in out["summarize"]["waits"].items():
         if one["state"] == asked.DEFERRED:
             causes.append(f"memory {memory} {one['told']} (`runlore spend`)")

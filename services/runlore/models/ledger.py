@@ -17,7 +17,7 @@ import datetime as dt
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -211,7 +211,7 @@ class Metered:
             self.refused = wanted
             raise
         try:
-            answer = await self._engine.ask(ask)
+            answer = await self._engine.ask(replace(ask, project=self._project))
         except errors.NoAnswer as exc:
             # It answered, if nothing of use; before its usage is told, it was refused without a look at it.
             usage = usage_of(exc)

@@ -7,6 +7,8 @@ given, and can do nothing else.
 An endpoint that is full (429) or stumbles (5xx, no connection) is tried again a few times, after as long as it asks
 for. What could be paid for twice is not tried again here: a request that came to no end in time waits for the stage's
 own next try. Nor is what would end the same way: a bad answer, a refusal, a missing right.
+
+What goes out at the same time is bounded, and shared out by project (`turns.Gate`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 import structlog
 
-from runlore import clock, errors, telemetry
+from runlore import clock, errors, telemetry, turns
 from runlore.models import port, prices
 from runlore.settings import Settings
 
@@ -93,7 +95,7 @@ class OpenAIEngine:
         )
         self._api, self._table = api, table or prices.built_in()
         self._timeout_seconds, self._tries_max = timeout_seconds, tries_max
-        self._room = asyncio.Semaphore(requests_max)
+        self._room = turns.Gate(requests_max)
         self._unpriced: set[str] = set()
 
     @classmethod
@@ -117,7 +119,7 @@ class OpenAIEngine:
             raise errors.AskRejected(f"the ask is longer than {port.INPUT_BYTES_MAX} characters")
         for attempt in range(self._tries_max):
             try:
-                async with self._room:
+                async with self._room.place(ask.project):
                     said = await self._sent(ask)
                 return self._answer(ask, said)
             except (errors.ModelBusy, errors.ModelUnavailable) as exc:

@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pydantic
@@ -46,6 +46,8 @@ class Ask:
     output_tokens_max: int = 16_000
     number: int = 0
     """Raised where a kept answer must not be taken again: after a revert, a redrive, or a guard that refused it."""
+    project: str = field(default="", compare=False)
+    """For whom it is asked: what goes out at the same time is shared out by it. It decides no answer."""
 
     def decides(self) -> dict[str, Any]:
         """All that decides the answer, in a form that has one spelling."""

@@ -57,6 +57,11 @@ class MemoryBus:
                 if message.offset >= (start or {}).get(message.partition, 0):
                     yield message
 
+    async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
+        wanted = {TopicPartition(topic, partition): set(found) for partition, found in offsets.items()}
+        logs = {at: self._logs.get(at, []) for at in sorted(wanted)}
+        return [log[n] for at, log in logs.items() for n in sorted(wanted[at]) if 0 <= n < len(log)]
+
     async def lag(self, *, group: str, topic: str) -> dict[int, int]:
         committed = await self.committed(group=group, topic=topic)
         ends = {at.partition: len(log) for at, log in self._topic(topic).items()}

@@ -31,6 +31,7 @@ class StagePaused(errors.Blocked):
     """A person paused this stage."""
 
     kind = "stage_paused"
+    of_stage = True
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ STUCK_MAX = 100
 WORST = ("failed", "blocked", "waiting", "running")
 
 Stages = Mapping[str, Mapping[str, Any]]
-"""Stage → state, cause, since, tries, memories: `StageStatus` as a dict."""
+"""Stage → state, cause, since, tries, memories, projects: `StageStatus` as a dict."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def essence(stages: Stages) -> dict[str, dict[str, Any]]:
         found[name] = {"state": one.get("state"), "cause": one.get("cause"), "since": one.get("since")}
         found[name] |= {"retry_seconds": one["retry_seconds"]} if one.get("retry_seconds") else {}
         found[name] |= {"memories": stuck} if stuck else {}
+        found[name] |= {"projects": dict(sorted(one["projects"].items()))} if one.get("projects") else {}
     return found
 
 
@@ -194,6 +195,8 @@ def together(seen: list[Seen]) -> dict[str, dict[str, Any]]:
             held["ill"] += one.get("state") != "running"
             stuck = dict(one.get("memories") or {})
             held["memories"] = held.get("memories", {}) | stuck
+            if waits := dict(one.get("projects") or {}):
+                held["projects"] = held.get("projects", {}) | waits
             if _rank(one.get("state")) < _rank(held["state"]):
                 held |= {field: one.get(field) for field in ("state", "cause", "since", "retry_seconds")}
     return out

@@ -104,7 +104,9 @@ class Health:
             stages[name] = {**dataclasses.asdict(one), "state": state}
             telemetry.stage_state(name, state)
             if intake is not None:
-                stages[name] |= {"in_flight": intake.records, "partitions": len(intake.assigned_partitions)}
+                stages[name] |= {"in_flight": intake.records, "parked": intake.parked}
+                stages[name] |= {"partitions": len(intake.assigned_partitions)}
+                telemetry.PARKED.set(intake.parked, stage=name)
                 telemetry.IN_FLIGHT.set(intake.records, stage=name)
                 telemetry.IN_FLIGHT_BYTES.set(intake.size, stage=name)
                 telemetry.REBALANCES.inc(intake.rebalances - self._rebalances.get(name, 0), stage=name)

@@ -1,11 +1,19 @@
 """The intake of a stage that reads a topic: poll, work in batches, commit what is done. For every bus.
 
-    poll ─▶ lanes (by key) ─▶ up to 3 batches at a time ─▶ effects ─▶ low-water mark ─▶ commit
+    poll ─▶ lanes (by project, by key) ─▶ batches, each of one project ─▶ effects ─▶ low-water mark ─▶ commit
+                 └── beyond the queue: parked, read again when its turn comes ──┘
 
-Polls go on while work is in hand, so a batch that is tried again for an hour keeps the group's membership; over its
-limits the queue pauses its partitions instead. A stage takes batches because it commits its effects by batch (one mark
-per memory, one move of a rollout's head), so a second batch begins only when it is full or the first is slow: at
-saturation batches are large, when idle nothing waits.
+Polls go on while work is in hand, so a batch that is tried again for an hour keeps the group's membership. A stage
+takes batches because it commits its effects by batch (one mark per memory, one move of a rollout's head), so a second
+batch of a project begins only when it is full or the first is slow: at saturation batches are large, when idle nothing
+waits.
+
+No project starves another. At most `BATCHES_MAX` batches are of one project, and there is room for one more than that:
+a project that has nothing at work need not wait for another's batch. Where several fill the room, the next place is
+that of the project with the least at work (`offsets.Lanes`). A batch that fails, for whatever reason, waits beside the
+others, holds no place until it is tried again, and holds up its own project alone; those that are tried again have
+half of the room at most. Only what holds the stage itself (`errors.Blocked.of_stage`: a pause) stops them all. So
+another's messages delay a project's by being read, not by being worked, while `parked_records_max` is not reached.
 
 A rebalance takes partitions back: no new work begins on them, what is in hand has `rebalance_seconds_max` to end, what
 is done is committed, and the rest comes again elsewhere. `offsets.Lanes` keeps the promises about order and offsets;
@@ -17,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -28,7 +37,8 @@ from runlore.worker import offsets, retry
 log = structlog.get_logger("runlore.worker")
 
 BATCHES_MAX = 3
-"""Batches in hand at a time: one slow rollout does not stall the others."""
+"""Batches of one project in hand at a time: one slow rollout does not stall the others."""
+BATCH_BYTES_MAX = 8 * 1024 * 1024
 FOLLOW_SECONDS = 0.25
 """How long a batch runs before one that is not full may begin beside it."""
 COMMIT_SECONDS = 1.0
@@ -38,7 +48,34 @@ REJOIN_SECONDS = 60.0
 LAST_COMMIT_SECONDS_MAX = 5.0
 """How long the commit of a rebalance or of the end may take; without it messages come again."""
 
+PROJECTS_TOLD_MAX = 20
+"""Projects that a stage names as waiting."""
+
 Process = Callable[[Sequence[bus_port.Message]], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """A batch that failed, until it is tried again."""
+
+    batch: offsets.Batch
+    tries: int
+    until: float
+    cause: str
+    is_stuck: bool
+    """Whether a person has to act."""
+    of_stage: bool
+
+
+def _limits(settings: Settings, *, parked_max: int) -> offsets.Limits:
+    """The queue has half of the bytes; the other half is for what is read again."""
+    return offsets.Limits(
+        records_max=settings.queue_records_max,
+        bytes_max=settings.queue_bytes_max // 2,
+        parked_max=parked_max,
+        batch_bytes_max=min(BATCH_BYTES_MAX, settings.queue_bytes_max // 8),
+        jobs_max=settings.lanes,
+    )
 
 
 class Intake:
@@ -54,17 +91,27 @@ class Intake:
         topic: str,
         process: Process,
         stopping: asyncio.Event,
-        batches_max: int = BATCHES_MAX,
+        mixed: bool = False,
+        whole: bool = False,
     ) -> None:
+        """`mixed`: projects share batches, one at a time; for what is quick, and cheaper together. `whole`: the topic
+        is one project's. Either way what can not pass ends the stage.
+        """
         self._bus, self._settings, self._retries = bus, settings, retries
         self._group, self._topic, self._process = group, topic, process
-        self._stopping, self._batches_max = stopping, batches_max
+        self._stopping, self._mixed, self._is_apart = stopping, mixed, not (mixed or whole)
         self._consumer: bus_port.Consumer | None = None
-        self._lanes = offsets.Lanes()
-        self._batches: dict[asyncio.Task, float] = {}
-        """Batches in hand, and when each began."""
-        self._blocked: set[int] = set()
-        """Batches that a person must help."""
+        project_of = (lambda message: "") if whole else offsets.project_of
+        self._parked_max = 0 if whole else settings.parked_records_max
+        limits = _limits(settings, parked_max=self._parked_max)
+        self._lanes = offsets.Lanes(limits, mixed=mixed, project_of=project_of)
+        self._running: dict[asyncio.Task, tuple[offsets.Batch, _Wait | None]] = {}
+        """Batches at work, and why each is tried again."""
+        self._waiting: dict[int, _Wait] = {}
+        """Batches that failed, by their number, until they are tried again."""
+        self._began: dict[str, float] = {}
+        """When each project's last batch began."""
+        self._timer: asyncio.TimerHandle | None = None
         self._paused = False
         self._over = False
         self._ended: asyncio.Future = asyncio.get_running_loop().create_future()
@@ -82,13 +129,18 @@ class Intake:
 
     @property
     def records(self) -> int:
-        """Messages in hand: queued, and in batches."""
+        """Messages in memory: queued, and in batches."""
         return self._lanes.records
 
     @property
     def size(self) -> int:
-        """Bytes of the values of the messages in hand."""
+        """Bytes of the values of the messages in memory."""
         return self._lanes.size
+
+    @property
+    def parked(self) -> int:
+        """Messages that were read past, and wait on the bus."""
+        return self._lanes.parked
 
     @property
     def assigned_partitions(self) -> frozenset[bus_port.TopicPartition]:
@@ -98,8 +150,9 @@ class Intake:
     async def run(self) -> None:
         """Work until `stopping` is set, then end what is in hand, commit and leave.
 
-        Raises what ends a stage: `errors.Fatal`, or an error that nobody foresaw. Cancelled, it gives up what is in
-        hand: its offsets are not committed, so it comes again.
+        Raises what ends a stage: `errors.Fatal`, or an error that nobody foresaw, unless it came up in the work of one
+        project, where others have theirs. Cancelled, it gives up
+        what is in hand: its offsets are not committed, so it comes again.
         """
         self._consumer = await self._retries.run("join", self._join)
         if self._consumer is None:
@@ -110,8 +163,8 @@ class Intake:
             await asyncio.wait({stop, self._ended, *loops}, return_when=asyncio.FIRST_COMPLETED)
             self._over = True
             self._retries.wake()
-            if not self._ended.done() and self._batches:
-                await asyncio.wait(set(self._batches))
+            if not self._ended.done() and self._running:
+                await asyncio.wait(set(self._running))
         finally:
             self._over = True
             await self._leave(stop, loops)
@@ -125,9 +178,12 @@ class Intake:
     async def _leave(self, stop: asyncio.Task, loops: Sequence[asyncio.Task]) -> None:
         """Give up what is still in hand, commit what is done, leave the group."""
         stop.cancel()
-        for task in self._batches:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._running:
             task.cancel()
-        await asyncio.gather(*self._batches, return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._give_up_waiting(lambda wait: True)
         loops[1].cancel()
         await self._last_commit()
         # A poll that waits ends with its consumer; only then may its loop be cancelled.
@@ -174,14 +230,11 @@ class Intake:
             await consumer.close()
 
     def _balance(self) -> None:
-        """Pause all partitions over the queue's limits or while blocked; resume them at half of that."""
+        """Pause all partitions over the limits or while the stage is held; resume them at half of that."""
         if self._consumer is None:
             return
-        most = max(
-            self._lanes.records / self._settings.queue_records_max,
-            self._lanes.size / self._settings.queue_bytes_max,
-        )
-        wanted = bool(self._blocked) or most >= 1 or (self._paused and most > 0.5)
+        most = self._fullness()
+        wanted = self._is_held or most >= 1 or (self._paused and most > 0.5)
         if wanted != self._paused:
             self._paused = wanted
             partitions = self._consumer.assignment()
@@ -190,53 +243,172 @@ class Intake:
             else:
                 self._consumer.resume(partitions)
 
+    def _fullness(self) -> float:
+        settings, lanes = self._settings, self._lanes
+        if self._parked_max:
+            return lanes.parked / self._parked_max
+        return max(lanes.records / settings.queue_records_max, lanes.size / settings.queue_bytes_max)
+
     # --- batches ------------------------------------------------------------------------------------------
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the stage itself waits for a person, and not only some of its projects."""
+        return any(wait.of_stage for wait in self._waits())
+
+    def _waits(self) -> list[_Wait]:
+        """What failed and has not succeeded since, also while it is tried again."""
+        return [*self._waiting.values(), *(wait for _, wait in self._running.values() if wait is not None)]
 
     def _advance(self) -> None:
         """Begin every batch that may begin now."""
         if self._over:
             return
-        while self._may_begin() and (batch := self._lanes.take(self._settings.poll_records_max)):
-            task = asyncio.create_task(self._work(batch))
-            self._batches[task] = clock.monotonic()
+        while (begun := self._next()) is not None:
+            batch, wait = begun
+            task = asyncio.create_task(self._work(batch, wait.tries if wait else 0))
+            self._running[task] = begun
+            self._began |= dict.fromkeys(batch.projects, clock.monotonic())
             task.add_done_callback(self._batch_ended)
-            asyncio.get_running_loop().call_later(FOLLOW_SECONDS + 0.01, self._advance)
         self._balance()
-        if not self._batches:
+        self._look_again()
+        if not self._running:
             self._commit_now.set()
 
-    def _may_begin(self) -> bool:
-        if self._blocked or len(self._batches) >= self._batches_max:
+    def _next(self) -> tuple[offsets.Batch, _Wait | None] | None:
+        """The next batch, and why it is tried again; None where none may begin now."""
+        if (again := self._due()) is not None:
+            return again.batch, again
+        if self._is_held or not self._has_room():
+            return None
+        batch = self._lanes.take(self._settings.poll_records_max, self._may_have_one_more)
+        return (batch, None) if batch is not None else None
+
+    def _has_room(self) -> bool:
+        if self._mixed:
+            return not self._running
+        batches = [batch for batch, _ in self._running.values()]
+        jobs = sum(batch.jobs for batch in batches)
+        size = sum(entry.size for batch in batches for entry in batch.entries)
+        return jobs < (BATCHES_MAX + 1) * self._settings.lanes and size <= self._settings.queue_bytes_max // 2
+
+    def _may_have_one_more(self, project: offsets.Project) -> bool:
+        if project.batches >= (1 if self._mixed else BATCHES_MAX) or self._is_stuck(project.name):
             return False
-        if not self._batches or self._lanes.queued >= self._settings.poll_records_max:
+        if project.ready >= self._settings.poll_records_max:
             return True
-        return clock.monotonic() - max(self._batches.values()) >= FOLLOW_SECONDS
+        return clock.monotonic() - self._began.get(project.name, 0.0) >= FOLLOW_SECONDS
 
-    async def _work(self, batch: offsets.Batch) -> None:
-        """The effects of a batch, tried until they are there or nobody waits for them."""
+    def _is_stuck(self, project: str) -> bool:
+        """Whether a batch of it waits for a person: the next would meet the same."""
+        return any(wait.is_stuck and project in wait.batch.projects for wait in self._waits())
 
-        async def step() -> bool:
-            try:
-                with telemetry.processing(self._retries.stage, self._topic, batch.messages):
-                    await self._process(batch.messages)
-            except errors.Blocked:
-                self._blocked.add(batch.number)
-                self._balance()
-                raise
-            return True
+    def _due(self) -> _Wait | None:
+        """The batch that has waited longest for being tried again."""
+        if not self._waiting or (self._mixed and self._running):
+            return None
+        wait = min(self._waiting.values(), key=lambda one: one.until)
+        again = sum(batch.jobs for batch, is_again in self._running.values() if is_again is not None)
+        room = (BATCHES_MAX + 1) * self._settings.lanes // 2
+        if wait.until > clock.monotonic() or (again and again + wait.batch.jobs > room):
+            return None
+        del self._waiting[wait.batch.number]
+        return wait
 
-        done = None
+    def _look_again(self) -> None:
+        """When time alone may let a batch begin: one that waits, or a second one of a project."""
+        now = clock.monotonic()
+        # One that is due by now waits for room: the end of a batch looks again.
+        seconds = [wait.until - now for wait in self._waiting.values() if wait.until > now]
+        seconds += [FOLLOW_SECONDS] if self._running else []
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if seconds:
+            later = max(0.0, min(seconds)) + 0.01
+            self._timer = asyncio.get_running_loop().call_later(later, self._advance)
+
+    async def _work(self, batch: offsets.Batch, tries: int) -> None:
+        """The effects of a batch, tried once."""
         try:
-            done = await self._retries.run(f"batch {batch.number}", step, wanted=lambda: batch.fed)
-        finally:
-            self._blocked.discard(batch.number)
-            if done:
-                self._lanes.finish(batch)
-            else:
+            await self._load(batch)
+            with telemetry.processing(self._retries.stage, self._topic, batch.messages):
+                await self._process(batch.messages)
+        except asyncio.CancelledError:
+            self._lanes.give_back(batch)
+            raise
+        except Exception as exc:
+            can_pass = isinstance(exc, errors.RunloreError | OSError) and not isinstance(exc, errors.Fatal)
+            if not (can_pass or self._is_apart):
                 self._lanes.give_back(batch)
+                if isinstance(exc, errors.Fatal):
+                    self._retries.fault(f"batch {batch.number}", exc)
+                raise
+            self._put_off(batch, tries, exc)
+        else:
+            self._retries.well(f"batch {batch.number}")
+            self._lanes.finish(batch)
+            self._tell_projects()
+
+    async def _load(self, batch: offsets.Batch) -> None:
+        """Read again what of a batch was parked."""
+        wanted: dict[str, dict[int, list[int]]] = {}
+        for at, found in batch.parked.items():
+            wanted.setdefault(at.topic, {})[at.partition] = found
+        for topic, found in wanted.items():
+            gone = self._lanes.load(batch, await self._bus.reread(topic, found))
+            if gone:
+                telemetry.MESSAGES.inc(gone, stage=self._retries.stage, outcome=telemetry.GONE)
+                log.error(
+                    "messages were gone before their turn came", stage=self._retries.stage, messages=gone
+                )
+
+    def _put_off(self, batch: offsets.Batch, tries: int, exc: Exception) -> None:
+        """A batch failed: it is tried again after a while, and only its own project waits for that."""
+        if not batch.fed or self._over:
+            self._retries.well(f"batch {batch.number}")
+            self._lanes.give_back(batch)
+            return
+        whose = {"project": batch.projects[0]} if self._is_apart and batch.projects[0] else {}
+        tries, seconds = self._retries.fault(f"batch {batch.number}", exc, tries, **whose)
+        self._lanes.rest(batch)
+        self._waiting[batch.number] = _Wait(
+            batch,
+            tries,
+            clock.monotonic() + retry.jittered(seconds),
+            f"{getattr(exc, 'kind', type(exc).__name__)}: {exc}",
+            is_stuck=isinstance(exc, errors.Blocked | errors.Fatal)
+            or not isinstance(exc, errors.RunloreError | OSError),
+            of_stage=isinstance(exc, errors.Blocked) and exc.of_stage,
+        )
+        self._tell_projects()
+
+    def _give_up_waiting(self, which: Callable[[_Wait], bool]) -> None:
+        for wait in [one for one in self._waiting.values() if which(one)]:
+            del self._waiting[wait.batch.number]
+            self._retries.well(f"batch {wait.batch.number}")
+            self._lanes.give_back(wait.batch)
+        self._tell_projects()
+
+    def _tell_projects(self) -> None:
+        """Say which projects wait, while others may go on."""
+        told = self._retries.troubles.status.projects
+        if told or self._waiting:
+            found = {
+                name: wait.cause
+                for wait in self._waiting.values()
+                if self._is_apart and not wait.of_stage
+                for name in wait.batch.projects
+                if name
+            }
+            told.clear()
+            told |= dict(sorted(found.items())[:PROJECTS_TOLD_MAX])
 
     def _batch_ended(self, task: asyncio.Task) -> None:
-        del self._batches[task]
+        batch, _ = self._running.pop(task)
+        for name in batch.projects:
+            if not any(name in one.projects for one, _ in self._running.values()):
+                self._began.pop(name, None)
         self._moved.set()
         if not task.cancelled() and (error := task.exception()) is not None and not self._ended.done():
             self._ended.set_exception(error)
@@ -274,7 +446,9 @@ class Intake:
         self.rebalances += 1
         try:
             self._lanes.stop(partitions)
-            self._retries.wake()  # A batch that only waits to be tried again need not be waited for.
+            # A batch that only waits to be tried again need not be waited for.
+            self._give_up_waiting(lambda wait: not wait.batch.fed)
+            self._retries.wake()
             await self._settle(partitions)
             await self._last_commit()
         except Exception as exc:

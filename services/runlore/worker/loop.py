@@ -1,7 +1,7 @@
 """The loops of a worker: one per stage, each with its own cause when it can not go on.
 
-A failing stage stops no other: a passing fault is retried in place with growing waits (the order of a key is
-kept), a missing permission pauses the stage until a person acts, an invariant that does not hold stops it.
+A failing stage stops no other, and what fails for one project stops no other project of its stage (`intake`,
+`memories`): it is tried again with growing waits, the order of a key is kept, and what a person must mend is told.
 Nothing is dead-lettered for a fault of the store, the bus or the machine.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,12 @@ from runlore.models import port as models_port
 from runlore.settings import Settings
 from runlore.store import port as store_port
 from runlore.upkeep import mail, pauses, spendalerts
-from runlore.worker import concurrency, intake, progress, retry
+from runlore.worker import concurrency, intake, memories, progress, retry
 
 log = structlog.get_logger("runlore.worker")
 
 RECONCILE_EVERY = 12
 """The index compares its rows with a LIST so many times less often than marks are listed, and less with many heads."""
-LOOK_SECONDS_MIN = 0.05
-"""Between two LISTs of marks, however soon something becomes due."""
-MEMORIES_MAX = 4
-"""Memories that are consolidated at the same time: one with a slow model does not stall the others."""
 
 RUNNING, WAITING, BLOCKED, FAILED = progress.RUNNING, progress.WAITING, progress.BLOCKED, progress.FAILED
 StageStatus, Progress = progress.StageStatus, progress.Progress
@@ -122,8 +118,7 @@ class Worker:
         }
         self.intakes: dict[str, intake.Intake] = {}
         """The intake of each stage that runs: what is in hand, and when it last polled."""
-        self._due: set[tuple[str, str]] = set()
-        self._rung = asyncio.Event()
+        self._consolidating: memories.Memories | None = None
         self._indexing = asyncio.Lock()
         self.caught_up = False
         """Whether the index agreed with a LIST of all heads once."""
@@ -175,24 +170,21 @@ class Worker:
         await self._intake("snapshot", pipeline.RUNS, self._placed).run()
 
     async def _consolidate_loop(self) -> None:
+        self._consolidating = self._memories("consolidate", self._marked, self._consolidated)
         # Bells only say where to look: they are committed as they come, and a memory takes as long as it takes.
-        taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells)
-        await tasks.together(
-            [taking_in.run(), self._memories_loop("consolidate", self._marked, self._work_marks, self._due)]
-        )
+        taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells, mixed=True)
+        await tasks.together([taking_in.run(), self._consolidating.run()])
 
     async def _summarize_loop(self) -> None:
         assert self._alerts is not None
         # Found by a LIST alone: an answer takes longer than the time between two of them.
-        asking = self._memories_loop(
-            "summarize", self._for_a_model, self._ask, set(), wakes_at=self._model_wakes_at
-        )
-        await tasks.together([asking, self._alerts.run(self.stopping)])
+        asking = self._memories("summarize", self._for_a_model, self._ask, wakes_at=self._model_wakes_at)
+        await tasks.together([asking.run(), self._alerts.run(self.stopping)])
 
     async def _index_loop(self) -> None:
         # A group of its own for each replica: in one they would share the doorbells out between them.
         group = self._index_group
-        taking_in = self._intake("index", pipeline.CHANGED, self._apply, group=group, batches_max=1)
+        taking_in = self._intake("index", pipeline.CHANGED, self._apply, group=group, mixed=True)
         await tasks.together([taking_in.run(), self._reconcile_loop()])
 
     def _intake(
@@ -210,64 +202,22 @@ class Worker:
         )
         return self.intakes[stage]
 
-    async def _memories_loop(
+    def _memories(
         self,
         stage: str,
-        marked: Callable[[], Awaitable[set[tuple[str, str]]]],
-        work: Callable[[str, str], Awaitable[None]],
-        due: set[tuple[str, str]],
-        *,
-        wakes_at: Callable[[], dt.datetime | None] = lambda: None,
-    ) -> None:
-        """Work every memory that was rung for or has a mark, each once at a time, a few at the same time.
-
-        `wakes_at`: when, by the last look, something that waits becomes due before the next look.
-        """
-        rung = self._rung if stage == "consolidate" else asyncio.Event()
-        next_look = clock.monotonic()
-        at_work: dict[tuple[str, str], asyncio.Task] = {}
-
-        failed: list[BaseException] = []
-
-        def ended(one: tuple[str, str]) -> None:
-            task = at_work.pop(one)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                failed.append(error)
-            rung.set()
-
-        try:
-            while not self.stopping.is_set():
-                if clock.monotonic() >= next_look:
-                    found = await self._attempt(stage, "marks", marked) or set()
-                    self._forget_but(stage, found)
-                    due |= found
-                    next_look = clock.monotonic() + self._until_look(wakes_at())
-                rung.clear()
-                for one in sorted(due - at_work.keys())[: MEMORIES_MAX - len(at_work)]:
-                    due.discard(one)
-                    at_work[one] = asyncio.create_task(
-                        self._attempt(
-                            stage, "/".join(one), lambda one=one: self._work_memory(stage, one, work)
-                        )
-                    )
-                    at_work[one].add_done_callback(lambda task, one=one: ended(one))
-                # A bell, the end of a memory's work, the stop, or the next look at the marks.
-                await tasks.any_of(rung, self.stopping, seconds_max=next_look - clock.monotonic())
-                if failed:
-                    raise failed[0]
-            if at_work:
-                await asyncio.wait(set(at_work.values()))
-        finally:
-            for task in at_work.values():
-                task.cancel()
-            await asyncio.gather(*at_work.values(), return_exceptions=True)
-
-    def _until_look(self, wakes_at: dt.datetime | None) -> float:
-        """Seconds until marks are listed again."""
-        most = self._settings.marks_interval_seconds
-        if wakes_at is None:
-            return most
-        return min(most, max(LOOK_SECONDS_MIN, (wakes_at - clock.now()).total_seconds()))
+        marked: Callable[[], Awaitable[Iterable[memories.One]]],
+        work: Callable[[str, str], Awaitable[bool]],
+        **more: Any,
+    ) -> memories.Memories:
+        return memories.Memories(
+            self._retries[stage],
+            marked=marked,
+            work=lambda project, memory: self._work_memory(stage, (project, memory), work),
+            stopping=self.stopping,
+            interval_seconds=self._settings.marks_interval_seconds,
+            looked=lambda found: self._forget_but(stage, found),
+            **more,
+        )
 
     async def _reconcile_loop(self) -> None:
         while not self.stopping.is_set():
@@ -305,9 +255,9 @@ class Worker:
         failed: Exception | None = None
         # A model that is away stops no consolidation: the rules stand.
         for stage, marked, work in (
-            ("summarize", self._asked, self._summarize),
-            ("consolidate", self._marked, self._work_marks),
-            ("summarize", self._joinable, self._join),
+            ("summarize", self._asked, self._summarized),
+            ("consolidate", self._marked, self._consolidated),
+            ("summarize", self._joinable, self._joined),
         ):
             if stage not in self.stages:
                 continue
@@ -315,7 +265,9 @@ class Worker:
                 if self.stopping.is_set():
                     return
                 try:
-                    await self._tries(stage, lambda work=work, p=project, m=memory: work(p, m))
+                    while await self._tries(stage, lambda work=work, p=project, m=memory: work(p, m)):
+                        if self.stopping.is_set():
+                            return
                 except Exception as exc:
                     # One memory that can not go on stops no other.
                     failed = failed or exc
@@ -380,8 +332,8 @@ class Worker:
 
     async def _note_bells(self, messages: Sequence[bus_port.Message]) -> None:
         bells = [bell for message in messages if (bell := index_consumer.bell(message))]
-        self._due |= {(bell.project, bell.memory) for bell in bells if bell.kind == "mark"}
-        self._rung.set()
+        assert self._consolidating is not None
+        self._consolidating.ring((bell.project, bell.memory) for bell in bells if bell.kind == "mark")
 
     async def _apply(self, messages: Sequence[bus_port.Message]) -> None:
         async with self._indexing:
@@ -399,83 +351,87 @@ class Worker:
             await self._index.reconcile()
             self.caught_up = True
 
-    async def _marked(self) -> set[tuple[str, str]]:
-        """Every memory that has a mark."""
+    async def _marked(self) -> list[memories.One]:
+        """Every memory that has a mark, the longest waiting first."""
         standing = await marks.standing(self._store)
         telemetry.marks_standing([one for rows in standing.values() for one in rows])
-        return set(standing)
+        return sorted(standing, key=lambda one: (min(standing[one]), one))
 
-    async def _work_marks(self, project: str, memory: str) -> None:
+    async def _consolidated(self, project: str, memory: str) -> bool:
+        """One pass over a memory's marks; whether there are more."""
         # Looked at before each pass; the marks of a paused memory stand until it is resumed.
-        while await self._pauses.of("consolidate", project, memory) is None:
-            with telemetry.processing("consolidate", "marks"):
-                done = await self._consolidate.work(project, memory)
-            telemetry.consolidated(done.revision is not None, len(done.covered), len(done.held))
-            progress = self.progress
-            progress.revisions += done.revision is not None
-            progress.covered += len(done.covered)
-            progress.held += len(done.held)
-            progress.stages["consolidate"].done += done.marks_deleted
-            for rollout in done.held:
-                log.warning("held for review", project=project, memory=memory, rollout=rollout)
-            self._tell()
-            if not done.more or self.stopping.is_set():
-                return
+        if await self._pauses.of("consolidate", project, memory) is not None:
+            return False
+        with telemetry.processing("consolidate", "marks"):
+            done = await self._consolidate.work(project, memory)
+        telemetry.consolidated(done.revision is not None, len(done.covered), len(done.held))
+        progress = self.progress
+        progress.revisions += done.revision is not None
+        progress.covered += len(done.covered)
+        progress.held += len(done.held)
+        progress.stages["consolidate"].done += done.marks_deleted
+        for rollout in done.held:
+            log.warning("held for review", project=project, memory=memory, rollout=rollout)
+        self._tell()
+        return done.more
 
-    async def _asked(self) -> set[tuple[str, str]]:
+    async def _asked(self) -> set[memories.One]:
         """Every memory in which what waits for a model's summary is due."""
         assert self._summaries is not None
         return await self._summaries.model.due()
 
-    async def _summarize(self, project: str, memory: str) -> None:
+    async def _summarized(self, project: str, memory: str) -> bool:
+        """One pass over a memory's asks; whether there are more."""
         assert self._summaries is not None
-        while await self._pauses.of("summarize", project, memory) is None:
-            with telemetry.processing("summarize", "asks"):
-                done = await self._summaries.work(project, memory)
-            self.progress.stages["summarize"].done += done.asks_deleted
-            self._tell()
-            if not done.more or self.stopping.is_set():
-                return
+        if await self._pauses.of("summarize", project, memory) is not None:
+            return False
+        with telemetry.processing("summarize", "asks"):
+            done = await self._summaries.work(project, memory)
+        self.progress.stages["summarize"].done += done.asks_deleted
+        self._tell()
+        return done.more
 
-    async def _joinable(self) -> set[tuple[str, str]]:
+    async def _joinable(self) -> set[memories.One]:
         """Every memory in which statements that a model may bring together are due."""
         assert self._model_notes is not None
         return await self._model_notes.model.due()
 
-    async def _join(self, project: str, memory: str) -> None:
+    async def _joined(self, project: str, memory: str) -> bool:
+        """One pass over a memory's joins; whether there are more."""
         assert self._model_notes is not None
         # It asks a model, and it moves the memory's head: a pause of either holds it.
-        while all(
-            [await self._pauses.of(stage, project, memory) is None for stage in ("summarize", "consolidate")]
-        ):
-            with telemetry.processing("summarize", "joins"):
-                done = await self._model_notes.work(project, memory)
-            telemetry.consolidated(done.revision is not None, 0, 0)
-            self.progress.revisions += done.revision is not None
-            self.progress.stages["summarize"].done += done.joins_deleted
-            self._tell()
-            if not done.more or self.stopping.is_set():
-                return
+        for stage in ("summarize", "consolidate"):
+            if await self._pauses.of(stage, project, memory) is not None:
+                return False
+        with telemetry.processing("summarize", "joins"):
+            done = await self._model_notes.work(project, memory)
+        telemetry.consolidated(done.revision is not None, 0, 0)
+        self.progress.revisions += done.revision is not None
+        self.progress.stages["summarize"].done += done.joins_deleted
+        self._tell()
+        return done.more
 
-    async def _for_a_model(self) -> set[tuple[str, str]]:
+    async def _for_a_model(self) -> list[memories.One]:
         self._asks_due, self._joins_due = await self._asked(), await self._joinable()
-        return self._asks_due | self._joins_due
+        return sorted(self._asks_due | self._joins_due)
 
     def _model_wakes_at(self) -> dt.datetime | None:
         assert self._summaries is not None and self._model_notes is not None
         found = (self._summaries.model.next_at, self._model_notes.model.next_at)
         return min((one for one in found if one is not None), default=None)
 
-    async def _ask(self, project: str, memory: str) -> None:
+    async def _ask(self, project: str, memory: str) -> bool:
         # Each has a policy of its own: one that is due makes not the other so.
-        if (project, memory) in self._asks_due:
-            await self._summarize(project, memory)
-        if (project, memory) in self._joins_due and not self.stopping.is_set():
-            await self._join(project, memory)
+        one = (project, memory)
+        if one in self._asks_due:
+            if await self._summarized(project, memory):
+                return True
+            self._asks_due.discard(one)
+        return one in self._joins_due and not self.stopping.is_set() and await self._joined(project, memory)
 
     async def _work_memory(
-        self, stage: str, one: tuple[str, str], work: Callable[[str, str], Awaitable[None]]
-    ) -> None:
+        self, stage: str, one: memories.One, work: Callable[[str, str], Awaitable[bool]]
+    ) -> bool:
         """`work`; what is wrong with this memory alone is told, and stops no other.
 
         Its marks stand, so the next schedule looks again.
@@ -483,14 +439,16 @@ class Worker:
         stuck = self.progress.stages[stage].memories
         name = "/".join(one)
         try:
-            await work(*one)
+            has_more = await work(*one)
             stuck.pop(name, None)
+            return has_more
         except consolidate.ReviewFull as exc:
             self._stuck(stage, name, exc)
         except (errors.Retryable, errors.Blocked, OSError):
             raise
         except Exception as exc:
             self._stuck(stage, name, exc)
+        return False
 
     def _stuck(self, stage: str, name: str, exc: Exception) -> None:
         stuck = self.progress.stages[stage].memories
@@ -505,7 +463,7 @@ class Worker:
             )
         stuck[name] = why
 
-    def _forget_but(self, stage: str, marked: set[tuple[str, str]]) -> None:
+    def _forget_but(self, stage: str, marked: set[memories.One]) -> None:
         """Forget what was wrong with memories for which nothing is left to do."""
         stuck = self.progress.stages[stage].memories
         for name in stuck.keys() - {f"{project}/{memory}" for project, memory in marked}:

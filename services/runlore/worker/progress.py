@@ -27,6 +27,8 @@ class StageStatus:
     """Messages, marks or heads worked since the start."""
     memories: dict[str, str] = field(default_factory=dict)
     """Memories that can not go on, while the stage does: `project/memory` → why."""
+    projects: dict[str, str] = field(default_factory=dict)
+    """Projects of which a batch waits to be tried again, while those of others go on: project → why."""
 
     def ok(self) -> None:
         if self.state != RUNNING:
@@ -69,10 +71,15 @@ class Troubles:
         self._open: dict[str, tuple[str, str]] = {}
 
     def fail(self, what: str, state: str, error: BaseException) -> bool:
-        """Note a fault of `what`; whether it is news to whoever reads the log."""
+        """Note a fault of `what`; whether it is news to whoever reads the log.
+
+        A store that is away stands in the way of everything at once: one line is enough for that.
+        """
         self.status.fail(state, error)
-        news = self._open.get(what) != (state, self.status.cause)
-        self._open[what] = (state, self.status.cause or "")
+        cause = self.status.cause or ""
+        known = {(one, told.partition(":")[0]) for one, told in self._open.values()}
+        news = (state, cause.partition(":")[0]) not in known
+        self._open[what] = (state, cause)
         self._show()
         return news
 

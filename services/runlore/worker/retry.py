@@ -2,13 +2,14 @@
 
 Transient faults (`errors.Retryable`, the machine's `OSError`) and missing permissions (`errors.Blocked`) are tried
 until they pass, the stage stops, or nobody wants the result any more. What can not pass is raised: poison never comes
-here (a stage makes a dead letter of it), `errors.Fatal` ends the stage.
+here (a stage makes a dead letter of it). `errors.Fatal` is raised, too: whoever called knows whether it is the stage's
+or one project's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import structlog
@@ -26,6 +27,11 @@ TRIES_MAX = 6
 """How often a step is tried where somebody waits for an end, before it gives up and says so."""
 
 T = TypeVar("T")
+
+
+def jittered(seconds: float) -> float:
+    """Between a half and the whole of it, so that what failed together is not tried together."""
+    return seconds * (0.5 + clock.jitter() / 2)
 
 
 async def few_tries(
@@ -77,39 +83,57 @@ class Retries:
                 result = await step()
             except errors.Fatal as exc:
                 # It stays open until the same thing succeeds: nothing else mends it.
-                self.troubles.fail(what, progress.FAILED, exc)
-                log.error("stage failed", stage=self.stage, kind=exc.kind, error=str(exc))
+                self.fault(what, exc)
                 raise
             except (errors.RunloreError, OSError) as exc:
-                self._note(what, exc)
-                tries = max(tries + 1, BLOCKED_TRIES if isinstance(exc, errors.Blocked) else 0)
+                tries, seconds = self.fault(what, exc, tries)
             else:
-                self._well(what)
+                self.well(what)
                 return result
-            seconds = min(self._seconds_max, RETRY_SECONDS_MIN * 2 ** min(tries, 16))
-            self.troubles.status.retry_seconds = seconds
             await self._wait(seconds)
             if self._stopping.is_set() or not wanted():
-                self._well(what)
+                self.well(what)
                 return None
 
-    def _well(self, what: str) -> None:
+    def fault(self, what: str, exc: BaseException, tries: int = 0, **told: str) -> tuple[int, float]:
+        """Tell what stands in the way of `what`: (how often that was tried, seconds until it should be again).
+
+        `told` is for the log. What can not pass waits for the longest: a person has to act.
+        """
+        if isinstance(exc, errors.Blocked):
+            state, tries = progress.BLOCKED, max(tries + 1, BLOCKED_TRIES)
+        elif isinstance(exc, errors.Fatal) or not isinstance(exc, errors.RunloreError | OSError):
+            state, tries = progress.FAILED, max(tries + 1, BLOCKED_TRIES)
+        else:
+            state, tries = progress.WAITING, tries + 1
+        seconds = min(self._seconds_max, RETRY_SECONDS_MIN * 2 ** min(tries, 16))
+        if self.troubles.fail(what, state, exc):
+            self._log(state, exc, told)
+        self.troubles.status.retry_seconds = seconds
+        self._tell()
+        return tries, seconds
+
+    def well(self, what: str) -> None:
+        """`what` goes on, or was given up."""
         if self.troubles.ok(what) and not self._stopping.is_set():
             log.info("stage goes on", stage=self.stage)
 
-    def _note(self, what: str, exc: BaseException) -> None:
-        state = progress.BLOCKED if isinstance(exc, errors.Blocked) else progress.WAITING
-        if self.troubles.fail(what, state, exc):
-            hint = getattr(exc, "hint", None)
-            log.warning(
-                "stage waits",
-                stage=self.stage,
-                state=state,
-                cause=f"{getattr(exc, 'kind', type(exc).__name__)}: {exc}",
-                **({"hint": hint} if hint else {}),
-            )
-        self._tell()
+    def _log(self, state: str, exc: BaseException, told: Mapping[str, str]) -> None:
+        kind = getattr(exc, "kind", type(exc).__name__)
+        if state == progress.FAILED:
+            trace = exc if not isinstance(exc, errors.RunloreError) else None
+            log.error("stage failed", stage=self.stage, kind=kind, error=str(exc), exc_info=trace, **told)
+            return
+        hint = getattr(exc, "hint", None)
+        log.warning(
+            "stage waits",
+            stage=self.stage,
+            state=state,
+            cause=f"{kind}: {exc}",
+            **({"hint": hint} if hint else {}),
+            **told,
+        )
 
     async def _wait(self, seconds: float) -> None:
-        """Between a half and the whole of `seconds`; shorter once the stage stops or is woken."""
-        await tasks.any_of(self._stopping, self._awake, seconds_max=seconds * (0.5 + clock.jitter() / 2))
+        """About `seconds`; shorter once the stage stops or is woken."""
+        await tasks.any_of(self._stopping, self._awake, seconds_max=jittered(seconds))

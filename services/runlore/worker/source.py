@@ -75,6 +75,7 @@ async def run(one: Source, plan: Plan) -> None:
         topic=one.mapping.topic,
         process=one.take,
         stopping=plan.stopping,
+        whole=True,
     )
     working, stop = asyncio.create_task(taking_in.run()), asyncio.create_task(plan.stopping.wait())
     try:
