@@ -6,7 +6,7 @@ BIN := .venv/bin
 BUS ?= sqlite
 STORE ?= directory
 
-.PHONY: demo test lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
+.PHONY: demo docs test lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
 
 # A real broker and a real S3 server need more than the base install.
 demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real agent runs in, a seeded workspace out; no key, no server. BUS=kafka STORE=s3: on real ones.
@@ -16,6 +16,9 @@ test: .venv/.dev  ## Everything that CI runs.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: .venv/.docs  ## The documentation as a site, in site/; open site/index.html. No network is needed but for the install.
+	$(BIN)/python docs/site/build.py
 
 schemas: .venv/.dev  ## Write schemas/ anew from the models and the pipeline map.
 	$(BIN)/python -m runlore.events.schemas
@@ -42,5 +45,9 @@ bench-lookup: .venv/.dev  ## What a lookup costs, against bare routes, bare GETs
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server,agents]' --group dev
 	touch $@
 
+.venv/.docs: .venv/.base
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv site .pytest_cache .hypothesis .ruff_cache

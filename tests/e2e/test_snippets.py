@@ -109,7 +109,6 @@ def beside_an_agent(term):
         "SandboxRunConfig": SandboxRunConfig,
         "UnixLocalSandboxClient": UnixLocalSandboxClient,
     }
-    # Sessions of their own for each branch; else all of them are one conversation.
     return lambda: term.execute("await lore.aclose()", "the end of the page")
 
 
@@ -136,9 +135,14 @@ def operating(term):
     term.instead |= {"--to 41": "--to 1"}
 
 
-def sources(term):
+def mapping(term):
+    """A team's mapping and a sample of its events."""
     for name, there in (("orders.toml", "orders.toml"), ("sample.json", "orders-sample.json")):
         shutil.copy(homes.ROOT / "examples" / "sources" / there, term.cwd / name)
+
+
+def sources(term):
+    mapping(term)
     coding_agents(term)
     # A topic of the embedded log, with one event.
     text = (term.cwd / "sample.json").read_bytes()
@@ -157,10 +161,11 @@ def coding_agents(term):
 
 
 def agent_examples(term):
-    """The examples as they are in the repository: from its root."""
-    pytest.importorskip("agents", reason="openai-agents is not installed")
+    """The examples as they are in the repository, and something learnt where they keep it."""
     term.cwd = homes.ROOT
-    term.environment["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
+    kept = ("--project", "examples", "--memory", "shop")
+    term.home.call("import", "agents-sdk", homes.ROOT / "examples" / "sessions", *kept)
+    term.home.up_once()
     term.instead["MEMORY.md:LINE"] = "MEMORY.md:1"
 
 
@@ -169,6 +174,16 @@ def from_nothing(term):
     pytest.importorskip("agents", reason="openai-agents is not installed")
     (term.cwd / "examples").symlink_to(homes.ROOT / "examples")
     term.empty_home()
+
+
+def stranger(term):
+    """Whoever opens the README: a copy of the repository, session files, and the event that stands further down."""
+    from_nothing(term)
+    mapping(term)
+    coding_agents(term)
+    (event,) = [block for block in READ["README.md"][0] if block.notes.get("file") == "event.json"]
+    (term.cwd / "event.json").write_text(event.text)
+    return beside_an_agent(term)
 
 
 def on_s3(term, seaweedfs):
@@ -192,6 +207,7 @@ def any_agent(term):
 
 
 WORLDS = {
+    "README.md": stranger,
     "docs/ADMIN.md": admin,
     "docs/AGENTS.md": beside_an_agent,
     "docs/HTTP.md": keys,
