@@ -31,6 +31,8 @@ ELSEWHERE = {
 }
 ASSETS = ("iframe-worker.js", "site.css")
 FENCED = re.compile(r"(^```.*?^```[^\n]*\n|^(?: {4}|\t)[^\n]*\n)", re.M | re.S)
+LIST = re.compile(r"^(?!(?:[-*]|\d+\.) |\s|\||#)(.+)\n(?=(?:[-*]|1\.) )", re.M)
+"""A line of a paragraph right before a list, which CommonMark begins there and Python-Markdown does not."""
 WORDS = re.compile(
     r"(?P<code>(`+)(?!`).+?(?<!`)\2(?!`))"
     r"|(?P<link>(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\))"
@@ -92,7 +94,9 @@ def linked(text: str, file: str, page: str, titles: dict[str, str]) -> str:
 
     parts = FENCED.split(text)
     # Every second part is code.
-    return "".join(part if number % 2 else WORDS.sub(one, part) for number, part in enumerate(parts))
+    return "".join(
+        part if number % 2 else LIST.sub(r"\1\n\n", WORDS.sub(one, part)) for number, part in enumerate(parts)
+    )
 
 
 def _link(found: re.Match[str], file: str, page: str, titles: dict[str, str]) -> str:

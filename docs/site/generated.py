@@ -28,7 +28,7 @@ def events() -> str:
         "# Events",
         "",
         "CloudEvents 1.0, in binary mode on Kafka (`ce_*` headers; the value is the data as JSON). Made of `schemas/`: "
-        "`asyncapi.json`, a JSON Schema for each type, and golden samples. A field that a schema does not know is kept.",
+        "`asyncapi.json`, a JSON Schema for each type, and samples. A field that a schema does not know is kept.",
         "",
         "## Topics",
         "",
@@ -38,23 +38,27 @@ def events() -> str:
     for name, channel in contract["channels"].items():
         kafka = channel["bindings"]["kafka"]
         hours = kafka["topicConfiguration"]["retention.ms"] // 3_600_000
-        told = f"{hours // 24} days" if hours % 24 == 0 else f"{hours} hours"
-        parties: dict[str, list[str]] = {"receive": [], "send": []}
+        days = f"{hours // 24} day{'s' if hours > 24 else ''}"
+        parties: dict[str, list[str]] = {"receive": [], "send": ["producers"] if name == "runs" else []}
         for stage, operation in contract["operations"].items():
             if operation["channel"]["$ref"] == f"#/channels/{name}":
                 parties[operation["action"]].append(f"`{stage.split('.')[0]}`")
         shown = (", ".join(parties[one]) or "–" for one in ("receive", "send"))
-        out.append(_row(f"`{name}`", channel["description"], kafka["partitions"], told, *shown))
-    out += ["", "Producers of runs write `runs`, too.", "", "## Stages", "", "| stage | effect |", "|---|---|"]
+        out.append(_row(f"`{name}`", channel["description"], kafka["partitions"], days, *shown))
+    out += ["", "## Stages", "", "| stage | effect |", "|---|---|"]
     for stage, operation in contract["operations"].items():
         if operation["action"] == "receive":
             out.append(_row(f"`{stage}`", operation["summary"].removeprefix("Effect: ")))
     for path in sorted((ROOT / "schemas").glob("io.runlore.*.json")):
         schema = json.loads(path.read_text("utf-8"))
+        whose = path.name.split(".")[3]
         out += ["", f"## {schema['title']}", "", schema.get("description", "")]
-        out += _fields(schema)
+        out += _fields(schema, whose)
         for name, part in schema.get("$defs", {}).items():
-            out += ["", f"### {name} {{ #{_anchor(name)} }}", "", part.get("description", ""), *_fields(part)]
+            head = f"### {name} {{ #{_anchor(name, whose)} }}"
+            out += ["", head, "", part.get("description", ""), *_fields(part, whose)]
+        sample, *_ = json.loads((ROOT / "schemas/golden" / path.name).read_text("utf-8"))["samples"]
+        out += ["", f"### A sample of {schema['title']}", "", "```json", json.dumps(sample, indent=2), "```"]
     return "\n".join(out) + "\n"
 
 
@@ -71,7 +75,9 @@ def http() -> str:
     for path, operations in contract["paths"].items():
         for method in METHODS:
             if method in operations:
-                by_tag.setdefault(operations[method]["tags"][0], []).append((method, path, operations[method]))
+                by_tag.setdefault(operations[method]["tags"][0], []).append(
+                    (method, path, operations[method])
+                )
     for tag, routes in by_tag.items():
         out += ["", f"## {tag.capitalize()}"]
         for method, path, operation in routes:
@@ -81,7 +87,13 @@ def http() -> str:
             out += _answers(operation)
     out += ["", "## Shapes"]
     for name, shape in sorted(contract["components"]["schemas"].items(), key=lambda one: _short(one[0])):
-        out += ["", f"### {_short(name)} {{ #{_anchor(name)} }}", "", shape.get("description", ""), *_fields(shape)]
+        out += [
+            "",
+            f"### {_short(name)} {{ #{_anchor(name)} }}",
+            "",
+            shape.get("description", ""),
+            *_fields(shape),
+        ]
     return "\n".join(out) + "\n"
 
 
@@ -101,9 +113,13 @@ def alerts() -> str:
         for rule in group["rules"]:
             if "alert" in rule:
                 place = rule["annotations"]["runbook_url"].removeprefix("docs/")
-                summary = re.sub(r"\{\{ *\$(?:labels\.)?(\w+)[^}]*\}\}", r"‹\1›", rule["annotations"]["summary"])
+                summary = re.sub(
+                    r"\{\{ *\$(?:labels\.)?(\w+)[^}]*\}\}", r"‹\1›", rule["annotations"]["summary"]
+                )
                 severity = f"`{rule['labels']['severity']}`"
-                out.append(_row(f"[{rule['alert']}](../{place})", severity, rule.get("for", "at once"), summary))
+                out.append(
+                    _row(f"[{rule['alert']}](../{place})", severity, rule.get("for", "at once"), summary)
+                )
     return "\n".join(out) + "\n"
 
 
@@ -121,17 +137,22 @@ def _short(name: str) -> str:
     return f"{parts[-1]} ({'administration' if 'organization' in name else 'lists'})" if parts[1:] else name
 
 
-def _anchor(name: str) -> str:
-    return "shape-" + re.sub(r"\W+", "-", _short(name).lower()).strip("-")
+def _anchor(name: str, whose: str = "shape") -> str:
+    return f"{whose}-" + re.sub(r"\W+", "-", _short(name).lower()).strip("-")
 
 
-def _fields(schema: dict[str, Any]) -> list[str]:
+def _fields(schema: dict[str, Any], whose: str = "shape") -> list[str]:
     """An object's fields as a table."""
     if not schema.get("properties"):
         return []
     needed = schema.get("required", [])
     rows = [
-        _row(f"`{name}`", _kind(one), "yes" if name in needed else _default(one), one.get("description", ""))
+        _row(
+            f"`{name}`",
+            _kind(one, whose),
+            "yes" if name in needed else _default(one),
+            one.get("description", ""),
+        )
         for name, one in schema["properties"].items()
     ]
     return ["", "| field | type | needed | meaning |", "|---|---|---|---|", *rows]
@@ -142,22 +163,22 @@ def _default(schema: dict[str, Any]) -> str:
     return f"else `{json.dumps(default)}`" if default not in (None, [], {}) else "no"
 
 
-def _kind(schema: dict[str, Any]) -> str:
+def _kind(schema: dict[str, Any], whose: str = "shape") -> str:
     """A type in words."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return f"[{_short(name)}](#{_anchor(name)})"
+        return f"[{_short(name)}](#{_anchor(name, whose)})"
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:
         return " or ".join(f"`{one}`" for one in schema["enum"])
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            return " or ".join(dict.fromkeys(_kind(one) for one in schema[several]))
+            return " or ".join(dict.fromkeys(_kind(one, whose) for one in schema[several]))
     kind = schema.get("type", "anything")
     kinds = kind if isinstance(kind, list) else [kind]
     if "items" in schema:
-        kinds = [f"list of {_kind(schema['items'])}" if one == "array" else one for one in kinds]
+        kinds = [f"list of {_kind(schema['items'], whose)}" if one == "array" else one for one in kinds]
     return " or ".join(kinds) + _bounds(schema)
 
 

@@ -45,7 +45,9 @@ PAGES = (
 )
 SHOWN = {"text", "mermaid", "indented"}
 """Languages in which nothing can be run: figures."""
-COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S* )*(?:runlore|python3?|pip|npm|make|curl|docker|diff|export|claude|codex) ")
+COMMAND = re.compile(
+    r"^(?:\$ )?(?:[A-Z_]+=\S* )*(?:runlore|python3?|pip|npm|make|curl|docker|diff|export|claude|codex) "
+)
 NOTES = ("not run", "file", "exit", "beside")
 METACHARACTERS = set("|&;<>()$`*?[]{}\\~\n")
 NEED_A_PROCESS = ("mcp",)
@@ -99,7 +101,9 @@ def read(page):
             if before is not None and before.map[1] == token.map[0]:
                 said = re.findall(r"<!-- *([a-z ]+?)(?:: *(.*?))? *-->", before.content, re.S)
                 notes = {name: value for name, value in said if name in NOTES}
-            language = token.info.split()[0] if token.info else ("indented" if token.type == "code_block" else "")
+            language = (
+                token.info.split()[0] if token.info else ("indented" if token.type == "code_block" else "")
+            )
             blocks.append(Block(page, token.map[0] + 1, language, token.content, notes))
         elif token.type == "inline":
             inline += [
@@ -146,7 +150,9 @@ def accepts_line(line):
     """Every `runlore …` in a shell's line is one that the command line takes."""
     words = shlex.split(line, comments=True)
     for at, word in enumerate(words):
-        is_ours = word.endswith("runlore") and (at == 0 or not words[at - 1].endswith(("exec", "add", "install")))
+        is_ours = word.endswith("runlore") and (
+            at == 0 or not words[at - 1].endswith(("exec", "add", "install"))
+        )
         if is_ours and "=" not in word and "-" not in word:
             rest = [*words[at + 1 :], "|"]
             ends = min(rest.index(one) for one in ("|", "&&", "&", ">", ";") if one in rest)
@@ -235,7 +241,9 @@ class Terminal:
             assert code == wanted, f"{block.where}: `{command}` ended with {code}, not {wanted}:\n{out}"
             assert "Traceback" not in out, f"{block.where}: {out}"
             if told is not None:
-                assert matches(self.meant(told), out), f"{block.where}: `{command}` printed\n{out}\nand not\n{told}"
+                assert matches(self.meant(told), out), (
+                    f"{block.where}: `{command}` printed\n{out}\nand not\n{told}"
+                )
 
     def do(self, command):
         """A command's exit code, and what a terminal shows of it."""
@@ -275,7 +283,10 @@ class Terminal:
     def _here(self):
         """This process in the reader's place."""
         kept = {name: os.environ[name] for name in ("PYTEST_CURRENT_TEST",) if name in os.environ}
-        with mock.patch.dict(os.environ, {**self.environment, **kept}, clear=True), contextlib.chdir(self.cwd):
+        with (
+            mock.patch.dict(os.environ, {**self.environment, **kept}, clear=True),
+            contextlib.chdir(self.cwd),
+        ):
             yield
 
     def start(self, command):
@@ -287,7 +298,9 @@ class Terminal:
                 words, cwd=self.cwd, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
         self._beside.append(process)
-        homes.wait_until(lambda: process.poll() is not None or b"http" in log.read_bytes(), f"{command} to begin")
+        homes.wait_until(
+            lambda: process.poll() is not None or b"http" in log.read_bytes(), f"{command} to begin"
+        )
         assert process.poll() is None, log.read_text()
 
     def execute(self, source, where):

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import json
-import shlex
 import shutil
 import socket
 import sys
@@ -91,12 +89,13 @@ def beside_an_agent(term):
     pytest.importorskip("agents", reason="openai-agents is not installed")
     import asyncio
 
-    import sandboxed
     from agents import SQLiteSession
     from agents.sandbox import SandboxRunConfig
     from agents.sandbox.sandboxes import UnixLocalSandboxClient
     from agents.sandbox.session import Dependencies
     from agents.sandbox.snapshot import RemoteSnapshotSpec
+
+    import sandboxed
 
     term.names |= {
         "agent": sandboxed.worker(*[sandboxed.done()] * 20),
@@ -153,7 +152,9 @@ def sources(term):
 
 def coding_agents(term):
     """Session files of coding agents, where those keep them."""
-    sessions.write(term.folder / ".codex/sessions/2026/rollout-1.jsonl", sessions.meta(), *sessions.codex_turn(1))
+    sessions.write(
+        term.folder / ".codex/sessions/2026/rollout-1.jsonl", sessions.meta(), *sessions.codex_turn(1)
+    )
     sessions.write(
         term.folder / ".claude/projects/FOLDER/s.jsonl",
         sessions.asked("u1", "Make the check pass."), sessions.answered("u2", "It passes."),
@@ -353,10 +354,13 @@ def test_state_is_carried_from_block_to_block(terminal):
 
 
 def test_comments_say_what_is_meant_with_a_block(tmp_path, monkeypatch):
-    text = "<!-- not run: no AWS\nhere --> \n```sh\naws s3 ls\n```\n\n<!-- file: a.json -->\n\n```json\n{}\n```\n`runlore up`\n"
+    first = "<!-- not run: no AWS\nhere --> \n```sh\naws s3 ls\n```\n\n"
+    text = f"{first}<!-- file: a.json -->\n\n```json\n{{}}\n```\n`runlore up`\n"
     (tmp_path / "page.md").write_text(text)
     monkeypatch.setattr(snippets.homes, "ROOT", tmp_path)
     (first, second), inline = snippets.read("page.md")
     assert not first.is_run and first.notes == {"not run": "no AWS\nhere"}
-    assert second.is_run and second.notes == {}  # An empty line lies between them: it says nothing of the block.
+    assert (
+        second.is_run and second.notes == {}
+    )  # An empty line lies between them: it says nothing of the block.
     assert inline == [("page.md:12", "runlore up")]
