@@ -140,7 +140,8 @@ def gather(folder: Path) -> None:
     for page, text in made.items():
         path = folder / "pages" / page
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        # A page without sections has no list of them, and its tables may have that room.
+        path.write_text(text if "\n## " in text else f"---\nhide: [toc]\n---\n\n{text}", "utf-8")
     shutil.copytree(ROOT / "docs/console", folder / "pages/console", dirs_exist_ok=True)
     (folder / "pages/assets").mkdir()
     for name in ASSETS:

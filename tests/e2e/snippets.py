@@ -52,7 +52,7 @@ NOTES = ("not run", "file", "exit", "beside")
 METACHARACTERS = set("|&;<>()$`*?[]{}\\~\n")
 NEED_A_PROCESS = ("mcp",)
 """Commands that take standard input and output for themselves."""
-SECONDS_MAX = 60
+SECONDS_MAX = 120
 _PARSER = markdown_it.MarkdownIt("commonmark").enable("table")
 
 

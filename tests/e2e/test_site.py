@@ -1,4 +1,4 @@
-"""The site of the documentation: built offline, it loads nothing from elsewhere, shows all of its pages, is searched."""
+"""The site of the documentation: built offline, it loads nothing from elsewhere, shows all of a page, is searched."""
 
 from __future__ import annotations
 

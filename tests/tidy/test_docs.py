@@ -114,6 +114,29 @@ def test_every_route_of_the_service_is_in_its_contract():
     assert shown == routes
 
 
+@pytest.mark.parametrize(
+    ("beginning", "shapes"),
+    [
+        ('{"seed": "s1.…" | null,', ("Seed", "File", "Base", "Layout")),
+        ('{"memory": "support", "conversation_id"', ("io.runlore.memory.edited.v1", "EditedFile")),
+    ],
+)
+def test_an_object_that_the_service_shows_has_the_fields_of_its_contract(beginning, shapes):
+    shown = beginning + DOCS["docs/HTTP.md"].split(beginning)[1].split("\n\n")[0]
+    contracts = [
+        json.loads((reference.ROOT / f"schemas/{one}.json").read_text("utf-8"))
+        for one in ("openapi", "asyncapi")
+    ]
+    known = {name: one for contract in contracts for name, one in contract["components"]["schemas"].items()}
+    event = known["io.runlore.memory.edited.v1"]
+    known |= event.get("$defs", {})
+    fields = {field for shape in shapes for field in known[shape]["properties"]}
+    named = set(re.findall(r'"(\w+)":', shown))
+    assert named <= fields
+    if shapes[0] == "Seed":
+        assert set(known["Seed"]["properties"]) <= named
+
+
 def test_a_setting_is_named_nowhere_that_does_not_exist():
     names = {f"RUNLORE_{name.upper()}" for name in Settings.model_fields}
     for path in [*(reference.ROOT / "docs").rglob("*.md"), reference.ROOT / "README.md"]:
