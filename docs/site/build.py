@@ -29,6 +29,7 @@ ELSEWHERE = {
     "examples/any-agent/README.md": "examples/any-agent.md",
     "clients/typescript/README.md": "typescript.md",
 }
+PICTURES = {".png", ".svg", ".jpg", ".webp"}
 ASSETS = ("iframe-worker.js", "site.css")
 FENCED = re.compile(r"(^```.*?^```[^\n]*\n|^(?: {4}|\t)[^\n]*\n)", re.M | re.S)
 LIST = re.compile(r"^(?!(?:[-*]|\d+\.) |\s|\||#)(.+)\n(?=(?:[-*]|1\.) )", re.M)
@@ -142,7 +143,11 @@ def gather(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A page without sections has no list of them, and its tables may have that room.
         path.write_text(text if "\n## " in text else f"---\nhide: [toc]\n---\n\n{text}", "utf-8")
-    shutil.copytree(ROOT / "docs/console", folder / "pages/console", dirs_exist_ok=True)
+    for path in (ROOT / "docs").rglob("*"):
+        if path.suffix in PICTURES:
+            there = folder / "pages" / path.relative_to(ROOT / "docs")
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, there)
     (folder / "pages/assets").mkdir()
     for name in ASSETS:
         shutil.copy(HERE / name, folder / "pages/assets" / name)
