@@ -39,9 +39,12 @@ from runlore.cli import main
 PAGES = (
     "README.md",
     *sorted(str(path.relative_to(homes.ROOT)) for path in (homes.ROOT / "docs").rglob("*.md")),
-    "examples/agents/README.md",
-    "examples/any-agent/README.md",
-    "clients/typescript/README.md",
+    *sorted(
+        str(path.relative_to(homes.ROOT))
+        for folder in ("benchmarks", "clients", "examples", "infra")
+        for path in (homes.ROOT / folder).rglob("README.md")
+        if not {"node_modules", ".cache"} & set(path.parts)
+    ),
 )
 SHOWN = {"text", "mermaid", "indented"}
 """Languages in which nothing can be run: figures."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import inspect
 import shutil
 import socket
+import subprocess
 import sys
 import tomllib
 
@@ -108,7 +110,8 @@ def beside_an_agent(term):
         "SandboxRunConfig": SandboxRunConfig,
         "UnixLocalSandboxClient": UnixLocalSandboxClient,
     }
-    return lambda: term.execute("await lore.aclose()", "the end of the page")
+    # Where a block failed there may be none.
+    return lambda: "lore" in term.names and term.execute("await lore.aclose()", "the end of the page")
 
 
 def keys(term):
@@ -171,9 +174,11 @@ def agent_examples(term):
 
 
 def from_nothing(term):
-    """A copy of the repository, as far as the page uses it, and no home."""
+    """A copy of the repository, as far as pages use it, and no home."""
     pytest.importorskip("agents", reason="openai-agents is not installed")
-    (term.cwd / "examples").symlink_to(homes.ROOT / "examples")
+    shutil.copytree(
+        homes.ROOT / "examples", term.cwd / "examples", ignore=shutil.ignore_patterns("__pycache__")
+    )
     term.empty_home()
 
 
@@ -244,7 +249,7 @@ class Terminal(snippets.Terminal):
 
     def empty_home(self):
         """A home that is not made yet, as on a machine that has never seen Runlore."""
-        self.environment["RUNLORE_HOME"] = str(self.folder / ".runlore")
+        self.environment["RUNLORE_HOME"] = str(self.folder.parent / "state")
 
 
 @pytest.mark.parametrize("page", RUN)
@@ -293,6 +298,29 @@ def test_a_file_of_models_as_the_docs_show_it_is_one_that_is_taken():
     assert len(shown) >= 3
     for block in shown:
         choices.parse(tomllib.loads(block.text))
+
+
+def test_the_demo_that_make_starts_restores_a_workspace_and_says_why(tmp_path, monkeypatch, capsys):
+    """Its commands are run inside of this process: twelve processes cost seconds."""
+    spec = importlib.util.spec_from_file_location("demo", homes.ROOT / "examples" / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    home = homes.Home(tmp_path / "home")
+
+    def run(words, *, stdout, **_):
+        done = home.call(*words[1:])
+        if stdout is None:
+            print(done.out)
+        return subprocess.CompletedProcess(words, 0, done.out)
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    for name in ("HOME", "WORKSPACE", "LEFT"):
+        monkeypatch.setattr(demo, name, tmp_path / name.lower())
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    demo.main()
+    told = capsys.readouterr().out
+    assert "3 files restored, byte for byte: yes" in told
+    assert "because of note" in told and "supported by" in told
 
 
 # --- the tests of these tests: what is wrong is found -----------------------------------------------------------
