@@ -6,7 +6,7 @@ BIN := .venv/bin
 BUS ?= sqlite
 STORE ?= directory
 
-.PHONY: demo test soak lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
+.PHONY: demo docs test soak lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
 
 # A real broker and a real S3 server need more than the base install.
 demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real agent runs in, a seeded workspace out; no key, no server. BUS=kafka STORE=s3: on real ones.
@@ -21,6 +21,9 @@ SEEDS ?= 1000
 
 soak: .venv/.dev  ## Seeds of the whole deployment in simulated time, with faults: SEEDS=5000 (how many), SEEDS=17,18 (which).
 	$(BIN)/python tests/simulation/soak.py $(SEEDS)
+
+docs: .venv/.docs  ## The documentation as a site, in site/; open site/index.html. No network is needed but for the install.
+	$(BIN)/python docs/site/build.py
 
 schemas: .venv/.dev  ## Write schemas/ anew from the models and the pipeline map.
 	$(BIN)/python -m runlore.events.schemas
@@ -47,5 +50,9 @@ bench-lookup: .venv/.dev  ## What a lookup costs, against bare routes, bare GETs
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server,agents]' --group dev
 	touch $@
 
+.venv/.docs: .venv/.base
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv site .pytest_cache .hypothesis .ruff_cache

@@ -90,27 +90,6 @@ def test_kinds_of_errors_are_unique_and_documented_by_their_own_words():
     assert len({one.kind for one in subclasses}) == len(subclasses), "two errors share a kind"
 
 
-def snippets(text):
-    """Every `runlore …` command line in code blocks."""
-    for block in re.findall(r"```(?:console|sh|bash)?\n(.*?)```", text, re.S):
-        for line in block.splitlines():
-            found = re.match(r"^\$? ?runlore (.+)$", line)
-            if found:
-                yield re.sub(r"\s+#.*$", "", found.group(1)).split()
-
-
-@pytest.mark.parametrize("name", DOCS)
-def test_commands_in_snippets_exist_with_their_options(name):
-    known = reference.commands()
-    groups = {words[0] for words in known if len(words) > 1}
-    for words in snippets(DOCS[name]):
-        path = tuple(words[:2]) if words[0] in groups and tuple(words[:2]) in known else (words[0],)
-        assert path in known or path[0] in groups, words
-        if path in known:
-            options = {option for one in known[path].params for option in one.opts} | {"-h", "--help"}
-            assert {word for word in words if re.fullmatch(r"--?[a-z-]+", word)} <= options, words
-
-
 def test_the_readme_names_every_command():
     table = DOCS["README.md"].split("## Commands")[1].split("\n## ")[0]
     named = set(re.findall(r"[a-z]+", " ".join(re.findall(r"^\| (.+?) \| [^|]+ \|$", table, re.M))))
@@ -139,6 +118,29 @@ def test_every_route_of_the_service_is_in_its_contract():
         for method in operations
     }
     assert shown == routes
+
+
+@pytest.mark.parametrize(
+    ("beginning", "shapes"),
+    [
+        ('{"seed": "s1.…" | null,', ("Seed", "File", "Base", "Layout")),
+        ('{"memory": "support", "conversation_id"', ("io.runlore.memory.edited.v1", "EditedFile")),
+    ],
+)
+def test_an_object_that_the_service_shows_has_the_fields_of_its_contract(beginning, shapes):
+    shown = beginning + DOCS["docs/HTTP.md"].split(beginning)[1].split("\n\n")[0]
+    contracts = [
+        json.loads((reference.ROOT / f"schemas/{one}.json").read_text("utf-8"))
+        for one in ("openapi", "asyncapi")
+    ]
+    known = {name: one for contract in contracts for name, one in contract["components"]["schemas"].items()}
+    event = known["io.runlore.memory.edited.v1"]
+    known |= event.get("$defs", {})
+    fields = {field for shape in shapes for field in known[shape]["properties"]}
+    named = set(re.findall(r'"(\w+)":', shown))
+    assert named <= fields
+    if shapes[0] == "Seed":
+        assert set(known["Seed"]["properties"]) <= named
 
 
 def test_a_setting_is_named_nowhere_that_does_not_exist():
@@ -170,8 +172,29 @@ def test_the_bounds_in_the_design_are_those_of_the_code():
     assert sqlite.PARTITIONS == 8
 
 
-def test_json_examples_in_the_docs_are_json():
-    for text in DOCS.values():
-        for block in re.findall(r"```json\n(.*?)```", text, re.S):
-            for line in block.strip().split("\n\n"):
-                json.loads(line)
+def anchors(text):
+    """What the headings of a page can be linked by."""
+    heads = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def test_every_link_of_a_readme_leads_to_a_file_and_a_heading_that_exist():
+    folders = (
+        reference.ROOT / name for name in (".", "examples/agents", "examples/any-agent", "clients/typescript")
+    )
+    for page in (folder / "README.md" for folder in folders):
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+            if "://" not in target:
+                file, _, anchor = target.partition("#")
+                there = page.parent / file
+                assert there.exists(), f"{page} links to {target}"
+                assert not anchor or anchor in anchors(there.read_text("utf-8")), f"{page} links to {target}"
+
+
+def test_whatever_mentions_a_page_of_the_docs_mentions_one_that_exists():
+    kinds = {".py", ".md", ".tf", ".yml", ".yaml", ".sh", ".ts", ".toml", ".html"}
+    for folder in ("benchmarks", "clients", "docs", "examples", "infra", "schemas", "services"):
+        for path in (reference.ROOT / folder).rglob("*"):
+            if path.suffix in kinds and not {"node_modules", ".cache"} & set(path.parts) and path.is_file():
+                for page in re.findall(r"(?<![\w./-])docs/[\w/-]+\.md", path.read_text("utf-8")):
+                    assert (reference.ROOT / page).is_file(), f"{path} mentions {page}"
