@@ -1,6 +1,7 @@
 """What a lookup costs, side by side in one run.
 
-    python benchmarks/lookup.py [--only http,search,seed,audit,limited,workspace,run] [--rollouts 100000] [--rates 1000,200]
+    python benchmarks/lookup.py [--only http,search,seed,audit,limited,workspace,run] [--rollouts 100000]
+                                [--rates 1000,200]
 
 http       pages, search and a resolve at `--rates` requests a second on one `runlore serve`, with `--rollouts` rollouts
            in its index: against a bare FastAPI route that returns a constant, and one that makes a raw SQLite read

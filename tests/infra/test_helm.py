@@ -125,6 +125,7 @@ def test_every_setting_exists_and_those_of_a_process_are_valid_together(made, mo
         login = {name for name in given if "KAFKA" in name} - {"RUNLORE_KAFKA_SERVERS"}
         assert bool(login) == on_kafka, where
         assert found.has_model <= (labels.get("runlore.io/model") == "true"), where
+        assert bool(found.smtp_host) == (labels.get("runlore.io/mail") == "true"), where
         if component(labels) in ("lookup", "admin"):
             assert found.http_keys and found.http_host == "0.0.0.0", where
 
@@ -363,7 +364,8 @@ def test_nothing_goes_in_or_out_that_is_not_named(full):
     network = Network(full)
     for where, labels, _ in pods(full):
         out = network.ports(labels, "egress")
-        assert set(out) <= {53, 443, 9093, 4318}, where
+        assert set(out) <= {53, 443, 587, 9093, 4318}, where
+        assert (587 in out) == (labels.get("runlore.io/mail") == "true"), where
         assert (9093 in out) == (labels["runlore.io/bus"] == "true"), where
         # The store's addresses, and those of a model where the pod may ask one.
         to = [peer for peers in out[443] for peer in peers or [None]]

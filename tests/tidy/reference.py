@@ -134,6 +134,7 @@ CHART_OWN = {
         "health_address",
     ),
     *("http_host", "http_port", "http_keys", "model_url", "model_key", "models_file"),
+    *("smtp_host", "smtp_port", "smtp_security", "smtp_username", "smtp_password", "smtp_from"),
     *("s3_bucket", "s3_prefix", "s3_endpoint", "s3_region", "s3_encryption", "s3_kms_key"),
     *("s3_access_key_id", "s3_secret_access_key"),
     *(

@@ -28,8 +28,8 @@ def check(words, known):
     """The problem with a call; None where it is one that the command line takes."""
     path = next((tuple(words[:count]) for count in (3, 2, 1) if tuple(words[:count]) in known), None)
     if path is None:
-        groups = {one[0] for one in known if len(one) > 1}
-        return None if len(words) == 1 and words[0] in groups else f"there is no command {shlex.join(words)}"
+        groups = {one[:count] for one in known for count in range(1, len(one))}
+        return None if tuple(words) in groups else f"there is no command {shlex.join(words)}"
     options = {option for one in known[path].params for option in [*one.opts, *one.secondary_opts]}
     wrong = {word for word in words if re.fullmatch(r"--?[a-z-]+", word)} - options - {"--help"}
     return f"{shlex.join(words)}: no option {wrong}" if wrong else None
