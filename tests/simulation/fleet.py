@@ -43,7 +43,9 @@ from runlore.testing.simloop import at_once
 from runlore.worker import loop as worker_loop
 
 DAY = 86_400.0
-AGENTS, RUNS = 3, 5
+NOISY = "noisy"
+"""A project that sends many events at once, now and then."""
+AGENTS, RUNS, BURST = 3, 5, 12
 RUN_NAMES = [f"n{agent}-{number}" for agent in range(AGENTS) for number in range(RUNS)]
 STALE, INDEXED, REPLAY = (
     "11 no seed is older than one seen",
@@ -177,11 +179,13 @@ class Fleet:
         agents = [f"agent-{number}" for number in range(AGENTS)]
         for number, name in enumerate(agents):
             world.start(name, self._agent(number))
+        world.start("noise", self._noise())
         world.start("reader", self._reader())
         world.start("operator", self._operator())
         if scale.sweep:
             world.start("sweeper", self._sweeper())
         disturbed = asyncio.create_task(world.disturb([*workers, *agents]))
+        agents.append("noise")
         await self._until(scale.horizon)
         world.calm()
         disturbed.cancel()
@@ -240,7 +244,9 @@ class Fleet:
     # --- processes ----------------------------------------------------------------------------------------
 
     def _worker(self, name):
-        settings = Settings(bus="sqlite").model_copy(update=self.scale.settings)
+        # With a short queue what is noisy is put aside and read again.
+        short = {"queue_records_max": 6, "poll_records_max": 3} if self.seed % 2 else {}
+        settings = Settings(bus="sqlite").model_copy(update={**self.scale.settings, **short})
         stages = ["index"] if name.startswith("index") else list(worker_loop.STAGES)
 
         async def main(store, bus):
@@ -292,6 +298,18 @@ class Fleet:
                     except errors.BusUnavailable:
                         await clock.sleep(3.0)
                 self.sent.add(name)
+
+        return main
+
+    def _noise(self):
+        async def main(store, bus):
+            for burst in range(2):
+                await clock.sleep(self.world.between("noise", 0.2, 2.0) * self.scale.between_runs)
+                messages = [
+                    harness.event(f"x{burst}-{number}", rollout=f"r{number % 5}", project=NOISY)
+                    for number in range(BURST)
+                ]
+                await _tried(lambda messages=messages: bus.produce(messages))
 
         return main
 
@@ -412,29 +430,30 @@ class Fleet:
 
     def watch(self, kind, key, before):
         found = []
-        store, part = self.world.store, key.split("/")[1] if "/" in key else ""
+        store = self.world.store
+        project, part, *rest = key.split("/") if "/" in key else (key, "")
         after = store.body(key)
         if part in (keys.ROLLOUTS, keys.MEMORIES, keys.SIDES):
             found += invariants.moved_well(key, before, after)
             if part == keys.ROLLOUTS and after is not None:
-                rollout = key.rpartition("/")[2].removesuffix(".json")
-                found += at_once(invariants.rollout_names_what_exists(store, PROJECT, MEMORY, rollout, after))
+                rollout = rest[-1].removesuffix(".json")
+                found += at_once(invariants.rollout_names_what_exists(store, project, MEMORY, rollout, after))
             if part == keys.MEMORIES and after is not None:
                 head = json.loads(after)
                 if head.get("manifest"):
-                    self.named.add((head["revision"], head["manifest"]))
-                found += at_once(invariants.follows(store, PROJECT, MEMORY, before, after))
+                    self.named.add((project, head["revision"], head["manifest"]))
+                found += at_once(invariants.follows(store, project, MEMORY, before, after))
         elif part == keys.WORKSPACES:
             found += snapshot_invariants.moved_well(key, before, after)
             found += at_once(snapshot_invariants.forgets_nothing(store, key, before, after))
             head = at_once(lines.heads.read(store, key, fmt=lines.HEAD_FORMAT))
-            found += at_once(snapshot_invariants.refs_are_whole(store, PROJECT, head))
+            found += at_once(snapshot_invariants.refs_are_whole(store, project, head))
         elif part == keys.MANIFESTS and kind != "delete":
-            found += at_once(invariants.manifest_names_what_exists(store, PROJECT, after))
+            found += at_once(invariants.manifest_names_what_exists(store, project, after))
         elif kind == "commit" or (part == keys.MARKS and kind in ("delete", "compare_and_delete")):
-            found += at_once(harness._offsets(store, self.world.bus))
+            found += at_once(_offsets(store, self.world.bus))
         elif kind == "delete" and part in (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS):
-            found += at_once(snapshot_invariants.check(store, PROJECT))
+            found += at_once(snapshot_invariants.check(store, project))
         if found:
             raise Watched(found)
 
@@ -446,8 +465,8 @@ class Fleet:
         found += at_once(side_invariants.check(store, PROJECT))
         found += at_once(snapshot_invariants.check(store, PROJECT))
         found += at_once(snapshot_invariants.every_workspace_reaches_an_end(store, bus))
-        for number, manifest in sorted(self.named):
-            found += at_once(invariants.seeds_give_the_same_bytes(store, PROJECT, MEMORY, number, manifest))
+        for project, number, manifest in sorted(self.named):
+            found += at_once(invariants.seeds_give_the_same_bytes(store, project, MEMORY, number, manifest))
         found += self._nothing_is_swept_too_early()
         found += self._seeds_are_what_they_were()
         found += self._indexes_agree()
@@ -499,7 +518,11 @@ class Fleet:
         return found
 
     def _meaning(self):
-        (view,) = at_once(invariants.look(self.world.store, PROJECT))
+        views = [*at_once(invariants.look(self.world.store, PROJECT))]
+        views += at_once(invariants.look(self.world.store, NOISY))
+        return {view.project: self._means(view) for view in views}
+
+    def _means(self, view):
         return {
             "held": sorted(view.held),
             "runs": {name: head.body["runs"] for name, head in view.rollouts.items()},
@@ -508,9 +531,19 @@ class Fleet:
             "lines": {
                 key: [json.loads(body).get("ref"), sorted(json.loads(body).get("branches", ()))]
                 for key, body in self.world.store.snapshot().items()
-                if key.split("/")[1] == keys.WORKSPACES
+                if key.split("/")[:2] == [view.project, keys.WORKSPACES]
             },
         }
+
+
+async def _offsets(store, bus):
+    """Invariant 4 at the moments at which it can break: a commit, and a mark that goes."""
+    views = {}
+    for project in await invariants.projects(store):
+        for view in await invariants.look(store, project):
+            views[view.project, view.memory] = view
+    committed = await bus.committed(group="record", topic="runs")
+    return await invariants.offsets_follow_effects(bus, views, committed)
 
 
 def _delete(path):

@@ -147,6 +147,15 @@ class SimBus:
     def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
         return self._inner.read(topic, start=start)
 
+    async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
+        return await self._cluster.request(
+            self._process,
+            "poll",
+            f"{topic} again",
+            lambda: finish(self._inner.reread(topic, offsets)),
+            refused_as=errors.BusUnavailable,
+        )
+
     async def lag(self, *, group: str, topic: str) -> dict[int, int]:
         return await self._inner.lag(group=group, topic=topic)
 

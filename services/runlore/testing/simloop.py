@@ -45,8 +45,19 @@ class Process:
     dead: bool = False
     paused: bool = False
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    held: list[tuple[Callable[..., Any], tuple[Any, ...], contextvars.Context]] = field(default_factory=list)
+    held: list[Turn] = field(default_factory=list)
     """What came up while it was paused, or after its death."""
+
+
+@dataclass(eq=False)
+class Turn:
+    """One callback of a process."""
+
+    process: Process
+    callback: Callable[..., Any]
+    args: tuple[Any, ...]
+    context: contextvars.Context | None
+    handle: Any = None
 
 
 class _NoFiles(selectors.SelectSelector):
@@ -82,30 +93,35 @@ class SimLoop(asyncio.SelectorEventLoop):
     # --- whose callbacks run ------------------------------------------------------------------------------
 
     def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
-        return super().call_soon(*self._gated(callback, args, context), context=context)
+        turn = self._turn(callback, args, context)
+        if turn is None:
+            return super().call_soon(callback, *args, context=context)
+        turn.handle = super().call_soon(self._run, turn, context=context)
+        return turn.handle
 
     def call_at(
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> Any:
-        gated, *rest = self._gated(callback, args, context)
-        return super().call_at(when, gated, *rest, context=context)
+        turn = self._turn(callback, args, context)
+        if turn is None:
+            return super().call_at(when, callback, *args, context=context)
+        turn.handle = super().call_at(when, self._run, turn, context=context)
+        return turn.handle
 
-    def _gated(
-        self, callback: Any, args: tuple[Any, ...], context: contextvars.Context | None
-    ) -> tuple[Any, ...]:
-        process = PROCESS.get() if context is None else context.get(PROCESS)
+    def _turn(self, callback: Any, args: tuple[Any, ...], context: contextvars.Context | None) -> Turn | None:
+        """A callback with whose it is; None where it is nobody's."""
         self._callbacks_left -= 1
         if self._callbacks_left < 0:
             raise Stuck("far too many steps: something goes round in circles")
-        return (callback, *args) if process is None else (self._run, process, callback, args, context)
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        return None if process is None else Turn(process, callback, args, context)
 
-    def _run(
-        self, process: Process, callback: Any, args: tuple[Any, ...], context: contextvars.Context | None
-    ) -> None:
-        if process.paused or process.dead:
-            process.held.append((callback, args, context or contextvars.copy_context()))
+    def _run(self, turn: Turn) -> None:
+        if turn.process.paused or turn.process.dead:
+            turn.context = turn.context or contextvars.copy_context()
+            turn.process.held.append(turn)
         else:
-            callback(*args)
+            turn.callback(*turn.args)
 
     def _new_task(self, loop: Any, work: Coroutine[Any, Any, Any], **more: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(work, loop=loop, **more)
@@ -128,8 +144,13 @@ class SimLoop(asyncio.SelectorEventLoop):
         """Let a paused process go on: what came up meanwhile runs first."""
         process.paused = False
         held, process.held = process.held, []
-        for callback, args, context in held:
-            self.call_soon(callback, *args, context=context)
+        for turn in held:
+            self.call_soon(self._go_on, turn, context=turn.context)
+
+    def _go_on(self, turn: Turn) -> None:
+        """What was put aside; not what somebody who came first has called off meanwhile."""
+        if not turn.handle.cancelled():
+            turn.callback(*turn.args)
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> Any:
         """Do it on the spot, as one step of whoever asked."""
