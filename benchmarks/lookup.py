@@ -1,11 +1,12 @@
 """What a lookup costs, side by side in one run.
 
-    python benchmarks/lookup.py [--only http,search,seed,workspace,run] [--rollouts 100000] [--rates 1000,200]
+    python benchmarks/lookup.py [--only http,search,seed,audit,workspace,run] [--rollouts 100000] [--rates 1000,200]
 
 http       pages, search and a resolve at `--rates` requests a second on one `runlore serve`, with `--rollouts` rollouts
            in its index: against a bare FastAPI route that returns a constant, and one that makes a raw SQLite read
 search     p50 and p95 of the index's own search over 10,000 rollouts, of words in all, in a tenth and in one of them
 seed       a seed over HTTP from S3 (SeaweedFS), against the bare GETs that it must make
+audit      a seed with its entry in the log of seeds, against one without, from a folder and from S3
 workspace  a workspace of `--files` files: a seed's into an empty folder and over one that has most of it, against
            the SDK's restore of a tar
 run        what the three lines add to a run's wall time, against the SDK with its own `Memory()` and snapshot
@@ -246,12 +247,13 @@ def tell_search(found: dict[str, Any], options: argparse.Namespace) -> None:
 
 # --- together ---------------------------------------------------------------------------------------------------
 
-PARTS = ("http", "search", "seed", "workspace", "run")
+PARTS = ("http", "search", "seed", "audit", "workspace", "run")
 
 
 def part(name: str) -> tuple[Callable[..., dict[str, Any]], Callable[..., None]]:
     """What measures a part and what tells it. Imported late: `run` needs the SDK, `seed` an S3 client."""
     where = {"http": "lookup", "search": "lookup", "seed": "lookup_seeds", "workspace": "lookup_seeds"}
+    where["audit"] = "lookup_audit"
     module = importlib.import_module(where.get(name, "lookup_run"))
     return getattr(module, f"measure_{name}"), getattr(module, f"tell_{name}")
 

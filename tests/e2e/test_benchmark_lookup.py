@@ -29,7 +29,7 @@ DEEP = pytest.mark.skipif(not os.environ.get("RUNLORE_TEST_DEEP"), reason="RUNLO
 @pytest.mark.process
 @pytest.mark.parametrize(
     "part",
-    ["search", "http", *(pytest.param(part, marks=DEEP) for part in ("seed", "workspace", "run"))],
+    ["search", "http", *(pytest.param(part, marks=DEEP) for part in ("seed", "audit", "workspace", "run"))],
 )
 def test_a_part_measures_and_tells(part, tmp_path):
     sizes = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]

@@ -14,8 +14,10 @@ agents = pytest.importorskip("agents", reason="openai-agents is not installed")
 
 from agents import Agent, RunState, SQLiteSession, function_tool, handoff  # noqa: E402
 
-from runlore import clock  # noqa: E402
+from runlore import clock, wiring  # noqa: E402
 from runlore.agents import Runlore  # noqa: E402
+from runlore.settings import Settings  # noqa: E402
+from runlore.upkeep import logs, seedlog  # noqa: E402
 from sandboxed import config, done, events, plain, scripted, seen, shell, until, worker  # noqa: E402
 
 pytestmark = [
@@ -69,6 +71,21 @@ async def test_the_second_run_finds_memory_and_the_workspace_of_the_first(lore):
     assert "memory_summary.md" in seen(result)
     assert (await lore.seed(conversation_id="conv-1")).revision == 2
     await lore.aclose()
+
+
+async def test_a_seed_of_a_home_on_this_machine_is_in_its_log_of_seeds_where_that_is_asked_for(
+    home, monkeypatch
+):
+    monkeypatch.setenv("RUNLORE_AUDIT_SEEDS", "before")
+    lore = Runlore("acme", memory="support", home=home)
+    await lore.run(talker(done()), "one", conversation_id="conv")
+    assert (await lore.seed(conversation_id="conv")).revision == 1
+    async with wiring.open_home(Settings(home=home)) as opened:
+        told = [
+            (one.rollout, one.revision, "user" in one.by) async for one in seedlog.newest_first(opened.store)
+        ]
+        assert told == [("conv", 1, True)]
+        assert not (await logs.verify(opened.store)).problems
 
 
 async def test_another_process_later_finds_what_this_one_left_without_closing(lore, home):

@@ -11,9 +11,10 @@ import pytest
 
 from runlore import clock, errors
 from runlore.commit import keys, puts
+from runlore.settings import Settings
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import acts, logs, seedlog, seedwriter, verify
+from runlore.upkeep import acts, administration, audit, logs, seedlog, seedwriter, verify
 
 BY = {"user": "serve", "host": "pod-1"}
 T0 = dt.datetime(2026, 1, 5, 12, 30, tzinfo=dt.UTC)
@@ -90,12 +91,14 @@ class Gated(MemoryStore):
 
     def __init__(self):
         super().__init__()
-        self.gate, self.reached = asyncio.Event(), asyncio.Event()
+        self.gate, self.reached, self.refuses = asyncio.Event(), asyncio.Event(), None
 
     async def put_if_absent(self, key, body):
         if key.startswith(keys.seeds()):
             self.reached.set()
             await self.gate.wait()
+            if self.refuses is not None:
+                raise self.refuses
         return await super().put_if_absent(key, body)
 
 
@@ -168,6 +171,41 @@ async def test_where_it_can_not_be_kept_no_seed_is_handed_out_and_the_chain_goes
     assert await told(store) == ["s1.1", "s1.0"] and await problems(store) == []
 
 
+async def test_who_waits_behind_a_link_that_is_refused_is_refused_at_once():
+    store = Gated()
+    writer = seedwriter.Writer(store, by=BY)
+    waiting = [asyncio.create_task(writer.hand_out(seed(0)))]
+    await store.reached.wait()
+    waiting += [asyncio.create_task(writer.hand_out(seed(number))) for number in (1, 2)]
+    await turns(5)
+    store.refuses = REFUSED
+    store.gate.set()
+    assert {type(one) for one in await asyncio.gather(*waiting, return_exceptions=True)} == {errors.Blocked}
+    store.refuses = None
+    await writer.hand_out(seed(3))
+    await writer.close()
+    assert await told(store) == ["s1.3", "s1.0"] and await problems(store) == []
+
+
+async def test_a_link_that_came_while_they_were_looked_at_is_no_gap():
+    class Moved(MemoryStore):
+        """A LIST of an hour that does not show a link which is put while it runs."""
+
+        hidden = None
+
+        async def list(self, prefix):
+            hidden, self.hidden = self.hidden, None
+            async for row in super().list(prefix):
+                if row.key != hidden:
+                    yield row
+
+    store = await filled(store=Moved())
+    anchors = seedlog.Anchors()
+    await acts.verify(store, on_entry=anchors.look)
+    store.hidden = (await links(store))[2]
+    assert (await seedlog.verify(store, anchors)).problems == []
+
+
 async def test_a_store_that_does_not_answer_ends_the_wait(monkeypatch):
     monkeypatch.setattr(seedwriter, "WAIT_SECONDS_MAX", 0.01)
     monkeypatch.setattr(seedwriter, "CLOSE_SECONDS_MAX", 0.01)
@@ -194,6 +232,54 @@ async def test_who_went_away_while_waiting_harms_nobody():
     await writer.close()
 
 
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class Dying(MemoryStore):
+    """A store whose client dies at its n-th write, before it lands or after."""
+
+    def __init__(self, at, *, landed):
+        super().__init__()
+        self.left, self.landed = at, landed
+
+    async def compare_and_set(self, key, body, etag, *, guard=None):
+        self.left -= 1
+        if self.left < 0 and not self.landed:
+            raise Crash
+        made = await super().compare_and_set(key, body, etag, guard=guard)
+        if self.left < 0:
+            raise Crash
+        return made
+
+
+@pytest.mark.parametrize("landed", [False, True], ids=["before it lands", "after it landed"])
+@pytest.mark.parametrize("at", range(12))
+async def test_killed_at_any_write_every_seed_that_was_handed_out_is_told_and_the_log_is_whole(
+    at, landed, times, monkeypatch
+):
+    monkeypatch.setattr(seedwriter, "ANCHOR_LINKS", 2)
+    store, answered = Dying(at, landed=landed), []
+    writer = seedwriter.Writer(store, by=BY)
+    for number in range(6):
+        task = asyncio.create_task(writer.hand_out(seed(number)))
+        await turns(20)
+        if not task.done():
+            task.cancel()
+            break
+        answered.append(f"s1.{number}")
+    assert store.left < 0
+    assert isinstance(writer._task.exception(), Crash)
+    left = store.copy()
+    assert await problems(left) == []
+    assert set(answered) <= set(await told(left)) and len(await told(left)) <= len(answered) + 1
+    # And another begins where it was.
+    other = seedwriter.Writer(left, by=BY, looks_at_others=True)
+    await other.hand_out(seed(99))
+    await other.close()
+    assert await problems(left) == []
+
+
 async def test_beside_nobody_waits_and_what_waits_is_put_when_it_closes():
     store = Gated()
     writer = seedwriter.Writer(store, by=BY, mode=seedwriter.BESIDE)
@@ -218,6 +304,21 @@ async def test_beside_a_store_that_is_away_for_a_while_loses_nothing_and_for_lon
     await turns(500)
     await writer.close()
     assert len(await told(store)) == 3 and await problems(store) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "with_keys", "meant"),
+    [
+        ("auto", True, "before"),
+        ("auto", False, "off"),
+        ("beside", True, "beside"),
+        ("before", False, "before"),
+    ],
+)
+def test_seeds_are_audited_before_they_leave_where_keys_are_needed_if_nothing_else_is_said(
+    given, with_keys, meant
+):
+    assert Settings(audit_seeds=given, http_keys=with_keys, home="/tmp/none").seeds_are_audited == meant
 
 
 async def test_off_writes_nothing():
@@ -378,6 +479,34 @@ async def test_an_anchor_that_was_removed_is_found_by_the_log_of_acts():
     store = await filled()
     await store.delete(sorted(key for key in store.snapshot() if key.startswith(keys.acts()))[0])
     assert await problems(store)
+
+
+async def test_a_log_that_was_taken_away_or_cut_alone_is_found_by_what_another_saw_of_it():
+    store = MemoryStore()
+    hand = administration.Administrator(store, {"user": "ann"})
+    async with audit.acting(store, by={"user": "ann"}, what="pause"):
+        pass
+    await hand.create_project("one")
+    first = store.copy()
+    async with audit.acting(store, by={"user": "ann"}, what="resume"):
+        pass
+    await hand.create_project("two")
+    await filled(store=store)
+    assert await problems(store) == []
+    no_acts, set_back = store.copy(), store.copy()
+    for key in store.snapshot():
+        if key.startswith(f"{keys.OPERATIONS}/{keys.ACTS}/"):
+            await no_acts.delete(key)
+        if key.startswith(keys.log()) and first.body(key) is None:
+            await set_back.delete(key)
+    await set_back.put(keys.organization(), first.body(keys.organization()))
+    assert any("another log has seen" in one for one in await problems(no_acts))
+    assert any("another log has seen" in one for one in await problems(set_back))
+    # Also once it was begun anew, and by a process whose rights do not reach it.
+    async with audit.acting(no_acts, by={"user": "eve"}, what="pause"):
+        pass
+    await administration.Administrator(no_acts, {"user": "eve"}).create_project("three")
+    assert any("another log has seen" in one for one in await problems(no_acts))
 
 
 async def test_runlore_verify_tells_of_a_broken_log_of_seeds():

@@ -8,12 +8,15 @@ for a head of its own (seeds that were handed out, `seedlog.py`) had come to, so
 Entries are of human scale, anchors come every few minutes: so each entry names, beside the one before it, the newest
 before it that is no anchor, and whoever lists acts goes from one to the next. `latest` is the latest time of all
 entries so far: clocks differ, and jump; whoever lists acts since a time stops where all that is left is older.
+
+The logs are each other's witness: the organization's head names what this one had come to when it was changed last, and
+anchors name what the log of what was administered had come to. So none can be cut, or taken away, alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +165,7 @@ async def verify(
     store: port.ObjectStore,
     expected: chain.Named | None = None,
     *,
+    seen: Sequence[chain.Named] = (),
     on_entry: Callable[[Entry], None] = lambda entry: None,
     on_progress: chain.OnProgress = lambda count, what: None,
 ) -> chain.Verified:
@@ -193,7 +197,7 @@ async def verify(
         place = chain.Tip(entry.number - 1, entry.previous)
         on_entry(entry)
 
-    found = await LOG.verify(store, tip, expected, on_entry=look, on_progress=on_progress)
+    found = await LOG.verify(store, tip, expected, seen=seen, on_entry=look, on_progress=on_progress)
     if not found.problems and wanted != chain.START:
         problems.append(f"the first entry of {WHAT} says that there was one before it")
     found.problems += problems

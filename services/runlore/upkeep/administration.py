@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from runlore import clock, errors
@@ -19,7 +19,7 @@ from runlore.commit import heads, keys, puts
 from runlore.events import ids
 from runlore.memory import redact
 from runlore.store import port
-from runlore.upkeep import access, adminlog, chain
+from runlore.upkeep import access, acts, adminlog, chain
 from runlore.upkeep import organization as organizations
 from runlore.upkeep.organization import Account, AdminKey, Organization, Person, Project
 
@@ -49,14 +49,15 @@ async def verify(
     store: port.ObjectStore,
     expected: chain.Named | None = None,
     *,
+    seen: Sequence[chain.Named] = (),
     on_progress: chain.OnProgress = lambda count, what: None,
 ) -> chain.Verified:
-    """Whether every entry of the log is there, as it was written."""
+    """Whether every entry of the log is there, as it was written; also those `seen` by another log."""
 
     async def tip() -> organizations.Tip:
         return (await read(store)).tip
 
-    return await adminlog.LOG.verify(store, tip, expected, on_progress=on_progress)
+    return await adminlog.LOG.verify(store, tip, expected, seen=seen, on_progress=on_progress)
 
 
 def parse_admin(token: str) -> tuple[str, str] | None:
@@ -413,7 +414,8 @@ class Administrator:
                 entry = self._entry(tip, event, now)
                 await adminlog.put(self.store, entry)
                 tip = entry.tip
-            body = organizations.changed(after, tip=tip).model_dump(mode="json")
+            seen = await self._acts_seen(org)
+            body = organizations.changed(after, tip=tip, acts=seen).model_dump(mode="json")
             try:
                 await heads.move(self.store, head, body, fmt=organizations.FORMAT)
                 return result
@@ -421,6 +423,14 @@ class Administrator:
                 tried.append((tip, result))
                 await puts.wait(min(attempt, 5))
         raise errors.StoreUnavailable("many change the organization at the same time")
+
+    async def _acts_seen(self, org: Organization) -> organizations.Tip:
+        """What the log of acts has come to; as it was known before where that can not be read, or is less."""
+        try:
+            tip = (await acts.read(self.store)).tip
+        except errors.RunloreError:
+            return org.acts
+        return organizations.Tip(**asdict(tip)) if tip.number > org.acts.number else org.acts
 
     def _entry(self, tip: organizations.Tip, event: adminlog.Event, now: str) -> adminlog.Entry:
         return adminlog.Entry(

@@ -137,10 +137,12 @@ class Chain(Generic[E]):
         read_tip: Callable[[], Awaitable[Named]],
         expected: Named | None = None,
         *,
+        seen: Sequence[Named] = (),
         on_entry: Callable[[E], None] = lambda entry: None,
         on_progress: OnProgress = lambda count, what: None,
     ) -> Verified:
-        """Look at every entry. `expected`: one that somebody wrote down; the chain must still hold it."""
+        """Look at every entry. `expected`: one that somebody wrote down, `seen`: those that another log names; the
+        chain must still hold them."""
         # Listed before the head is read: whatever is there then is at most one move past it, also on a busy deployment.
         names = await self.names(store)
         try:
@@ -163,6 +165,9 @@ class Chain(Generic[E]):
             out.problems.append(
                 f"{self.what} does not hold the entry {expected.number} that was written down"
             )
+        gone = [one.number for one in seen if one.number and inside.get(one.number) != one.sha256]
+        if gone:
+            out.problems.append(f"{self.what} does not hold the entry {max(gone)} that another log has seen")
         beside = [
             key
             for number, listed in names.items()

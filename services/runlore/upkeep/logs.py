@@ -67,9 +67,23 @@ async def verify(
 ) -> Verified:
     """Look at every entry of every log. `expected`: log → an entry of it that somebody wrote down."""
     wanted = expected or {}
-    administered = await administration.verify(store, wanted.get(ADMINISTRATION), on_progress=on_progress)
+    # What names another log's entry is read before that log: whatever it names was there before it.
+    seen = await _acts_seen(store)
     anchors = seedlog.Anchors()
-    acted = await acts.verify(store, wanted.get(ACTS), on_entry=anchors.look, on_progress=on_progress)
-    # After the acts: each link that an anchor names was there before it.
+    acted = await acts.verify(
+        store, wanted.get(ACTS), seen=seen, on_entry=anchors.look, on_progress=on_progress
+    )
+    administered = await administration.verify(
+        store, wanted.get(ADMINISTRATION), seen=anchors.administration, on_progress=on_progress
+    )
     handed_out = await seedlog.verify(store, anchors, on_progress=on_progress)
     return Verified(administered, acted, handed_out)
+
+
+async def _acts_seen(store: port.ObjectStore) -> list[chain.Named]:
+    """What the organization's head says of the log of acts."""
+    try:
+        return [(await administration.read(store)).acts]
+    except errors.Corrupt:
+        # Which `administration.verify` tells.
+        return []

@@ -170,6 +170,8 @@ class Organization(_Kept):
     ended_keys: tuple[str, ...] = ()
     """Keys of no account that were ended here: each stays until its own object says so too."""
     tip: Tip = Tip()
+    acts: Tip = Tip()
+    """What the log of acts had come to at the newest change: it can not be cut behind that unseen."""
 
     def present(self, key: access.Key) -> access.Key:
         """A key as it is by now: with what its account says was changed of it."""

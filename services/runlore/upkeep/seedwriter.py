@@ -27,7 +27,7 @@ from runlore import clock, errors
 from runlore.commit import keys, puts
 from runlore.events import envelope
 from runlore.store import port
-from runlore.upkeep import acts, seedlog
+from runlore.upkeep import acts, administration, seedlog
 
 log = structlog.get_logger("runlore.seedlog")
 
@@ -83,6 +83,7 @@ class Writer:
         self._anchored, self._anchored_at, self._tried_at = 0, 0.0, -AGAIN_SECONDS
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._is_closed = False
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
@@ -134,10 +135,11 @@ class Writer:
     async def close(self) -> None:
         """Put what waits, and anchor the end of the chain. What can not be put in time is told in the log."""
         self._is_closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        for task in (self._task, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._task = self._looking = None
         if not (self._waiting or self._pending or self._number):
             return
         try:
@@ -148,9 +150,7 @@ class Writer:
         except (errors.RunloreError, TimeoutError) as exc:
             left = len(self._waiting) + (1 if self._pending else 0)
             log.warning("the log of seeds has no end", writer=self.id, left=left, problem=type(exc).__name__)
-            self._answer(
-                [done for _, done in self._waiting if done], errors.StoreUnavailable("it is stopping")
-            )
+            self._refuse(errors.StoreUnavailable("the log of seeds is closed: the process is stopping"))
 
     # --- the task ---------------------------------------------------------------------------------------------
 
@@ -163,7 +163,10 @@ class Writer:
             if self.mode == BESIDE:
                 await clock.sleep(GATHER_SECONDS)
             await self._write_all()
-            await self._anchor_others()
+            if self._looks_at_others and self._number:
+                self._looks_at_others = False
+                # Beside: on a busy deployment it takes many LISTs.
+                self._looking = asyncio.create_task(self._anchor_others())
             await self._anchor_if_due()
 
     async def _write_all(self) -> None:
@@ -175,12 +178,18 @@ class Writer:
             except Exception as exc:
                 told = exc if isinstance(exc, errors.RunloreError) else errors.StoreUnavailable()
                 log.warning("seeds could not be put into the log", writer=self.id, problem=type(exc).__name__)
-                if self._pending is not None:
-                    self._answer(self._pending.waiters, told)
-                if self.mode == BEFORE and not self._waiting:
-                    # Nobody waits: it is put before the next one.
+                self._refuse(told)
+                if self.mode == BEFORE:
+                    # Nobody waits any more: what is pending is put before the next one.
                     return
                 await clock.sleep(AGAIN_SECONDS)
+
+    def _refuse(self, problem: errors.RunloreError) -> None:
+        """Tell everybody who waits that there is no seed: nothing is put before what is pending."""
+        if self._pending is not None:
+            self._answer(self._pending.waiters, problem)
+        self._answer([done for _, done in self._waiting if done is not None], problem)
+        self._waiting = [(entry, done) for entry, done in self._waiting if done is None]
 
     async def _write(self) -> None:
         """Put one link: the one whose fate is not known, or one of what waits. The first is anchored with it."""
@@ -239,9 +248,6 @@ class Writer:
             log.warning("the log of seeds could not be anchored", writer=self.id, kind=exc.kind)
 
     async def _anchor_others(self) -> None:
-        if not (self._looks_at_others and self._number):
-            return
-        self._looks_at_others = False
         try:
             seen = [one for one in await seedlog.tips(self._store, clock.now()) if one.writer != self.id]
             told = [
@@ -259,5 +265,13 @@ class Writer:
             **{"log": seedlog.LOG, "state": state, "writer": self.id},
             **{"number": number, "sha256": sha256, "by": self._by},
         }
-        await acts.append(self._store, acts.ANCHOR, body)
+        await acts.append(self._store, acts.ANCHOR, body | await self._administration())
         self._anchored, self._anchored_at = number, clock.monotonic()
+
+    async def _administration(self) -> dict[str, Any]:
+        """What the log of what was administered has come to, for an anchor; nothing where that can not be read."""
+        try:
+            tip = (await administration.read(self._store)).tip
+        except errors.RunloreError:
+            return {}
+        return {"administration": {"number": tip.number, "sha256": tip.sha256}} if tip.number else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -224,6 +225,10 @@ class Reader:
         return " · ".join(filter(None, (person, key))) or str(by.get("key") or by.get("client") or "somebody")
 
 
+_ID = re.compile(r"([0-9a-f]{8})[0-9a-f]{18}([0-9a-f]{6})", re.ASCII)
+"""An id: its ends are enough for a person to tell two apart."""
+
+
 def _about(details: Mapping[str, Any]) -> str:
     """Details in words: so much of each, so much of all."""
     parts = []
@@ -234,7 +239,8 @@ def _about(details: Mapping[str, Any]) -> str:
             shown = ", ".join(map(str, value))
         else:
             shown = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else str(value)
-        parts.append(f"{name.replace('_', ' ')}: {_cut(shown, VALUE_CHARS_MAX)}")
+        shown = _ID.sub(r"\1…\2", _cut(shown, VALUE_CHARS_MAX))
+        parts.append(f"{name.replace('_', ' ')}: {shown}")
     return _cut(" · ".join(parts), ABOUT_CHARS_MAX)
 
 

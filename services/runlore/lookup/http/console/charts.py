@@ -35,6 +35,11 @@ class Chart:
     width: int = WIDTH
     height: int = HEIGHT
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to look at."""
+        return not any(bar.height for bar in self.bars)
+
 
 def days(count: int = DAYS) -> list[str]:
     """The last so many days, the oldest first, as times begin with them."""

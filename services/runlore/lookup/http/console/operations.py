@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from runlore import errors
+from runlore import clock, errors
 from runlore.consumers import dead
 from runlore.lookup import status as lookup_status
 from runlore.lookup.http import answers, callers
 from runlore.lookup.http.console import pages, sessions
 from runlore.memory import redact
-from runlore.upkeep import access, administration, audit
+from runlore.upkeep import access, administration, audit, lastuse
 
 router = APIRouter(
     prefix="/projects/{project}",
@@ -168,15 +168,25 @@ async def status(request: Request, project: callers.Project, viewer: Viewer) -> 
 @router.get("/keys")
 async def keys(request: Request, project: callers.Project, viewer: Admin) -> Response:
     """The keys of the project, also those that have ended; never a secret."""
-    found = await access.list_all(callers.service_of(request).store, project)
-    newest = found[::-1]
+    store: Any = callers.service_of(request).store
+    found = await access.list_all(store, project)
+    # Read after: a key is put before the organization names it.
+    org, now = await administration.read(store), clock.now()
+    newest = [org.present(one) for one in found[::-1][:KEYS_SHOWN]]
+    try:
+        used = await lastuse.of(store, [one.id for one in newest])
+    except errors.Blocked:
+        # Where the process may not know, the page is there without it.
+        used = None
     return await pages.shown(
         request,
         "keys.html",
         title=f"Keys · {project}",
-        keys=newest[:KEYS_SHOWN],
+        keys=newest,
         total=len(found),
-        problem="",
+        used=used,
+        closed={one.id for one in newest if org.closed(one, now) is not None},
+        scopes={one.id: org.scope_of(one) or one.scope for one in newest},
     )
 
 
