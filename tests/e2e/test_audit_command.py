@@ -59,6 +59,10 @@ def test_whoever_got_a_revision_is_told_also_after_a_kill_and_a_change_of_any_lo
         first = next(name for name in sorted(kept) if name.startswith(prefix))
         path, raw = alter(home, first)
         assert first.rpartition("/")[2] in " ".join(home.json("audit", "verify", code=6)["problems"])
+        if "seeds" in prefix:
+            # What came after it is told all the same.
+            newer = home.json("audit", "--seeds", code=6)
+            assert [row["rollout"] for row in newer["seeds"]] == ["s-4", "s-3", "s-2"] and newer["more"]
         path.unlink()
         problems = home.json("audit", "verify", code=6)["problems"]
         assert "missing" in " ".join(problems)

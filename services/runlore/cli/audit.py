@@ -116,14 +116,20 @@ def _check(what: str, expect: list[str] | None, seeds: bool, of_seeds: list[Any]
         )
 
 
-async def _taken(found: Any, limit: int) -> tuple[list[Any], bool]:
-    """The first of them, and whether there are more."""
+async def _taken(found: Any, limit: int) -> tuple[list[Any], bool, Exception | None]:
+    """The first of them; whether there are more; and what is broken behind them, once those were told."""
+    from runlore import errors
+
     taken: list[Any] = []
-    async for one in found:
-        if len(taken) == limit:
-            return taken, True
-        taken.append(one)
-    return taken, False
+    try:
+        async for one in found:
+            if len(taken) == limit:
+                return taken, True, None
+            taken.append(one)
+    except errors.Corrupt as exc:
+        exc.hint = exc.hint or "`runlore audit verify` says what else is not as it was written"
+        return taken, True, exc
+    return taken, False, None
 
 
 async def _list_acts(out: ui.Out, opened: Home, limit: int, **asked: Any) -> None:
@@ -131,10 +137,12 @@ async def _list_acts(out: ui.Out, opened: Home, limit: int, **asked: Any) -> Non
 
     from runlore.upkeep import audit as upkeep_audit
 
-    shown, more = await _taken(upkeep_audit.newest_first(opened.store, **asked), limit)
+    shown, more, broken = await _taken(upkeep_audit.newest_first(opened.store, **asked), limit)
     out.answer({"acts": [dataclasses.asdict(one) for one in shown], "more": more})
     for one in shown:
         _say_act(out, one)
+    if broken is not None:
+        raise broken
     if not shown:
         out.say("nobody did anything that is asked for")
     elif more:
@@ -162,10 +170,12 @@ async def _list_seeds(out: ui.Out, opened: Home, wanted: Wanted, limit: int) -> 
 
     from runlore.upkeep import seedlog
 
-    shown, more = await _taken(seedlog.newest_first(opened.store, wanted), limit)
+    shown, more, broken = await _taken(seedlog.newest_first(opened.store, wanted), limit)
     out.answer({"seeds": [dataclasses.asdict(one) for one in shown], "more": more})
     for one in shown:
         _say_seed(out, one)
+    if broken is not None:
+        raise broken
     if not shown:
         out.say("no seed that is asked for is in the log")
         out.note("which seeds are kept there: RUNLORE_AUDIT_SEEDS, docs/ADMIN.md")
