@@ -507,6 +507,11 @@ async def test_the_log_is_filtered_by_project_type_actor_and_day_page_by_page_an
         body = json.loads((await one.store.get(entry)).body)
         one.store._objects.pop(entry)
         await one.store.put(entry, json.dumps({**body, "reason": "another"}).encode())
+        monkeypatch.setattr(auditing, "ENTRIES_SHOWN", 50)
+        monkeypatch.setattr(auditing, "LOOKED_MAX", 500)
+        one.client._transport.app.state.log_entries = adminlog.Kept()
+        answer = await one.client.get("/administration/audit", headers=desk.headers)
+        assert rows_of(answer) == every[:-2] and "Nothing before this can be told" in answer.text
         assert "not as they were written" in await desk.words("/administration/audit?verify=true")
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
+from runlore import errors
 from runlore.lookup.http import answers, callers
 from runlore.lookup.http.console import pages, sessions
 from runlore.store import port
@@ -115,30 +116,35 @@ def _day(at: str) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """A page of entries: behind which the next begins, and since when nothing fitted where it ended early."""
+    """A page of entries: behind which the next begins; since when nothing fitted, where it ended early; what is broken
+    behind its last entry, so that nothing older can be told."""
 
     rows: list[Row]
     next: str | None = None
     looked_back_to: str = ""
+    broken: str = ""
 
 
 async def found(entries: AsyncIterator[Row], wanted: Wanted, after: str | None = None) -> Found:
     """The page of what is wanted among entries that come newest first, behind the one called `after`."""
     rows: list[Row] = []
     looked = 0
-    async for row in entries:
-        if after is not None:
-            after = None if row.id == after else after
-            continue
-        if wanted.is_before(row):
-            break
-        looked += 1
-        if wanted.takes(row):
-            if len(rows) == ENTRIES_SHOWN:
-                return Found(rows, rows[-1].id)
-            rows.append(row)
-        if looked == LOOKED_MAX:
-            return Found(rows, row.id, row.at)
+    try:
+        async for row in entries:
+            if after is not None:
+                after = None if row.id == after else after
+                continue
+            if wanted.is_before(row):
+                break
+            looked += 1
+            if wanted.takes(row):
+                if len(rows) == ENTRIES_SHOWN:
+                    return Found(rows, rows[-1].id)
+                rows.append(row)
+            if looked == LOOKED_MAX:
+                return Found(rows, row.id, row.at)
+    except errors.Corrupt as exc:
+        return Found(rows, broken=exc.message)
     return Found(rows)
 
 
@@ -317,6 +323,7 @@ async def _shown(
         title="Audit log" + (f" · {reader.mine}" if reader.mine else " · Administration"),
         rows=page.rows,
         looked_back_to=page.looked_back_to,
+        broken=page.broken if reader.mine is None else bool(page.broken),
         next=pages.with_query(here, log=log, **asked, cursor=answers.cursor_of(page.next))
         if page.next
         else None,
