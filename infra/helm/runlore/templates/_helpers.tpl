@@ -29,6 +29,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "runlore.serviceAccount" -}}
 {{- $account := index .root.Values.serviceAccounts .role -}}
+{{- if not $account -}}{{- fail (printf "there is no service account of the role %s: serviceAccounts.%s" .role .role) -}}{{- end -}}
 {{- default (printf "%s-%s" (include "runlore.fullname" .root) (.role | replace "_" "-")) $account.name -}}
 {{- end -}}
 
@@ -99,6 +100,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- if and .model $v.model.existingSecret }}
 {{ include "runlore.fromSecret" (dict "name" "RUNLORE_MODEL_KEY" "secret" $v.model.existingSecret "key" "key") }}
+{{- end }}
+{{- range $name, $from := default (dict) (default (dict) .own).secretSettings }}
+{{ include "runlore.fromSecret" (dict "name" (printf "RUNLORE_%s" (upper $name)) "secret" $from.secret "key" $from.key) }}
 {{- end }}
 {{- if and .bus (hasPrefix "sasl" $v.kafka.security) }}
 {{- $secret := required "kafka.security wants a login: kafka.existingSecret names a secret with `username` and `password`" (include "runlore.kafkaSecret" .) }}
