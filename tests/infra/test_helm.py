@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import sys
 
 import jsonschema
@@ -540,3 +541,41 @@ def test_any_other_secret_setting_is_named_too(with_helm):
         if "RUNLORE_MAIL_PASSWORD" in environment(spec)
     }
     assert holds == {"admin": {"name": "mail", "key": "password"}}
+
+
+NOTES = {
+    "minimal.yaml": (
+        "helm test lore --namespace memory",
+        "runlore topics apply",
+        "http://lore-runlore-lookup.memory:80",
+    ),
+    "full.yaml": ("deploy/lore-toolbox -- runlore keys create acme", "http://lore-lookup.memory:80"),
+    "open.yaml": ("networkPolicy is off",),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_said_after_an_installation_fits_what_was_installed(name, with_helm, tmp_path):
+    """Helm shows the notes to whoever has a cluster alone: here they are made a value of an object."""
+    chart = tmp_path / "runlore"
+    shutil.copytree(helm.CHART, chart)
+    lines = (chart / "templates/NOTES.txt").read_text("utf-8").splitlines()
+    text = "notes: |\n" + "".join(f"  {line}\n" for line in lines)
+    (chart / "templates/notes.yaml").write_text(text, "utf-8")
+    place = (
+        "--namespace",
+        helm.NAMESPACE,
+        "--kube-version",
+        helm.KUBERNETES,
+        "--show-only",
+        "templates/notes.yaml",
+    )
+    values = ("--values", str(chart / "ci" / name))
+    done = helm.run("template", helm.RELEASE, str(chart), *place, *values)
+    assert done.returncode == 0, done.stderr
+    notes = yaml.safe_load(done.stdout)["notes"]
+    assert notes.startswith(f"Runlore {runlore.__version__} as lore in memory.")
+    assert "! No worker" not in notes and all(part in notes for part in NOTES[name]), notes
+    values += ("--set", "workers.record.enabled=false")
+    done = helm.run("template", helm.RELEASE, str(chart), *place, *values)
+    assert "! No worker here runs record" in done.stdout, done.stdout
