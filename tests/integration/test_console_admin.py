@@ -427,7 +427,7 @@ async def test_acts_and_seeds_are_shown_to_whoever_administers_and_to_the_admin_
                 one.store, by=by, what="revert", projects=["acme"], reason="back", arguments={"to": 4}
             ):
                 raise errors.Refused("there is no revision 4")
-        await hand(one).limit("acme", "seed", 7)
+        await hand(one).limit("acme", "seed", {"requests": 7})
 
         for path, headers in (("/administration/audit", desk.headers), ("/projects/acme/audit", his)):
             acts = rows_of(await one.client.get(path, params={"log": "acts"}, headers=headers))
@@ -472,7 +472,7 @@ async def test_the_log_is_filtered_by_project_type_actor_and_day_page_by_page_an
         for name in ("acme", "other"):
             await hand(one).create_project(name)
         for number in range(4):
-            await hand(one).limit("acme", "seed", number)
+            await hand(one).limit("acme", "seed", {"requests": number})
 
         async def shown(**query):
             return rows_of(

@@ -134,7 +134,6 @@ CHART_OWN = {
         "health_address",
     ),
     *("http_host", "http_port", "http_keys", "model_url", "model_key", "models_file"),
-    *("smtp_host", "smtp_port", "smtp_security", "smtp_username", "smtp_password", "smtp_from"),
     *("s3_bucket", "s3_prefix", "s3_endpoint", "s3_region", "s3_encryption", "s3_kms_key"),
     *("s3_access_key_id", "s3_secret_access_key"),
     *(
@@ -153,23 +152,31 @@ CHART_OWN = {
 def chart_settings():
     """JSON Schema of the chart's `settings`: every setting that it does not make itself, with its limits."""
     found = Settings.model_json_schema()["properties"]
-    strange = {name for name in found if found[name].get("format") == "password"} - CHART_OWN
-    assert not strange, (
-        f"secrets are named, never written into values: add {strange} to CHART_OWN, and to the chart"
-    )
     dropped = ("title", "default")
     properties = {
         name: {key: value for key, value in one.items() if key not in dropped}
         for name, one in found.items()
-        if name not in CHART_OWN
+        if name not in CHART_OWN and not _is_secret(one)
     }
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
+def chart_secrets():
+    """The same of its `secretSettings`: each names a secret that is there, and a key in it."""
+    found = Settings.model_json_schema()["properties"]
+    named = {"$ref": "#/definitions/fromSecret"}
+    properties = {name: named for name, one in found.items() if name not in CHART_OWN and _is_secret(one)}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _is_secret(one):
+    return one.get("format") == "password"
+
+
 def chart_schema():
-    """The whole schema of the chart's values, with that part anew."""
+    """The whole schema of the chart's values, with those parts anew."""
     schema = json.loads(CHART_SCHEMA.read_text("utf-8"))
-    schema["definitions"]["settings"] = chart_settings()
+    schema["definitions"] |= {"settings": chart_settings(), "secretSettings": chart_secrets()}
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -58,8 +58,12 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def cluster(tmp_path, kafka_server, seaweedfs):
+def cluster(tmp_path, sides, kafka_server, seaweedfs):
     """A real broker and a real S3 server, of which a test has topics and a prefix of its own."""
+    for side in sides.values():
+        side.load(
+            "boto3.session", "botocore.client", "runlore.bus.kafka", "runlore.bus.topics", "runlore.store.s3"
+        )
     name = tmp_path.name.replace("_", "-")
     on_s3 = {
         key.removeprefix("RUNLORE_").lower(): one for key, one in seaweedfs.environment(f"{name}/").items()

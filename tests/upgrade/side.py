@@ -108,7 +108,12 @@ def main() -> None:
     print(json.dumps({"version": runlore.__version__, "file": runlore.__file__}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        if "wait" in asked:
+        if "load" in asked:
+            # Here, so that what is forked later need not.
+            for name in asked["load"]:
+                importlib.import_module(name)
+            answer = {}
+        elif "wait" in asked:
             _, status = os.waitpid(asked["wait"], 0)
             answer = {"code": os.waitstatus_to_exitcode(status)}
         else:

@@ -50,6 +50,8 @@ class Service:
 @pytest.fixture
 def services(old, new, home):
     """An old and a new one, and a worker of each version behind them."""
+    for side in (old, new):
+        side.load("runlore.lookup.http.app", "runlore.lookup.http.serving", "uvicorn")
     home.settings["http_keys"] = "true"
     old.json(home.environment, "up", "--once")
     made = {side.version: Service(side, home) for side in (old, new)}

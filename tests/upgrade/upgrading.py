@@ -23,7 +23,7 @@ from runlore.testing import invariants, snapshot_invariants
 OLD = "0.1.0"
 HERE = Path(__file__).resolve().parent
 WHEELS = HERE.parent / "versions"
-WAIT_SECONDS_MAX = 60.0
+WAIT_SECONDS_MAX = 120.0
 
 
 def unpacked(version: str, folder: Path) -> Path:
@@ -119,6 +119,10 @@ class Side:
         self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
         return self._answer()
+
+    def load(self, *names):
+        """Import these once, for all that is started later."""
+        self.ask({"load": names})
 
     def _answer(self):
         line = self._process.stdout.readline()

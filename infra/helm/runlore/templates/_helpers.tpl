@@ -29,6 +29,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "runlore.serviceAccount" -}}
 {{- $account := index .root.Values.serviceAccounts .role -}}
+{{- if not $account -}}{{- fail (printf "there is no service account of the role %s: serviceAccounts.%s" .role .role) -}}{{- end -}}
 {{- default (printf "%s-%s" (include "runlore.fullname" .root) (.role | replace "_" "-")) $account.name -}}
 {{- end -}}
 
@@ -49,11 +50,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "runlore.hasModel" -}}
 {{- if or .Values.model.url .Values.model.existingSecret -}}true{{- end -}}
-{{- end -}}
-
-{{/* Who mails: invitations are sent by who administers, spend alerts by who asks models. root, role, model. */}}
-{{- define "runlore.mails" -}}
-{{- if and .root.Values.mail.host (or .model (eq .role "serve_admin")) -}}true{{- end -}}
 {{- end -}}
 
 {{/* From a secret that is there: name, secret, key. */}}
@@ -78,13 +74,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if .model -}}
 {{- with $v.model.url }}{{ $_ := set $given "model_url" . }}{{ end -}}
 {{- if $v.model.file }}{{ $_ := set $given "models_file" "/etc/runlore/models/models.toml" }}{{ end -}}
-{{- end -}}
-{{- $mails := include "runlore.mails" . -}}
-{{- if $mails -}}
-{{- $_ := set $given "smtp_host" $v.mail.host -}}
-{{- $_ := set $given "smtp_port" $v.mail.port -}}
-{{- $_ := set $given "smtp_security" $v.mail.security -}}
-{{- $_ := set $given "smtp_from" (required "mail.from is needed: the address that mail comes from" $v.mail.from) -}}
 {{- end -}}
 {{- /* That it is not on one machine everybody knows; who does not need the bus gets neither a login nor a way to it. */}}
 {{- $_ := set $given "bus" "kafka" -}}
@@ -112,9 +101,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if and .model $v.model.existingSecret }}
 {{ include "runlore.fromSecret" (dict "name" "RUNLORE_MODEL_KEY" "secret" $v.model.existingSecret "key" "key") }}
 {{- end }}
-{{- if and $mails $v.mail.existingSecret }}
-{{ include "runlore.fromSecret" (dict "name" "RUNLORE_SMTP_USERNAME" "secret" $v.mail.existingSecret "key" "username") }}
-{{ include "runlore.fromSecret" (dict "name" "RUNLORE_SMTP_PASSWORD" "secret" $v.mail.existingSecret "key" "password") }}
+{{- range $name, $from := default (dict) (default (dict) .own).secretSettings }}
+{{ include "runlore.fromSecret" (dict "name" (printf "RUNLORE_%s" (upper $name)) "secret" $from.secret "key" $from.key) }}
 {{- end }}
 {{- if and .bus (hasPrefix "sasl" $v.kafka.security) }}
 {{- $secret := required "kafka.security wants a login: kafka.existingSecret names a secret with `username` and `password`" (include "runlore.kafkaSecret" .) }}
@@ -279,7 +267,6 @@ labels:
   # What networkpolicies.yaml goes by.
   runlore.io/bus: {{ default false .bus | quote }}
   runlore.io/model: {{ default false .model | quote }}
-  runlore.io/mail: {{ eq (include "runlore.mails" .) "true" | quote }}
   {{- with $pod.labels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

@@ -160,7 +160,7 @@ async def project(request: Request, project_id: Id, operator: Operator) -> Respo
         members=[(org.users[name], member) for name, member in kept.members.items() if name in org.users],
         others=[user for user in org.users.values() if user.id not in kept.members],
         limited=organizations.LIMITED,
-        unlimited=organizations.REQUESTS_MAX,
+        unlimited=organizations.UNLIMITED["requests"],
         expires=EXPIRES,
         scopes=access.SCOPES,
         redacted=access.redacted,
@@ -250,8 +250,8 @@ async def limit(request: Request, project_id: Id, what: Id, operator: Operator) 
     given = change.get("requests")
     if given and not (given.isascii() and given.isdigit() and len(given) < 12):
         raise errors.InvalidInput("requests in a minute are a whole number")
-    most = int(given) if given else organizations.REQUESTS_MAX
-    await change.hand.limit(project_id, what, most)
+    # Its other units stay: tokens, bytes.
+    await change.hand.limit(project_id, what, {"requests": int(given) if given else None})
     return pages.go(root("projects", project_id, done="changed"))
 
 
