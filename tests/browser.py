@@ -113,12 +113,16 @@ class Browser:
                 return told["result"]
             self.events.append(told)
 
-    def wait(self, method, session):
-        """The next event of this name."""
+    def wait(self, method, session, since=0, **wanted):
+        """The first event of this name after so many, with these fields."""
+        at = since
         while True:
-            for at, told in enumerate(self.events):
+            for told in self.events[at:]:
+                at += 1
                 if told.get("method") == method and told.get("sessionId") == session:
-                    return self.events.pop(at)["params"]
+                    params = told["params"]
+                    if wanted.items() <= params.items():
+                        return params
             self.events.append(self._next())
 
     def _next(self):
@@ -146,6 +150,9 @@ class Page:
         self._owner, self._session, self.width, self.height = owner, session, width, height
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
+        # As if it were in front, also where another page was made after it: what is not in front has no focus.
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         self.resize(width, height)
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -168,7 +175,21 @@ class Page:
         """Load an address, to its end."""
         answer = self.call("Page.navigate", url=url)
         assert "errorText" not in answer, (url, answer)
-        self._owner.wait("Page.loadEventFired", self._session)
+        # None where it leads to another place on the same page.
+        if "loaderId" in answer:
+            self._loaded(answer["loaderId"])
+
+    def _loaded(self, loader):
+        """Wait until that page is there: by its name, for the load of one before may be told late."""
+        self._owner.wait("Page.lifecycleEvent", self._session, name="load", loaderId=loader)
+
+    @contextlib.contextmanager
+    def _leading(self):
+        """What is done inside leads to another page: wait for it."""
+        before = len(self._owner.events)
+        yield
+        told = self._owner.wait("Page.frameNavigated", self._session, before)
+        self._loaded(told["frame"]["loaderId"])
 
     def run(self, expression):
         """What an expression gives."""
@@ -178,13 +199,20 @@ class Page:
 
     def click(self, selector):
         """Click what leads to another page, and wait for it."""
-        self.run(f"document.querySelector({json.dumps(selector)}).click()")
-        self._owner.wait("Page.loadEventFired", self._session)
+        with self._leading():
+            self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
     def enter(self):
         """Press Enter where the focus is, which leads to another page."""
-        self.key("Enter", "\r")
-        self._owner.wait("Page.loadEventFired", self._session)
+        # Without the focus the key would go nowhere, and nobody would come.
+        self.wait_for_focus()
+        with self._leading():
+            self.key("Enter", "\r")
+
+    def type(self, text):
+        """Type where the focus is."""
+        self.wait_for_focus()
+        self.call("Input.insertText", text=text)
 
     def focus(self, selector):
         """Put the focus where a person would tab to."""

@@ -176,7 +176,7 @@ OF_PROJECTS = [
 ]
 WRITES = {
     "merge": access.WRITE,
-    **dict.fromkeys(("redrive", "revoke", "keys", "reviews/{memory}"), access.ADMIN),
+    **dict.fromkeys(("redrive", "revoke", "keys", "audit", "reviews/{memory}"), access.ADMIN),
 }
 
 

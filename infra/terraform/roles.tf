@@ -33,6 +33,8 @@ locals {
     admin      = "_operations/admin/*"
     used       = "_operations/used/*"
     limits     = "_operations/limits/??/*"
+    acts       = "_operations/acts/*"
+    seeds      = "_operations/seeds/*"
     alerts     = "_operations/alerts/????-??/*"
 
     # Of `admin` the head alone, which says what may be spent: no entry of the log.
@@ -44,7 +46,7 @@ locals {
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "limits", "alerts"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "limits", "alerts", "acts", "seeds"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
@@ -56,19 +58,20 @@ locals {
     }
 
     # `runlore serve`: seeds and search, why a line is there and where a run is; it takes in events and archives, and merges
-    # a line's branches. It keeps this machine's index, and says how it is. Its console shows what waits and dead letters; that
+    # a line's branches. It keeps this machine's index, and says how it is; it writes to the logs of acts and of seeds that it
+    # hands out, and its right to `audit` is for the version before, which kept acts there. Its console shows what waits and dead letters; that
     # it ends keys there takes the right to write them, which it is not given here.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "limits", "probes", "redaction"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used", "limits"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "limits", "probes", "redaction", "acts"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used", "limits", "acts", "seeds"]
       delete = ["workers"]
     }
 
     # The same where it also administers (docs/ADMIN.md): it makes and ends keys. A replica of its own, which only those who
     # administer reach, keeps that right away from the one that everybody asks.
     serve_admin = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "limits", "probes", "redaction"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used", "limits"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "limits", "probes", "redaction", "acts", "seeds", "audit"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used", "limits", "acts", "seeds"]
       delete = ["workers"]
     }
 
@@ -88,23 +91,23 @@ locals {
 
     # `runlore sweep`: the only role that may delete what a head could name.
     sweeper = {
-      read   = ["memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces"]
-      write  = ["audit"]
+      read   = ["memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "acts"]
+      write  = ["acts"]
       delete = ["manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
     # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, admin, dead, doctor,
     # verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "limits", "redaction"]
-      write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys", "admin", "spend", "joins"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "limits", "redaction", "acts", "seeds"]
+      write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys", "admin", "spend", "joins", "acts", "seeds"]
       delete = ["pauses", "probes"]
     }
 
     # `runlore rescan`: the only role beside the workers that may write records and summaries.
     rescanner = {
-      read   = ["rollouts", "records", "memories", "manifests", "packs", "answers", "redaction"]
-      write  = ["rollouts", "records", "marks", "answers", "audit", "redaction"]
+      read   = ["rollouts", "records", "memories", "manifests", "packs", "answers", "redaction", "acts"]
+      write  = ["rollouts", "records", "marks", "answers", "acts", "redaction"]
       delete = []
     }
 

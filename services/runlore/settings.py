@@ -151,6 +151,11 @@ class Settings(BaseSettings):
     http_requests_max: int = Field(
         256, ge=1, le=10_000, description="Requests at the same time; one more is answered 503."
     )
+    audit_seeds: Literal["auto", "before", "beside", "off"] = Field(
+        "auto",
+        description="Whether a seed waits for its entry in the log of seeds (`before`), has it within a second "
+        "(`beside`), or has none (`off`). `auto`: `before` where keys are needed, else `off`.",
+    )
     public_url: str = Field(
         "",
         pattern=r"^(https?://[^\s/?#]+/?)?$",
@@ -244,6 +249,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 "RUNLORE_SMTP_PASSWORD is not sent in the clear: RUNLORE_SMTP_SECURITY=starttls or tls"
             )
+
+    @property
+    def seeds_are_audited(self) -> Literal["before", "beside", "off"]:
+        """What `audit_seeds` means here. Without keys there is nobody to name, but this machine's user."""
+        if self.audit_seeds == "auto":
+            return "before" if self.http_keys else "off"
+        return self.audit_seeds
 
     @property
     def has_model(self) -> bool:

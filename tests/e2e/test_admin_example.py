@@ -161,5 +161,6 @@ def test_the_command_line_administers_as_http_does_and_finds_an_entry_that_was_a
     found = home.json("audit", "verify", code=6)
     assert not found["is_whole"] and "000000000004" in found["problems"][0]
     assert (
-        home.json("verify", code=6)["problems"][0]["invariant"] == "the log of what was administered is whole"
+        home.json("verify", code=6)["problems"][0]["invariant"]
+        == "the logs of what people did and of seeds are whole"
     )

@@ -106,6 +106,10 @@ COMMANDS = {
     ("rescan", "--dry-run"): (0, 0, 3),
     ("rescan",): (2, 2, 2),  # No reason.
     ("audit",): (0, 0, 3),
+    ("audit", "--seeds", "--revision", "1"): (0, 0, 3),
+    ("audit", "--revision", "1"): (2, 2, 2),  # Of seeds, which were not asked for.
+    ("audit", "verify"): (0, 0, 3),
+    ("audit", "verify", "--expect", "x"): (2, 2, 3),
     ("topics", "plan"): (0, 0, 0),
     ("topics", "plan", "--partitions", "nonsense=3"): (2, 2, 2),
     ("topics", "apply"): (4, 4, 4),  # The embedded log needs none.
@@ -150,6 +154,7 @@ COMMANDS = {
     **{("admin", one, "create"): (2, 2, 2) for one in ("keys", "projects", "accounts", "invites")},
     **{("admin", one, "delete"): (2, 2, 2) for one in ("keys", "accounts", "invites", "users")},
     **{("admin", "projects", one): (2, 2, 2) for one in ("rename", "archive")},
+    ("admin", "invites", "resend"): (2, 2, 2),
     ("admin", "limits", "set"): (2, 2, 2),
     ("admin", "spend-limit", "show"): (3, 3, 3),  # There is none.
     **{("admin", "spend-limit", one): (2, 2, 2) for one in ("set", "delete")},
@@ -232,6 +237,7 @@ DOCUMENTED = {
     "`doctor`": ("doctor",),
     "`pause` without STAGE": ("pause",),
     "`audit`": ("audit",),
+    "`audit` verify": ("audit", "verify"),
     "`mcp`": ("mcp",),
     "`topics plan`": ("topics", "plan"),
     "`dead list`": ("dead", "list"),

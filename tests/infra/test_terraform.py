@@ -37,8 +37,8 @@ from runlore.consumers import (
     rescan,
     snapshot,
 )
+from runlore.lookup import handing, seeds, workspaces
 from runlore.lookup import index as lookup_index
-from runlore.lookup import seeds, workspaces
 from runlore.models import choices
 from runlore.snapshots import library
 from runlore.testing import models as scripted
@@ -50,7 +50,10 @@ from runlore.upkeep import (
     allotments,
     audit,
     doctor,
+    logs,
     organization,
+    seedlog,
+    seedwriter,
     spendalerts,
     spendlimits,
     verify,
@@ -208,6 +211,7 @@ def test_no_role_but_the_sweeper_may_delete_what_heads_need_and_none_may_delete_
             keys.OUTCOMES,
         }, role
         assert not set(one["delete"]) & {keys.RECORDS, keys.CLAIMS, keys.AUDIT, keys.DEAD_LETTERS}, role
+        assert not set(one["delete"]) & {keys.ACTS, keys.SEEDS, keys.ADMIN}, role
         if role != "sweeper":
             assert not set(one["delete"]) & set(sweep.KINDS), role
     assert set(rights.roles["sweeper"]["delete"]) == set(sweep.KINDS)
@@ -265,6 +269,9 @@ def objects(draw):
                 (keys.ALERTS, keys.spend_alert("2026-11", "spend-alert-1", 500)),
                 (keys.ADMIN, keys.log_entry(7, SHA)),
                 (keys.USED, keys.last_use("0" * 32)),
+                (keys.ACTS, keys.acts_head()),
+                (keys.ACTS, keys.act_entry(7, SHA)),
+                (keys.SEEDS, keys.seeds_link("2026-11-23-17", "0" * 32, 7, SHA)),
                 (keys.REQUESTS, keys.request(project, SHA)),
                 (keys.ANSWERS, keys.answer(project, SHA)),
                 (keys.ASKS, keys.mark(project, memory, "0" * 32, keys.ASKS)),
@@ -518,6 +525,33 @@ async def test_it_is_administered_with_the_rights_of_serve_admin_and_of_an_opera
             shown = await asked.client.get(f"/v1/organization/{path}", headers=headers)
             assert shown.status_code == 200, path
     assert not (await administration.verify(one.views["operator"])).problems
+
+
+async def test_acts_and_seeds_are_logged_with_each_role_that_writes_them_and_verified_with_that_of_an_operator(
+    rights, tmp_path
+):
+    one = await deployed(rights)
+    for role in ("serve", "serve_admin", "sweeper", "rescanner", "operator"):
+        async with audit.acting(one.views[role], by={"user": role}, what="test"):
+            pass
+    for role in ("serve", "serve_admin", "operator"):
+        writer = seedwriter.Writer(one.views[role], by={"user": role})
+        async with served(
+            tmp_path / role,
+            store=one.views[role] if role != "operator" else one.views["serve"],
+            seed_log=writer,
+        ) as asked:
+            assert (await asked.seed("conv"))["seed"]
+        await writer.close()
+    with pytest.raises(errors.Blocked):
+        await seedwriter.Writer(one.views["lookup"], by={}).hand_out(
+            handing.handed((await one.seed("conv"))[0], by={})
+        )
+    found = await logs.verify(one.views["operator"])
+    assert (found.seeds.writers, found.problems) == (3, [])
+    for role in ("operator", "serve_admin"):
+        assert len([row async for row in seedlog.newest_first(one.views[role])]) == 3
+        assert len(await audit.read_all(one.views[role])) == 5
 
 
 async def test_the_console_answers_with_the_rights_of_serve_and_ends_no_key_with_them(rights, tmp_path):

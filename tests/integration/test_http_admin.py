@@ -513,7 +513,7 @@ async def test_no_route_that_administers_answers_a_project_s_key_or_nobody_s(tmp
         good = {"Authorization": f"Bearer {admin}"}
         wrong = {"Authorization": f"Bearer {admin[:-1]}{'1' if admin.endswith('0') else '0'}"}
         data = await one.key("acme", "admin")
-        assert len(ROUTES) == 53
+        assert len(ROUTES) == 54
         for method, path in ROUTES:
             asked = path.format(**FILLED)
             for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}, wrong):

@@ -135,7 +135,7 @@ async def test_a_limit_of_the_organization_holds_over_all_projects_and_tells_no_
 
 async def test_over_the_rate_limit_calls_go_on_in_the_next_minute_by_themselves(world, shifted):
     shifted.off = clock.now().replace(second=30, microsecond=0) - clock.now()
-    await (await project(world)).limit("acme", "generate", 2)
+    await (await project(world)).limit("acme", "generate", {"requests": 2})
     await world.runs(5)
     for minute in range(3):
         for _ in range(2):
@@ -152,7 +152,7 @@ async def test_over_the_rate_limit_calls_go_on_in_the_next_minute_by_themselves(
 
 async def test_a_running_worker_looks_again_when_the_minute_is_over_and_not_at_its_next_list(world, shifted):
     shifted.off = clock.now().replace(second=30, microsecond=0) - clock.now()
-    await (await project(world)).limit("acme", "generate", 1)
+    await (await project(world)).limit("acme", "generate", {"requests": 1})
     await world.runs(2)
     worker = world.worker(marks_interval_seconds=3600)
     await worker.drain()

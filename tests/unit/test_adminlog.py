@@ -14,7 +14,7 @@ from runlore import errors
 from runlore.commit import heads, keys
 from runlore.testing.buses import MemoryBus
 from runlore.testing.stores import MemoryStore
-from runlore.upkeep import access, administration, adminlog, organization, verify
+from runlore.upkeep import access, administration, adminlog, chain, organization, verify
 
 ANN = organization.Person(id="ann", name="ann", created_at="2026-01-01T00:00:00+00:00")
 
@@ -41,7 +41,7 @@ async def names(store):
 
 
 async def test_an_untouched_log_is_whole_and_holds_what_was_written_down(monkeypatch):
-    monkeypatch.setattr(adminlog, "READ_BATCH", 2)
+    monkeypatch.setattr(chain, "READ_BATCH", 2)
     store = await filled()
     found = await administration.verify(store)
     assert (found.entries, found.beside, found.problems) == (5, 0, [])
@@ -53,7 +53,7 @@ async def test_an_untouched_log_is_whole_and_holds_what_was_written_down(monkeyp
 
 
 async def test_entries_that_were_read_are_not_read_again_and_new_ones_are(monkeypatch):
-    monkeypatch.setattr(adminlog, "READ_BATCH", 2)
+    monkeypatch.setattr(chain, "READ_BATCH", 2)
     store, kept = await filled(), adminlog.Kept()
     before = [one async for one in adminlog.newest_first(store, (await administration.read(store)).tip, kept)]
     await hand(store).create_project("later")
@@ -68,7 +68,7 @@ async def test_entries_that_were_read_are_not_read_again_and_new_ones_are(monkey
     after = [one async for one in adminlog.newest_first(store, tip, kept)]
     assert after[1:] == before and after[0].target == "later"
     assert asked and all(int(key.rpartition("/")[2].partition("-")[0]) >= 5 for key in asked)
-    monkeypatch.setattr(adminlog, "KEPT_MAX", 1)
+    monkeypatch.setattr(chain, "KEPT_MAX", 1)
     few = adminlog.Kept()
     assert [one async for one in adminlog.newest_first(store, tip, few)] == after
 

@@ -22,14 +22,25 @@ ENDS = ("done", "refused", "bug", "interrupted")
 
 
 class Faulty(MemoryStore):
-    """Each put-if-absent of a key meets the fault planned for its half, once (`down`: always)."""
+    """The put of an entry, or the move of the head, meets the fault planned for its half once (`down`: always)."""
 
-    def __init__(self, **planned):
+    def __init__(self, at="entry", **planned):
         super().__init__()
-        self.planned = planned
+        self.at, self.planned, self.part = at, planned, "begun"
 
     async def put_if_absent(self, key, body):
-        part = key.rsplit(".", 2)[1]
+        self.part = json.loads(body)["kind"]
+        if self.at == "entry":
+            return await self._faulty(key, body, None)
+        return await super().compare_and_set(key, body, None)
+
+    async def compare_and_set(self, key, body, etag, *, guard=None):
+        if self.at == "head":
+            return await self._faulty(key, body, etag)
+        return await super().compare_and_set(key, body, etag)
+
+    async def _faulty(self, key, body, etag):
+        part = self.part
         fault = self.planned.get(part, "ok")
         if fault != "down":
             self.planned[part] = "ok"
@@ -39,7 +50,7 @@ class Faulty(MemoryStore):
             raise errors.WriteConflict("409")
         if fault == "lost":
             raise errors.OutcomeUnknown("reset")
-        etag = await super().put_if_absent(key, body)
+        etag = await super().compare_and_set(key, body, etag)
         if fault == "lost but landed":
             raise errors.OutcomeUnknown("reset")
         return etag
@@ -64,9 +75,10 @@ async def do(store, end, effects):
             raise asyncio.CancelledError
 
 
+@pytest.mark.parametrize("at", ["entry", "head"])
 @pytest.mark.parametrize(("begun", "ended", "end"), list(itertools.product(FAULTS, FAULTS, ENDS)))
-async def test_no_effect_is_without_a_trace_and_the_trace_says_what_became_of_it(begun, ended, end):
-    store, effects = Faulty(begun=begun, ended=ended), []
+async def test_no_effect_is_without_a_trace_and_the_trace_says_what_became_of_it(begun, ended, end, at):
+    store, effects = Faulty(at, begun=begun, ended=ended), []
     wanted = {"refused": errors.Refused, "bug": KeyError, "interrupted": asyncio.CancelledError}.get(end)
     if begun == "down":
         with pytest.raises(errors.StoreUnavailable):
@@ -112,7 +124,7 @@ async def test_the_list_is_by_project_and_time_and_shows_acts_on_several_project
     try:
         for projects in (["acme"], ["zeta"], ["acme", "zeta"], []):
             async with audit.acting(store, by=BY, what="x", projects=projects):
-                pass
+                await store.put(f"{projects[0]}/records/x" if projects else "zeta/y", b"")
             world.day += 20
         every = await audit.read_all(store)
         assert [one.projects for one in every] == [("acme",), ("zeta",), ("acme", "zeta"), ()]
@@ -158,6 +170,37 @@ def test_who_acts_is_known_without_any_variable_and_holds_no_secret(monkeypatch)
     assert "hush" not in json.dumps(found)
     monkeypatch.setattr(audit.os, "getuid", lambda: 4_000_000_000)
     assert audit.who(Settings(home="/tmp/none"))["user"] == "uid-4000000000"
+
+
+async def kept_before(store, place, entry, *, projects, ended=True):
+    """An act as it was kept before acts were chained."""
+    body = {"format": audit.FORMAT, "id": entry, "at": "2026-01-02T03:04:05.000+00:00", "by": BY}
+    begun = {**body, "what": "pause", "reason": "x", "projects": projects, "arguments": {}}
+    await store.put(keys.audit_entry(place, "2026-01", entry, "begun"), json.dumps(begun).encode())
+    if ended:
+        done = {**body, "state": "done", "result": {"n": 1}}
+        await store.put(keys.audit_entry(place, "2026-01", entry, "ended"), json.dumps(done).encode())
+
+
+async def test_acts_from_before_there_was_a_chain_are_read_after_those_in_it_and_told_apart():
+    store = MemoryStore()
+    await kept_before(store, "acme", f"{1:032x}", projects=["acme"])
+    await kept_before(store, keys.OPERATIONS, f"{2:032x}", projects=["acme", "zeta"], ended=False)
+    async with audit.acting(store, by=BY, what="revert", projects=["zeta"]):
+        pass
+    found = [one async for one in audit.newest_first(store)]
+    assert [(one.what, one.number, one.state) for one in found] == [
+        ("revert", 1, "done"),
+        ("pause", None, "unknown"),
+        ("pause", None, "done"),
+    ]
+    assert [one.number for one in await audit.read_all(store, project="acme")] == [None, None]
+    assert [one.what async for one in audit.newest_first(store, actor="ada@desk")] == [
+        "revert",
+        "pause",
+        "pause",
+    ]
+    assert not [one async for one in audit.newest_first(store, actor="bob")]
 
 
 def test_every_key_of_an_entry_is_one_that_a_store_takes():

@@ -20,10 +20,11 @@ from runlore import clock, errors, producer, wiring
 from runlore.agents import port, seen
 from runlore.commit import lines, marks, redaction
 from runlore.events import envelope, ids, models
-from runlore.lookup import asking, explain, index, merging, seeds, waiting
+from runlore.lookup import asking, explain, handing, index, merging, seeds, waiting
 from runlore.pipeline import RUNS
 from runlore.settings import Settings
 from runlore.snapshots import library
+from runlore.upkeep import audit
 from runlore.worker import loop
 
 POLL_SECONDS = 0.05
@@ -68,6 +69,9 @@ class Embedded:
             if found is None:
                 return port.Seeded(workspace=port.Workspace(agent=wanted))
             whole = await seeds.open_seed(opened.reader, found)
+            await handing.once(
+                opened.store, found, by=audit.who(self._settings), mode=self._settings.seeds_are_audited
+            )
             return port.Seeded(
                 id=found.id,
                 revision=found.revision,

@@ -1,4 +1,4 @@
-"""Commands that hold back or bring back work: pause, resume, replay; and `audit`, which tells who did what."""
+"""Commands that hold back or bring back work: pause, resume, replay, rescan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AGO = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def register(app: typer.Typer) -> None:
-    for command in (pause, resume, replay, rescan, audit):
+    for command in (pause, resume, replay, rescan):
         app.command()(command)
 
 
@@ -293,89 +293,3 @@ def moment(text: str) -> dt.datetime:
     if found > clock.now():
         raise errors.InvalidInput(f"{text} is in the future")
     return found
-
-
-def audit(
-    what: Annotated[
-        str,
-        typer.Argument(metavar="[verify]", help="`verify`: check the log of what was administered instead."),
-    ] = "",
-    project: ui.MaybeProject = None,
-    since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help=f"{TIME_HELP}.", show_default=False)
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="The newest so many.")] = 50,
-    expect: Annotated[
-        str | None,
-        typer.Option(
-            "--expect", metavar="N:SHA256", help="With verify: an entry written down.", show_default=False
-        ),
-    ] = None,
-    home: ui.HomeOption = None,
-    as_json: ui.JsonOption = False,
-) -> None:
-    """List what people changed: who, when, what, why, and what came of it. Oldest first.
-
-    With `verify`: whether the log of what was administered (`runlore admin log`) is as it was written.
-
-    Example: runlore audit --project acme --since 7d
-    """
-
-    async def work(out: ui.Out) -> None:
-        from runlore import wiring
-        from runlore.upkeep import audit as upkeep_audit
-
-        if what:
-            await _verify(out, home, what, expect)
-            return
-        start = moment(since) if since else None
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            found = await upkeep_audit.read_all(opened.store, project=project, since=start)
-        shown = found[-limit:]
-        out.answer({"acts": [_row(one) for one in shown], "total": len(found)})
-        for one in shown:
-            by = f"{one.by.get('user', '?')}@{one.by.get('host', '?')}"
-            where = f" [{', '.join(one.projects)}]" if one.projects else ""
-            given = " ".join(f"{name}={value}" for name, value in one.arguments.items() if value is not None)
-            out.say(f"{one.at}  {one.state:<7}  {by}  {one.what}{where} {given}".rstrip())
-            if one.reason:
-                out.say(f"    why: {one.reason}")
-            if one.state != upkeep_audit.DONE:
-                error = one.result.get("error", {}).get(
-                    "message", "its end was not written: look at what it names"
-                )
-                out.say(f"    {error}")
-        if not shown:
-            out.say("nobody changed anything")
-
-    ui.run(work, as_json=as_json)
-
-
-async def _verify(out: ui.Out, home: Any, what: str, expect: str | None) -> None:
-    """Check the chain. Raises `errors.ProblemsFound`."""
-    from dataclasses import asdict
-
-    from runlore import errors, wiring
-    from runlore.upkeep import administration, organization
-
-    number, _, sha256 = (expect or "").partition(":")
-    if what != "verify" or (expect is not None and not (number.isascii() and number.isdigit() and sha256)):
-        raise errors.InvalidInput(
-            "audit takes `verify`, and --expect N:SHA256", hint="--help shows an example"
-        )
-    expected = organization.Tip(number=int(number), sha256=sha256) if expect else None
-    async with wiring.open_home(ui.settings_of(home)) as opened:
-        found = await administration.verify(opened.store, expected)
-    tip = f"{found.tip.number}:{found.tip.sha256}"
-    out.answer({**asdict(found), "tip": tip, "is_whole": not found.problems})
-    for problem in found.problems:
-        out.say(problem)
-    if found.problems:
-        raise errors.ProblemsFound("the log of what was administered is not as it was written")
-    out.say(f"{found.entries} entries, each as it was written; the newest is {tip}")
-
-
-def _row(one: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(one)

@@ -11,6 +11,7 @@ import typer
 from runlore.cli import (
     admin,
     asks,
+    audit,
     control,
     inspect,
     mcp,
@@ -73,6 +74,7 @@ snapshots.register(app)
 workspaces.register(app, snapshots.app)
 topics.register(app)
 control.register(app)
+audit.register(app)
 asks.register(app)
 sources.register(app)
 mcp.register(app)

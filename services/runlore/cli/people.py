@@ -10,6 +10,8 @@ from runlore.cli import admin, ui
 
 if TYPE_CHECKING:
     from runlore.upkeep.administration import Administrator
+    from runlore.upkeep.invitations import Post
+    from runlore.upkeep.organization import Invite
 
 invites_app = typer.Typer(help="Invitations: who may become a user.")
 users_app = typer.Typer(help="Users: people who administer, or read.")
@@ -36,24 +38,67 @@ def create_invite(
     home: ui.HomeOption = None,
     as_json: ui.JsonOption = False,
 ) -> None:
-    """Invite somebody, and show the token that they accept with: this once. It is good for a week.
+    """Invite somebody: mailed where RUNLORE_SMTP_HOST is set, else the token that they accept with is shown this once.
+
+    It is good for a week. Where the mail can not be sent the invitation stands, and the token is shown.
 
     Example: runlore admin invites create bo@example.org --project acme:owner --reason "joins the team"
     """
 
     async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
         from runlore import errors
-        from runlore.upkeep import people
+        from runlore.upkeep import invitations, people
 
+        post = invitations.post_of(ui.settings_of(home))
         given = {name: what for name, _, what in (one.partition(":") for one in project or ())}
         if role not in ("owner", "reader") or not set(given.values()) <= {"owner", "member"}:
             raise errors.InvalidInput(
                 "--role is owner or reader, and --project PROJECT:owner or PROJECT:member"
             )
         made, token = await people.invite(hand, email, role=role, projects=given)
-        return {**admin.shown(made), "token": token}, token
+        return await _delivered(post, made, token)
 
     admin.change(step, reason, home, as_json, email)
+
+
+async def _delivered(post: Post, made: Invite, token: str) -> tuple[dict[str, Any], str]:
+    """What is answered once an invitation stands: that it was mailed, or the token."""
+    from runlore.upkeep import invitations
+
+    delivery = await invitations.deliver(post, made, token)
+    is_sent = delivery.state == invitations.SENT
+    answer = {
+        **admin.shown(made),
+        **{"token": None if is_sent else token, "mail": delivery.state},
+        **({"problem": delivery.problem.as_dict()} if delivery.problem else {}),
+    }
+    if is_sent:
+        return answer, f"mailed to {made.email}, good until {made.expires_at}"
+    if delivery.problem is not None:
+        told = f"the mail could not be sent ({delivery.problem.kind}: {delivery.problem.message})"
+        return answer, f"{told}\nthe invitation stands; hand its token on, this once:\n{token}"
+    return answer, invitations.link(post.public_url, token) or token
+
+
+@invites_app.command("resend")
+def resend_invite(
+    invite: InviteArgument = "",
+    reason: ui.ReasonOption = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Send an invitation anew, with another token that is good for a week; the one before is good no more.
+
+    Example: runlore admin invites resend 0198f0c2d1ab4e5f9c0a1b2c3d4e5f60 --reason "the mail was lost"
+    """
+
+    async def step(hand: Administrator) -> tuple[dict[str, Any], str]:
+        from runlore.upkeep import invitations, people
+
+        post = invitations.post_of(ui.settings_of(home))
+        return await _delivered(post, *await people.renew(hand, invite))
+
+    admin.change(step, reason, home, as_json, invite)
 
 
 @invites_app.command("list")

@@ -306,6 +306,11 @@ async def _write_seed(out: ui.Out, opened: Any, pinned: Any, into: Path | None, 
     from runlore.lookup import seeds
 
     found = await seeds.open_seed(opened.reader, pinned)
+    mode = opened.settings.seeds_are_audited
+    if mode != "off":
+        from runlore.lookup import handing
+
+        await handing.once(opened.store, pinned, by=ui.who(opened), mode=mode)
     restored = await _restore(out, opened, found, into, force=force) if into and pinned.snapshot else None
     written = await asyncio.to_thread(seeds.write_into, found, into, force=force) if into else None
     files = [{"path": path, "bytes": len(one.text.encode())} for path, one in sorted(found.files.items())]

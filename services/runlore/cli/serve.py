@@ -135,11 +135,14 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
     from runlore import wiring
     from runlore.lookup.http import events, lists
     from runlore.lookup.http import service as services
+    from runlore.upkeep import invitations, seedwriter
 
     folder = opened.settings.cache_dir / UPLOADS
     await asyncio.to_thread(events.sweep, folder)
     bells = opened.bus if opened.settings.bus == "sqlite" else None
     found = lists.Lists(opened.index_path, opened.store, bells, refresh_seconds=refresh_seconds)
+    mode = opened.settings.seeds_are_audited
+    seed_log = seedwriter.Writer(opened.store, by=ui.who(opened), mode=mode, looks_at_others=True)
     try:
         yield services.Service(
             opened.store,
@@ -150,12 +153,15 @@ async def _service(opened: Home, stopping: Any, refresh_seconds: float | None) -
             requests_max=opened.settings.http_requests_max,
             connections_max=opened.settings.http_connections_max,
             stall_seconds=opened.settings.http_stall_seconds,
+            post=invitations.post_of(opened.settings),
             stopping=stopping,
             known=lambda: inspect.known_of(opened),
             status_path=opened.status_path,
             up=lambda: wiring.up_is_running(opened.root),
+            seed_log=seed_log,
         )
     finally:
+        await seed_log.close()
         await found.close()
 
 

@@ -24,6 +24,7 @@ OPERATIONS = "_operations"
 PAUSES, WORKERS, PROBES = "pauses", "workers", "probes"
 ACCESS, SECRETS, REDACTION = "keys", "secrets", "redaction"
 ADMIN, USED, LIMITS, ALERTS = "admin", "used", "limits", "alerts"
+ACTS, SEEDS = "acts", "seeds"
 RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     SIDES,
@@ -130,12 +131,12 @@ def dead_letter(letter: str) -> str:
 
 
 def audit(place: str) -> str:
-    """The prefix of what people changed in a project, or in the whole deployment (`OPERATIONS`)."""
+    """The prefix of what people changed in a project, or everywhere, as it was kept before acts were chained."""
     return f"{place}/{AUDIT}/"
 
 
 def audit_entry(place: str, month: str, entry: str, part: str) -> str:
-    """One half of an act, `begun` or `ended`. By month, not spread: they are few, and are listed by time."""
+    """One half of an act, `begun` or `ended`, as it was kept before acts were chained."""
     return f"{audit(place)}{month}/{entry}.{part}.json"
 
 
@@ -189,6 +190,36 @@ def log() -> str:
 def log_entry(number: int, sha256: str) -> str:
     """One entry, by its number and its content, so that a LIST is in order and a writer that lost harms nobody."""
     return f"{log()}{number:012d}-{sha256}.json"
+
+
+def acts_head() -> str:
+    """The head of the log of what people did."""
+    return f"{OPERATIONS}/{ACTS}/head.json"
+
+
+def acts() -> str:
+    """The prefix of the entries of that log."""
+    return f"{OPERATIONS}/{ACTS}/log/"
+
+
+def act_entry(number: int, sha256: str) -> str:
+    """One entry, by its number and its content."""
+    return f"{acts()}{number:012d}-{sha256}.json"
+
+
+def seeds() -> str:
+    """The prefix of the log of seeds that were handed out."""
+    return f"{OPERATIONS}/{SEEDS}/"
+
+
+def seeds_hour(hour: str) -> str:
+    """The prefix of what was written to it in one hour (`2026-11-23-17`), so that the newest is found by a LIST."""
+    return f"{seeds()}{hour}/"
+
+
+def seeds_link(hour: str, writer: str, number: int, sha256: str) -> str:
+    """One link of a writer's chain of it, by its number and its content."""
+    return f"{seeds_hour(hour)}{writer}/{number:012d}-{sha256}.json"
 
 
 def used() -> str:

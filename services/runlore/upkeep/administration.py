@@ -19,7 +19,7 @@ from runlore.commit import heads, keys, puts
 from runlore.events import ids
 from runlore.memory import redact
 from runlore.store import port
-from runlore.upkeep import access, adminlog
+from runlore.upkeep import access, adminlog, chain
 from runlore.upkeep import organization as organizations
 from runlore.upkeep.organization import Account, AdminKey, Organization, Person, Project
 
@@ -47,13 +47,18 @@ async def read(store: port.ObjectStore) -> Organization:
     return organizations.parse(await heads.read(store, keys.organization(), fmt=organizations.FORMAT))
 
 
-async def verify(store: port.ObjectStore, expected: organizations.Tip | None = None) -> adminlog.Verified:
+async def verify(
+    store: port.ObjectStore,
+    expected: chain.Named | None = None,
+    *,
+    on_progress: chain.OnProgress = lambda count, what: None,
+) -> chain.Verified:
     """Whether every entry of the log is there, as it was written."""
 
     async def tip() -> organizations.Tip:
         return (await read(store)).tip
 
-    return await adminlog.verify(store, tip, expected)
+    return await adminlog.LOG.verify(store, tip, expected, on_progress=on_progress)
 
 
 def parse_admin(token: str) -> tuple[str, str] | None:
@@ -391,7 +396,7 @@ class Administrator:
             org = organizations.parse(head)
             # Another was first, or a reply was lost, of any try before: then the chain holds its entry.
             for made, result in tried:
-                if await adminlog.holds(self.store, org.tip, made):
+                if await adminlog.LOG.holds(self.store, org.tip, made):
                     return result
             now = clock.now_iso()
             after, events, result = step(org, now)

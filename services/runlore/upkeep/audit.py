@@ -1,8 +1,11 @@
-"""Audit: who changed what, when, why and with what result. Beside the path of a run; people's acts only.
+"""Audit: who did what, when, why and with what result. Beside the path of a run; people's acts only.
 
-An act is two objects, each put if absent and never changed: `begun` before its effect, `ended` after it. So no
-effect is without a trace, also where the process died in between: what has no end may have taken effect, or not.
-They lie in the project that was changed, or in `_operations/` where it was more than one.
+An act is two entries of the log of acts (`acts.py`): `begun` is in it before its effect, `ended` after it. So no effect
+is without a trace, also where the process died in between: what has no end may have taken effect, or not. They are
+chained: `runlore audit verify` finds one that was removed or altered.
+
+Before there was that log an act was two objects, `<project>/audit/<month>/<id>.begun.json` and `….ended.json`; they
+are read still, and told as not chained (`number` is None).
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from typing import Any
 import structlog
 
 from runlore import clock, errors
-from runlore.commit import keys, puts
-from runlore.events import envelope
+from runlore.commit import keys
 from runlore.memory import redact
 from runlore.settings import Settings
 from runlore.store import port
+from runlore.upkeep import acts, chain
 
 log = structlog.get_logger("runlore.audit")
 
@@ -58,6 +61,17 @@ class Entry:
     arguments: Mapping[str, Any]
     state: str
     result: Mapping[str, Any]
+    number: int | None = None
+    """Of its beginning in the log of acts; None where it was kept before there was one."""
+    ended_at: str | None = None
+
+    def is_by(self, actor: str) -> bool:
+        """Whether `actor` names who did it: a user, `user@host`, a key's id or name, a service account."""
+        return names_actor(self.by, actor)
+
+
+def names_actor(by: Mapping[str, str], actor: str) -> bool:
+    return actor in by.values() or actor == f"{by.get('user')}@{by.get('host')}"
 
 
 def who(settings: Settings) -> dict[str, str]:
@@ -93,21 +107,17 @@ async def acting(
     what would leave no trace is not done. Where only its end can not be written, the act stands and is told.
     """
     names = sorted(set(projects))
-    place = names[0] if len(names) == 1 else keys.OPERATIONS
     act = Act(clock.new_id())
-    began = clock.now()
-    month = f"{began:%Y-%m}"
     body = {
-        "format": FORMAT,
         "id": act.entry,
-        "at": began.isoformat(timespec="milliseconds"),
+        "at": clock.now().isoformat(timespec="milliseconds"),
         "by": dict(by),
         "what": what,
         "reason": redact.text(reason)[:REASON_CHARS_MAX] if reason else None,
         "projects": names[:LISTED_MAX],
         "arguments": _told(arguments or {}),
     }
-    await _put(store, keys.audit_entry(place, month, act.entry, BEGUN), body)
+    await acts.append(store, acts.BEGUN, body)
     state, result = UNKNOWN, act.result
     try:
         yield act
@@ -121,33 +131,74 @@ async def acting(
     finally:
         # Interrupted, it has no end: whether it took effect is not known here.
         if state != UNKNOWN:
-            ended = {"format": FORMAT, "id": act.entry, "at": clock.now_iso(), "state": state}
+            ended = {"id": act.entry, "at": clock.now_iso(), "state": state, "result": _told(result)}
             try:
-                await _put(
-                    store,
-                    keys.audit_entry(place, month, act.entry, ENDED),
-                    ended | {"result": _told(result)},
-                )
+                await acts.append(store, acts.ENDED, ended)
             except errors.RunloreError as exc:
                 log.warning("the end of an act is not in the audit log", what=what, kind=exc.kind)
+
+
+async def newest_first(
+    store: port.ObjectStore,
+    *,
+    project: str | None = None,
+    since: dt.datetime | None = None,
+    actor: str | None = None,
+    kept: chain.Kept[acts.Entry] | None = None,
+) -> AsyncIterator[Entry]:
+    """Acts, as far as somebody reads on: those in the log, newest first, then those from before there was one.
+
+    `project`: also where it was one of several. `actor`: as `Entry.is_by`. Raises `errors.Corrupt`.
+    """
+
+    def is_meant(one: Entry) -> bool:
+        return (project is None or project in one.projects) and (actor is None or one.is_by(actor))
+
+    least = since.astimezone(dt.UTC).isoformat(timespec="milliseconds") if since is not None else ""
+    ends: dict[str, Mapping[str, Any]] = {}
+    async for link in acts.newest_first(store, since=least, kept=kept):
+        if link.kind == acts.ENDED:
+            ends[str(link.body.get("id"))] = link.body
+        elif link.kind == acts.BEGUN:
+            one = _chained(link, ends.pop(str(link.body.get("id")), {}))
+            if one.at >= least and is_meant(one):
+                yield one
+    async for one in _older(store, project, since):
+        if is_meant(one):
+            yield one
+
+
+def _chained(link: acts.Entry, ended: Mapping[str, Any]) -> Entry:
+    try:
+        return _entry(link.body, ended, number=link.number)
+    except (KeyError, TypeError):
+        raise errors.Corrupt(f"the entry {link.number} of {acts.WHAT} is not one") from None
 
 
 async def read_all(
     store: port.ObjectStore, *, project: str | None = None, since: dt.datetime | None = None
 ) -> list[Entry]:
-    """Every act, oldest first; those of one project (also where it was one of several), and since a time."""
+    """Every act, oldest first; those of one project, and since a time."""
+    found = [one async for one in newest_first(store, project=project, since=since)]
+    return sorted(found, key=lambda one: one.id)
+
+
+async def _older(
+    store: port.ObjectStore, project: str | None, since: dt.datetime | None
+) -> AsyncIterator[Entry]:
+    """Those that are not chained, newest first."""
     places = await store.children("") if project is None else [keys.OPERATIONS, project]
-    found: list[Entry] = []
+    months: dict[str, list[str]] = {}
     for place in sorted(set(places)):
         if place == keys.DEAD_LETTERS:
             continue
         for month in await store.children(keys.audit(place)):
-            if since is not None and month < f"{since:%Y-%m}":
-                continue
-            found += await _read(store, f"{keys.audit(place)}{month}/", since)
-    return sorted(
-        (one for one in found if project is None or project in one.projects), key=lambda one: one.id
-    )
+            if since is None or month >= f"{since:%Y-%m}":
+                months.setdefault(month, []).append(f"{keys.audit(place)}{month}/")
+    for month in sorted(months, reverse=True):
+        found = [one for prefix in months[month] for one in await _read(store, prefix, since)]
+        for one in sorted(found, key=lambda one: one.id, reverse=True):
+            yield one
 
 
 async def _read(store: port.ObjectStore, prefix: str, since: dt.datetime | None) -> list[Entry]:
@@ -164,7 +215,7 @@ async def _read(store: port.ObjectStore, prefix: str, since: dt.datetime | None)
     return [_entry(both[BEGUN], both.get(ENDED, {})) for both in halves.values() if BEGUN in both]
 
 
-def _entry(begun: Mapping[str, Any], ended: Mapping[str, Any]) -> Entry:
+def _entry(begun: Mapping[str, Any], ended: Mapping[str, Any], number: int | None = None) -> Entry:
     return Entry(
         begun["id"],
         begun["at"],
@@ -175,11 +226,13 @@ def _entry(begun: Mapping[str, Any], ended: Mapping[str, Any]) -> Entry:
         begun["arguments"],
         ended.get("state", UNKNOWN),
         ended.get("result", {}),
+        number,
+        ended.get("at"),
     )
 
 
 def parse(key: str, raw: bytes) -> dict[str, Any]:
-    """One half of an act. Raises `errors.Corrupt`."""
+    """One half of an act that is not chained. Raises `errors.Corrupt`."""
     wanted = {
         BEGUN: ("at", "by", "what", "reason", "projects", "arguments"),
         ENDED: ("at", "state", "result"),
@@ -204,8 +257,3 @@ def _told(value: Any) -> Any:
         kept = [_told(one) for one in list(value)[:LISTED_MAX]]
         return kept if len(value) <= LISTED_MAX else [*kept, f"… {len(value)} in all"]
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-async def _put(store: port.ObjectStore, key: str, body: Mapping[str, Any]) -> None:
-    # The name is never used twice: what is there by then is an earlier try of ours, which landed after all.
-    await puts.once(store, key, envelope.dump(body), what="an entry of the audit log")

@@ -215,6 +215,12 @@ class Organization(_Kept):
         user = self.users.get(key.owner.id)
         return user.role if user is not None else None
 
+    def owns(self, key: AdminKey, project: str) -> bool:
+        """Whether an admin key's user is an owner of the project, and so changes what is inside of it."""
+        kept = self.projects.get(project)
+        member = kept.members.get(key.owner.id) if kept is not None else None
+        return member is not None and member.role == OWNER
+
     def is_administered(self, now: dt.datetime) -> bool:
         """Whether some admin key may do everything."""
         return any(self.role_of(one, now) == OWNER for one in self.admin_keys.values())

@@ -78,14 +78,43 @@ async def withdraw(hand: Administrator, invite_id: str) -> None:
     """Take an invitation back. Raises `errors.Refused` where it was accepted."""
 
     def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, None]:
-        if invite_id not in org.invites:
-            raise errors.NotFound(f"there is no invitation {invite_id!r}")
-        if org.invites[invite_id].accepted_at is not None:
+        if invite_of(org, invite_id).accepted_at is not None:
             raise errors.Refused("the invitation was accepted", hint="its user can be deleted")
         rest = {name: one for name, one in org.invites.items() if name != invite_id}
         return organizations.changed(org, invites=rest), adminlog.Event("invite.deleted", invite_id), None
 
     await hand.move(step)
+
+
+async def renew(hand: Administrator, invite_id: str) -> tuple[Invite, str]:
+    """Another token of an invitation that was not accepted, good for another week; the one before is good no more."""
+    secret = clock.secret_hex(access.SECRET_BYTES)
+    over = (clock.now() + dt.timedelta(days=INVITE_DAYS)).isoformat(timespec="microseconds")
+
+    def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, Invite]:
+        found = invite_of(org, invite_id)
+        if found.accepted_at is not None:
+            raise errors.Refused("the invitation was accepted", hint="its user can be deleted")
+        moment = dt.datetime.fromisoformat(now)
+        others = [one for one in org.invites.values() if one.id != invite_id and not is_over(one, moment)]
+        if _named(org, found.email) or any(_same(one.email, found.email) for one in others):
+            raise errors.Refused("whoever has this address is a user, or was invited anew")
+        if len(others) >= organizations.INVITES_MAX:
+            raise errors.Refused(f"{organizations.INVITES_MAX} invitations wait, as many as may")
+        made = organizations.changed(found, sha256=access.hashed(secret), expires_at=over)
+        told = adminlog.Event(
+            "invite.sent", invite_id, details={"email": made.email, "role": made.role, "again": True}
+        )
+        return organizations.changed(org, invites={**org.invites, invite_id: made}), told, made
+
+    return await hand.move(step), f"{INVITE_PREFIX}_{invite_id}_{secret}"
+
+
+def invite_of(org: Organization, invite_id: str) -> Invite:
+    """An invitation. Raises `errors.NotFound`."""
+    if invite_id not in org.invites:
+        raise errors.NotFound(f"there is no invitation {invite_id!r}")
+    return org.invites[invite_id]
 
 
 async def accept(hand: Administrator, token: str, name: str) -> tuple[User, AdminKey, str]:

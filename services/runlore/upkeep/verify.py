@@ -11,9 +11,9 @@ from runlore.commit import keys, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import invariants, side_invariants, snapshot_invariants
-from runlore.upkeep import administration, audit, pauses
+from runlore.upkeep import audit, logs, pauses
 
-LOGGED = "the log of what was administered is whole"
+LOGGED = "the logs of what people did and of seeds are whole"
 READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
 
 
@@ -91,12 +91,13 @@ async def _readable(
 
 
 async def _logged(store: store_port.ObjectStore) -> list[invariants.Violation]:
-    """Every change of the organization is in its log as it was written."""
+    """What people did and which seeds were handed out is in its log as it was written."""
     try:
-        problems = (await administration.verify(store)).problems
+        found = await logs.verify(store)
     except errors.RunloreError as exc:
-        problems = [exc.message]
-    return [invariants.Violation(LOGGED, keys.log(), one) for one in problems]
+        return [invariants.Violation(LOGGED, keys.log(), exc.message)]
+    told = ((keys.log(), found.administration), (keys.acts(), found.acts), (keys.seeds(), found.seeds))
+    return [invariants.Violation(LOGGED, where, one) for where, each in told for one in each.problems]
 
 
 def _pause(key: str, raw: bytes) -> object:

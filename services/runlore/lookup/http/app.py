@@ -36,7 +36,7 @@ from runlore.lookup.http import (
 )
 from runlore.lookup.http import service as services
 from runlore.lookup.http.console import app as console
-from runlore.upkeep import adminlog, allotments
+from runlore.upkeep import adminlog, allotments, chain
 
 READY_SECONDS_MAX = 3.0
 """How long the store may take to say that it is there."""
@@ -53,6 +53,7 @@ def make(service: services.Service) -> FastAPI:
     app.state.keyring = callers.Keyring(service.store)
     app.state.allotments = allotments.Allotments(service.store)
     app.state.log_entries = adminlog.Kept()
+    app.state.act_entries = chain.Kept()
     problems.install(app)
     console.errors_as_pages(app)
     app.add_middleware(watching.Watched, service=service)

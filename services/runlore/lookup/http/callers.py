@@ -39,6 +39,9 @@ READ, WRITE, ADMIN = access.READ, access.WRITE, access.ADMIN
 ADMINISTRATION = "_operations"
 """Whose share of a gate the routes that administer take: no project is called so."""
 NOT_YOURS = "the key is not one for this project"
+MAY_READ = "whoever has this admin key may read, and change projects that they own"
+ADMINISTERS_NOTHING = "a project's key administers nothing: that takes an admin key"
+OPENS_NO_PROJECT = "an admin key opens no project: that takes a key of it"
 NOT_GOOD, NOT_GOOD_HINT = "the key is not good", "`runlore keys create` makes one"
 
 
@@ -104,17 +107,31 @@ class Keyring:
 
         Raises `errors.Forbidden` for a key of a project.
         """
-        came = clock.monotonic()
         parsed = administration.parse_admin(token)
         if parsed is None:
             await self.key(token)
-            raise errors.Forbidden("a project's key administers nothing: that takes an admin key")
+            raise errors.Forbidden(ADMINISTERS_NOTHING)
+        return await self._admin(parsed[0], parsed[1])
+
+    async def standing_admin(
+        self, key_id: str
+    ) -> tuple[organization.AdminKey, str, organization.Organization]:
+        """The same of an admin key whose secret was shown before. Raises `errors.Unauthorized`."""
+        return await self._admin(key_id, None)
+
+    async def _admin(
+        self, key_id: str, secret: str | None
+    ) -> tuple[organization.AdminKey, str, organization.Organization]:
+        came = clock.monotonic()
         org = await self.organization(came - ORGANIZATION_SECONDS)
-        if parsed[0] not in org.admin_keys:
+        if key_id not in org.admin_keys:
             org = await self.organization(came)
-        key = org.admin_keys.get(parsed[0])
+        key = org.admin_keys.get(key_id)
         role = None if key is None else org.role_of(key, clock.now())
-        if key is None or role is None or not hmac.compare_digest(key.sha256, access.hashed(parsed[1])):
+        is_wrong = key is not None and (
+            secret is not None and not hmac.compare_digest(key.sha256, access.hashed(secret))
+        )
+        if key is None or role is None or is_wrong:
             raise errors.Unauthorized("the admin key is not good", hint="`runlore admin bootstrap` makes one")
         await self._notes.used(key.id)
         return key, role, org
@@ -209,9 +226,10 @@ async def authenticated(request: Request) -> access.Key:
     token = token_of(request)
     if administration.parse_admin(token) is not None:
         await request.app.state.keyring.admin(token)
-        raise errors.Forbidden("an admin key opens no project: that takes a key of it")
+        raise errors.Forbidden(OPENS_NO_PROJECT)
     key = await request.app.state.keyring.key(token)
-    request.state.caller = {"key": key.id, "name": key.name}
+    account = {"account": key.account} if key.account is not None else {}
+    request.state.caller = {"key": key.id, "name": key.name, **account}
     return key
 
 
@@ -223,7 +241,7 @@ async def administering(
     key, role, org = await request.app.state.keyring.admin(token_of(request))
     request.state.caller = {"key": key.id, "name": key.name}
     if role != organization.OWNER and request.method != "GET" and not _owns_project(request, key, org):
-        raise errors.Forbidden("whoever has this admin key may read, and change projects that they own")
+        raise errors.Forbidden(MAY_READ)
     with service.requests.entered(ADMINISTRATION):
         yield key
 
@@ -231,11 +249,9 @@ async def administering(
 def _owns_project(request: Request, key: organization.AdminKey, org: organization.Organization) -> bool:
     """Whether what is to be changed is inside of a project that the key's owner owns: not the project itself."""
     path = request.scope["route"].path
-    project = org.projects.get(unquoted(request.path_params.get("project_id", "")))
-    if project is None or "/{project_id}/" not in path or path.endswith("/archive"):
+    if "/{project_id}/" not in path or path.endswith("/archive"):
         return False
-    member = project.members.get(key.owner.id)
-    return member is not None and member.role == organization.OWNER
+    return org.owns(key, unquoted(request.path_params["project_id"]))
 
 
 Administering = Annotated[organization.AdminKey, Depends(administering)]

@@ -13,11 +13,12 @@ from runlore.lookup.http import answers, callers, shapes
 from runlore.lookup.http import organization as routes
 from runlore.lookup.http import organization_shapes as theirs
 from runlore.lookup.http.organization import After, Limit, administrator, body_of, cut, told
-from runlore.upkeep import administration, people
+from runlore.upkeep import administration, invitations, people
 from runlore.upkeep import organization as organizations
 
 router = APIRouter(prefix="/v1/organization", tags=["administration"])
 INVITE_HEADER = "Runlore-Invite"
+MAIL_HEADER = "Runlore-Invite-Mail"
 PROJECTS_MAX = 100
 """Projects of one invitation."""
 
@@ -179,8 +180,28 @@ async def create_invite(request: Request, admin: callers.Administering) -> Respo
         role=given.role,
         projects={one.id: one.role for one in given.projects},
     )
-    # Beside the body, whose shape is theirs: nothing is mailed, whoever invites hands it on.
-    return await answers.found(request, theirs.invite(made).model_dump(), headers={INVITE_HEADER: token})
+    return await _sent(request, made, token)
+
+
+async def _sent(request: Request, made: organizations.Invite, token: str) -> Response:
+    """The invitation, mailed where that is wanted. What is ours stands beside the body, whose shape is theirs."""
+    delivery = await invitations.deliver(callers.service_of(request).post, made, token)
+    headers = {MAIL_HEADER: delivery.told}
+    if delivery.state != invitations.SENT:
+        # Whoever invites hands it on.
+        headers[INVITE_HEADER] = token
+    return await answers.found(request, theirs.invite(made).model_dump(), headers=headers)
+
+
+@router.post(
+    "/invites/{invite_id}/resend",
+    summary="Another token of an invitation, mailed anew",
+    responses=shapes.answers(theirs.Invite),
+)
+async def resend_invite(
+    request: Request, admin: callers.Administering, invite_id: callers.Segment
+) -> Response:
+    return await _sent(request, *await people.renew(administrator(request, admin), invite_id))
 
 
 @router.get("/invites", summary="List invitations", responses=shapes.answers(theirs.Page))
@@ -193,10 +214,7 @@ async def list_invites(
 
 @router.get("/invites/{invite_id}", summary="One invitation", responses=shapes.answers(theirs.Invite))
 async def invite(request: Request, admin: callers.Administering, invite_id: callers.Segment) -> Response:
-    found = (await _organization(request)).invites.get(invite_id)
-    if found is None:
-        raise errors.NotFound(f"there is no invitation {invite_id!r}")
-    return await told(request, theirs.invite(found))
+    return await told(request, theirs.invite(people.invite_of(await _organization(request), invite_id)))
 
 
 @router.delete(

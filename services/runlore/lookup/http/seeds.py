@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -11,15 +12,19 @@ from starlette.responses import Response
 
 from runlore import errors
 from runlore.events import ids
-from runlore.lookup import asking, memories, overlay, seeds, signing
+from runlore.lookup import asking, handing, memories, overlay, seeds, signing
 from runlore.lookup.http import answers, callers, limiting, shapes
 from runlore.lookup.http.service import WAIT_SECONDS_MAX
 from runlore.snapshots import tarout
+from runlore.upkeep import seedlog
 
 router = APIRouter(prefix="/v1/projects/{project}")
 TAR = "application/x-tar"
 HALF_DAY_SECONDS = 12 * 3600
 """A seed that nothing moved is given anew this often: whoever keeps one by its ETag never holds one near its end."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+"""What is kept of the header `X-Request-Id`: it is the sender's, so nothing that could be a text."""
 
 Given = Annotated[str | None, Query(max_length=ids.ID_CHARS_MAX)]
 
@@ -135,14 +140,20 @@ def _nothing(
     }
 
 
-async def _told(request: Request, found: seeds.Seed, secret: bytes, named: dict[str, Any]) -> Response:
+async def _told(
+    request: Request, found: seeds.Seed, secret: bytes, named: dict[str, Any], how: str = seedlog.SEED
+) -> Response:
     ends = dt.datetime.fromisoformat(found.expires).timestamp()
     etag = answers.quoted(
         *(found.revision, found.version, int(ends // HALF_DAY_SECONDS), int(found.template)), weak=True
     )
     if answers.is_known(request, etag):
+        await _noted(request, found, seedlog.UNCHANGED)
         return answers.unchanged(etag, answers.FOLLOWS)
-    opened, rows = await callers.service_of(request).listed(found)
+    # The entry is put while the files are read: mostly nobody waits for it.
+    (opened, rows), _ = await asyncio.gather(
+        callers.service_of(request).listed(found), _noted(request, found, how)
+    )
     body = {
         "seed": signing.sign(secret, found),
         "project": found.project,
@@ -167,7 +178,23 @@ async def _told(request: Request, found: seeds.Seed, secret: bytes, named: dict[
 
 async def _opened(request: Request, project: str, signed: str) -> seeds.Opened:
     service = callers.service_of(request)
-    return await service.opened(signing.open_signed(await service.secret(), project, signed))
+    found = signing.open_signed(await service.secret(), project, signed)
+    opened, _ = await asyncio.gather(service.opened(found), _noted(request, found, seedlog.CONTENT))
+    return opened
+
+
+# --- the log of seeds ---------------------------------------------------------------------------------------
+
+
+async def _noted(request: Request, found: seeds.Seed, how: str) -> None:
+    """Note in the log of seeds that this one is about to be handed out. Raises what forbids that."""
+    writer = callers.service_of(request).seed_log
+    if writer is None:
+        return
+    given = request.headers.get("x-request-id", "")
+    named = given if _REQUEST_ID.fullmatch(given) else None
+    one = handing.handed(found, by=callers.caller(request), how=how, request=named)
+    await writer.hand_out(one, once=how == seedlog.CONTENT)
 
 
 @router.get(
@@ -184,7 +211,8 @@ async def again(
 ) -> Response:
     secret = await callers.service_of(request).secret()
     found = signing.open_signed(secret, project, seed)
-    return await _told(request, found, secret, {"rollout": None, "alias": found.rollout, "matched": None})
+    named = {"rollout": None, "alias": found.rollout, "matched": None}
+    return await _told(request, found, secret, named, seedlog.AGAIN)
 
 
 @router.get(

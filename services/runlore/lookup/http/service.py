@@ -20,7 +20,7 @@ from runlore.lookup.http.lists import Lists
 from runlore.memory import render
 from runlore.snapshots import library
 from runlore.store import port as store_port
-from runlore.upkeep import access
+from runlore.upkeep import access, invitations, seedwriter
 
 JSON_BYTES_MAX = 66 * 1024 * 1024
 """Largest body of JSON: an event with its record."""
@@ -92,6 +92,8 @@ class Service:
     requests_max: int = 256
     connections_max: int = 4096
     stall_seconds: float = 60.0
+    post: invitations.Post = field(default_factory=invitations.Post)
+    """How invitations are mailed, if they are."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     known: Callable[[], Awaitable[explain.Known]] | None = None
     """What this machine knows beside the store: the file of models, and what the stages last said."""
@@ -99,6 +101,8 @@ class Service:
     """What `runlore up` on this machine says of its stages, for the page of the status."""
     up: Callable[[], int | None] = lambda: None
     """The process that runs the stages on this machine, if any does."""
+    seed_log: seedwriter.Writer | None = None
+    """Where seeds are noted that are handed out; None: nowhere."""
 
     def __post_init__(self) -> None:
         self.reader = revisions.Reader(self.store)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from runlore.lookup.http.console import entrance, memories, operations, pages, reviews, runs, snapshots
+from runlore.lookup.http.console import (
+    administering,
+    auditing,
+    entrance,
+    memories,
+    operations,
+    pages,
+    people,
+    reviews,
+    runs,
+    snapshots,
+)
 
 ROUTERS = (
     *(entrance.router, memories.router, runs.router, snapshots.router),
-    *(reviews.router, operations.router),
+    *(reviews.router, operations.router, administering.router, people.router, auditing.router),
 )
 
 

@@ -14,14 +14,17 @@ from runlore.lookup.http.console import pages, sessions
 
 router = APIRouter(include_in_schema=False, route_class=pages.Route)
 Browser = Depends(pages.asked_by_a_browser)
-_NEXT = re.compile(r"/projects/[A-Za-z0-9%._~/?&=+-]{1,2000}", re.ASCII)
+_NEXT = re.compile(r"/(projects|administration)[A-Za-z0-9%._~/?&=+-]{0,2000}", re.ASCII)
 
 
 @router.get("/", dependencies=[Browser])
 async def projects(request: Request) -> Response:
     """Without keys every project of this machine; with keys the one that the key is of."""
-    viewer = request.state.viewer = await sessions.viewer_of(request)
-    if viewer.key is not None:
+    with_keys = callers.service_of(request).with_keys
+    request.state.viewer = (
+        await sessions.operator_of(request) if with_keys else None
+    ) or await sessions.viewer_of(request)
+    if with_keys:
         return pages.go(pages.whose(request))
     lists = callers.service_of(request).lists
     rows = await lists.ask(lambda index: [*index.memories(), *index.snapshots(limit=1000)])
@@ -41,11 +44,15 @@ async def form(request: Request) -> Response:
 
 
 async def _form(request: Request, wanted: str, problem: str = "", status: int = 200) -> Response:
-    if not callers.service_of(request).with_keys:
-        return pages.go("/")
-    token = await sessions.form_token(request, sessions.Viewer())
     return await pages.shown(
-        request, "sign_in.html", title="Sign in", status=status, problem=problem, wanted=wanted, form=token
+        request,
+        "sign_in.html",
+        title="Sign in",
+        status=status,
+        problem=problem,
+        wanted=wanted,
+        form=await sessions.form_token(request, sessions.Viewer()),
+        with_keys=callers.service_of(request).with_keys,
     )
 
 
@@ -53,11 +60,10 @@ async def _form(request: Request, wanted: str, problem: str = "", status: int = 
 async def sign_in(request: Request) -> Response:
     fields = await sessions.form_of(request, sessions.Viewer())
     try:
-        key, cookie = await sessions.begin(request, fields.get("key", ""))
+        request.state.viewer, cookie = await sessions.begin(request, fields.get("key", ""))
     except errors.Unauthorized as exc:
         return await _form(request, fields.get("next", ""), problem=exc.message, status=401)
-    wanted = fields.get("next", "")
-    mine = pages.url("projects", key.project)
+    wanted, mine = fields.get("next", ""), pages.whose(request)
     # Only to a page of ours, and of this key's project: an address that somebody sent leads nowhere else.
     is_mine = _NEXT.fullmatch(wanted) and (wanted == mine or wanted.startswith((f"{mine}/", f"{mine}?")))
     answer = pages.go(wanted if is_mine else mine)
@@ -69,8 +75,8 @@ async def sign_in(request: Request) -> Response:
 async def sign_out(request: Request) -> Response:
     """End the session in this browser. Where it has ended already nothing is left to do."""
     try:
-        viewer = await sessions.viewer_of(request)
-        await sessions.form_of(request, viewer)
+        operator = await sessions.operator_of(request)
+        await sessions.form_of(request, operator or await sessions.viewer_of(request))
     except errors.Unauthorized:
         pass
     answer = pages.go(pages.url("sign-in"))

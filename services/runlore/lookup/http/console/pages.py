@@ -46,8 +46,7 @@ STATIC = {
     "icon.svg": "image/svg+xml",
 }
 PARTS = (
-    # What the menu of a project leads to, and the scope that sees it. A new page of a project joins here: users and the
-    # audit log have their places between these.
+    # What the menu of a project leads to, and the scope that sees it. A new page of a project joins here.
     ("Memories", "", access.READ),
     ("Runs", "runs", access.READ),
     ("Snapshots", "snapshots", access.READ),
@@ -56,12 +55,26 @@ PARTS = (
     ("Spend", "spend", access.READ),
     ("Status", "status", access.READ),
     ("Keys", "keys", access.ADMIN),
+    ("Audit log", "audit", access.ADMIN),
+)
+ADMINISTRATION = "administration"
+ADMINISTERS = (
+    # What the menu of whoever administers leads to.
+    ("Projects", ""),
+    ("People", "people"),
+    ("Admin keys", "keys"),
+    ("Audit log", "audit"),
 )
 DONE = {
     # What a page says after a form; named in the address by its code, so nobody can put words in our mouth.
     "redriven": "The event is on the bus again. If it takes effect, it shows among the runs.",
     "approved": "Approved: the workers, or the next `runlore up`, take it in.",
     "rejected": "Rejected: it stays out as it stands, and approving undoes it.",
+    "made": "It is made.",
+    "changed": "It is changed. It holds within 5 seconds everywhere.",
+    "gone": "It is gone. That holds within 5 seconds everywhere.",
+    "archived": "The project is archived: within 5 seconds none of its keys opens anything.",
+    "mailed": "The invitation is mailed.",
     "revoked": "The key is revoked. It ends within 5 seconds everywhere.",
     "merged": "The branches are merged into the line.",
     "branched": "The line moved meanwhile: the merge was kept as a branch.",
@@ -87,6 +100,11 @@ def url(*segments: object, **query: object) -> str:
     path = "/" + "/".join(quote(str(one), safe="", errors="replace") for one in segments)
     given = {name.rstrip("_"): str(one) for name, one in query.items() if one not in (None, "")}
     return path + (f"?{urlencode(given, errors='replace')}" if given else "")
+
+
+def with_query(path: str, **query: str) -> str:
+    """A path with what is asked of it; `from` and its like may be names."""
+    return path + (f"?{urlencode(query, errors='replace')}" if query else "")
 
 
 def path_url(base: str, path: str, /, **query: object) -> str:
@@ -135,7 +153,7 @@ async def shown(
     request: Request, template: str, *, title: str, status: int = 200, **context: Any
 ) -> Response:
     """A page."""
-    viewer: sessions.Viewer | None = getattr(request.state, "viewer", None)
+    viewer: sessions.Somebody | None = getattr(request.state, "viewer", None)
     project = getattr(request.state, "project", None)
     token = await sessions.form_token(request, viewer) if viewer else ""
     done = DONE.get(request.query_params.get("done", ""))
@@ -146,8 +164,7 @@ async def shown(
             title=title,
             viewer=viewer,
             project=project,
-            parts=[one for one in PARTS if viewer and viewer.may(one[2])],
-            here=request.url.path,
+            menu=menu(viewer, project, request.url.path),
             token=token,
             done=done,
             **context,
@@ -157,6 +174,24 @@ async def shown(
     # Off the loop: a large page takes a while.
     raw = await asyncio.to_thread(render)
     return await answers.compressed(request, raw, HTML, dict(HEADERS), status)
+
+
+def menu(viewer: sessions.Somebody | None, project: str | None, here: str) -> list[tuple[str, str, bool]]:
+    """What the menu leads to: name, address, whether it is where the page is."""
+    if isinstance(viewer, sessions.Operator):
+        parts, root, first = list(ADMINISTERS), url(ADMINISTRATION), ("projects",)
+    elif viewer is not None and project:
+        parts = [(name, place) for name, place, scope in PARTS if viewer.may(scope)]
+        root, first = url("projects", project), ("memories",)
+    else:
+        return []
+    also = {"snapshots": ("lines",), "": first}
+    found = []
+    for name, place in parts:
+        address = f"{root}/{place}" if place else root
+        below = [f"{root}/{one}/" for one in (place, *also.get(place, ())) if one]
+        found.append((name, address, here == address or here.startswith(tuple(below))))
+    return found
 
 
 def go(address: str) -> Response:
@@ -226,7 +261,9 @@ async def error(request: Request, plain: Response) -> Response:
 
 def whose(request: Request) -> str:
     """Where somebody who asks for `/` belongs."""
-    viewer: sessions.Viewer = request.state.viewer
+    viewer: sessions.Somebody = request.state.viewer
+    if isinstance(viewer, sessions.Operator):
+        return url(ADMINISTRATION)
     return url("projects", viewer.key.project) if viewer.key else "/"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
@@ -13,7 +14,7 @@ from runlore.commit import heads, keys, revisions
 from runlore.events import ids
 from runlore.lookup import reviewing, spending
 from runlore.lookup.http import answers, callers
-from runlore.lookup.http.console import operations, pages, sessions, texts
+from runlore.lookup.http.console import charts, operations, pages, sessions, texts
 from runlore.models import spend as spends
 from runlore.upkeep import audit
 
@@ -154,14 +155,38 @@ async def spend(
     found = await spending.report(
         service.store, project=project, by=by, month=month or None, chosen=(await service.knows()).chosen
     )
+    # By day besides, for the chart: one object more, of the same month.
+    days = (
+        found
+        if by == "day"
+        else await spending.report(service.store, project=project, by="day", month=found["month"])
+    )
     first = dt.date.fromisoformat(f"{found['month']}-01")
     return await pages.shown(
         request,
         "spend.html",
         title=f"Spend · {project}",
         found=found,
+        chart=_chart(days) if days["rows"] else None,
         before=f"{first - dt.timedelta(days=1):%Y-%m}",
         after=None
         if found["month"] >= spends.month_of(clock.now())
         else f"{first + dt.timedelta(days=31):%Y-%m}",
     )
+
+
+def _chart(found: Mapping[str, Any]) -> charts.Chart:
+    """What was spent on each day: dollars, or tokens where no cost is known."""
+    by_day = {row["name"]: row for row in found["rows"]}
+    names, total = charts.days_of(found["month"]), found["total"]
+    # A call that began before midnight may be of a day that is not over yet elsewhere.
+    names = sorted({*names, *by_day})
+    if total["cost_usd"]:
+        values = [by_day[day]["cost_usd"] if day in by_day else 0.0 for day in names]
+        told = [f"${value:,.4f}" for value in values]
+        return charts.bars("US dollars per day", names, values, told, f"${total['cost_usd']:,.4f} in all")
+    tokens = [
+        by_day[day]["input_tokens"] + by_day[day]["output_tokens"] if day in by_day else 0 for day in names
+    ]
+    in_all = f"{sum(tokens):,} in all"
+    return charts.bars("Tokens per day", names, tokens, [f"{one:,} tokens" for one in tokens], in_all)

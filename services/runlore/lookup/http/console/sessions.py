@@ -1,8 +1,10 @@
 """Who looks at the console: a key, shown once and exchanged for a signed session; and that a form is one of ours.
 
-A session says which key and until when, and proves nothing else: what the key may do is read anew with each request,
-so a revoked one ends here as fast as everywhere (`callers.ENDS_SECONDS_MAX`). The routes below /v1 take no session, so
-no page of somebody else can use one there; a form carries a token of its session besides.
+A project's key makes a `Viewer`, who sees that project and nothing that administers; an admin key makes an `Operator`,
+who administers and sees no project's data. A session says which key and until when, and proves nothing else: what the
+key may do is read anew with each request, so a revoked one ends here as fast as everywhere
+(`callers.ENDS_SECONDS_MAX`). The routes below /v1 take no session, so no page of somebody else can use one there; a
+form carries a token of its session besides.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from starlette.responses import Response
 from runlore import clock, errors
 from runlore.events import ids
 from runlore.lookup.http import answers, callers
-from runlore.upkeep import access
+from runlore.upkeep import access, administration, organization
 
 COOKIE = "runlore_session"
 TERM_SECONDS = 8 * 3600
 """How long a session lasts: a working day. Then the key is asked for again."""
 SIGNING = "console-signing"
+SESSION, ADMINISTRATION, FORMS = "session", "administration", "form"
+"""What a signature is for: what was made for one of these opens no other."""
 FORM_BYTES_MAX = 64 * 1024
 FIELDS_MAX = 50
 FORM = "application/x-www-form-urlencoded"
@@ -43,11 +47,47 @@ class Viewer:
     def may(self, scope: str) -> bool:
         return self.key is None or self.key.allows(scope)
 
+    @property
+    def rank(self) -> str:
+        """What the page says beside the name."""
+        return self.key.scope if self.key is not None else ""
+
     def by(self) -> dict[str, str]:
         """Who acts, as the audit log keeps it."""
         if self.key is None:
             return {"via": "console", "client": "without a key"}
         return {"via": "console", "key": self.key.id, "name": self.key.name}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Who administers: whoever has an admin key, and what it may do at this moment."""
+
+    key: organization.AdminKey
+    role: str
+    org: organization.Organization
+    nonce: str
+
+    @property
+    def rank(self) -> str:
+        return self.role
+
+    def may(self, scope: str) -> bool:
+        """No page of a project is shown to them."""
+        return False
+
+    def changes(self, project: str | None = None) -> bool:
+        """Whether they may change something: everything, or (a reader) what is inside of a project that they own."""
+        if self.role == organization.OWNER:
+            return True
+        return project is not None and self.org.owns(self.key, project)
+
+    def by(self) -> dict[str, str]:
+        """Who acts, as the audit log keeps it."""
+        return {"via": "console", "key": self.key.id, "key_name": self.key.name, "user": self.key.owner.id}
+
+
+Somebody = Viewer | Operator
 
 
 def _mac(secret: bytes, purpose: str, text: str) -> str:
@@ -81,11 +121,22 @@ async def secret_of(request: Request) -> bytes:
 # --- signing in and out -----------------------------------------------------------------------------------
 
 
-async def begin(request: Request, token: str) -> tuple[access.Key, str]:
-    """The key that was typed in, and the value of the cookie that stands for it. Raises `errors.Unauthorized`."""
-    key = await request.app.state.keyring.key(token.strip())
-    nonce = clock.secret_hex(NONCE_BYTES)
-    return key, sealed(await secret_of(request), "session", f"{key.id}.{nonce}", TERM_SECONDS)
+async def begin(request: Request, token: str) -> tuple[Somebody, str]:
+    """Whoever has the key that was typed in, and the value of the cookie that stands for it.
+
+    Raises `errors.Unauthorized`, also for a project's key where none is needed.
+    """
+    token, nonce = token.strip(), clock.secret_hex(NONCE_BYTES)
+    keyring, somebody, purpose = request.app.state.keyring, None, SESSION
+    if administration.parse_admin(token) is not None:
+        somebody = Operator(*await keyring.admin(token), nonce)
+        purpose = ADMINISTRATION
+    elif callers.service_of(request).with_keys:
+        somebody = Viewer(await keyring.key(token), nonce)
+    if somebody is None or somebody.key is None:
+        raise errors.Unauthorized("it is no admin key: here projects need none")
+    text = f"{somebody.key.id}.{nonce}"
+    return somebody, sealed(await secret_of(request), purpose, text, TERM_SECONDS)
 
 
 def put_cookie(request: Request, answer: Response, value: str) -> None:
@@ -103,26 +154,45 @@ def put_cookie(request: Request, answer: Response, value: str) -> None:
     )
 
 
+async def _said(request: Request, purpose: str) -> tuple[str, str] | None:
+    """(key id, nonce) of the session for this purpose that came with the request."""
+    said = opened(await secret_of(request), purpose, request.cookies.get(COOKIE, ""))
+    if said is None:
+        return None
+    key_id, _, nonce = said.partition(".")
+    return key_id, nonce
+
+
+async def operator_of(request: Request) -> Operator | None:
+    """Who administers, if an admin key signed in. Raises `errors.Unauthorized` where that has ended."""
+    if (said := await _said(request, ADMINISTRATION)) is None:
+        return None
+    found = Operator(*await request.app.state.keyring.standing_admin(said[0]), said[1])
+    request.state.caller = {"key": found.key.id, "name": found.key.name}
+    return found
+
+
 async def viewer_of(request: Request) -> Viewer:
-    """Who looks. Raises `errors.Unauthorized` where nobody is signed in who must be."""
+    """Who looks at projects. Raises `errors.Unauthorized` where nobody is signed in who must be."""
     if not callers.service_of(request).with_keys:
         request.state.caller = {"client": "without a key"}
         return Viewer()
-    said = opened(await secret_of(request), "session", request.cookies.get(COOKIE, ""))
-    if said is None:
+    if (said := await _said(request, SESSION)) is None:
         raise errors.Unauthorized("nobody is signed in, or the session has ended")
-    key_id, _, nonce = said.partition(".")
-    key = await request.app.state.keyring.standing(key_id)
+    key = await request.app.state.keyring.standing(said[0])
     request.state.caller = {"key": key.id, "name": key.name}
-    return Viewer(key, nonce)
+    return Viewer(key, said[1])
 
 
 def sees(scope: str) -> Any:
     """The dependency of a page that needs `scope` in its path's project, and takes a place of that project's share."""
 
     async def check(request: Request, project: callers.Project) -> AsyncIterator[Viewer]:
-        service, viewer = callers.service_of(request), await viewer_of(request)
-        request.state.viewer = viewer
+        service = callers.service_of(request)
+        if service.with_keys and (operator := await operator_of(request)) is not None:
+            request.state.viewer = operator
+            raise errors.Forbidden(callers.OPENS_NO_PROJECT)
+        viewer = request.state.viewer = await viewer_of(request)
         if viewer.key is not None:
             # Before anything is read: it is the same whether that project exists or not (invariant 9).
             if viewer.key.project != project:
@@ -139,15 +209,28 @@ def sees(scope: str) -> Any:
     return Depends(check)
 
 
+async def administers(request: Request) -> AsyncIterator[Operator]:
+    """The dependency of every page that administers. It needs an admin key always, as the routes do."""
+    operator = await operator_of(request)
+    if operator is None:
+        if callers.service_of(request).with_keys and await _said(request, SESSION) is not None:
+            request.state.viewer = await viewer_of(request)
+            raise errors.Forbidden(callers.ADMINISTERS_NOTHING)
+        raise errors.Unauthorized("nobody is signed in with an admin key, or the session has ended")
+    request.state.viewer = operator
+    with callers.service_of(request).requests.entered(callers.ADMINISTRATION):
+        yield operator
+
+
 # --- forms ------------------------------------------------------------------------------------------------
 
 
-async def form_token(request: Request, viewer: Viewer) -> str:
+async def form_token(request: Request, viewer: Somebody) -> str:
     """What each form of this viewer carries."""
-    return sealed(await secret_of(request), "form", f"f{viewer.nonce}", TERM_SECONDS)
+    return sealed(await secret_of(request), FORMS, f"f{viewer.nonce}", TERM_SECONDS)
 
 
-async def form_of(request: Request, viewer: Viewer) -> dict[str, str]:
+async def form_of(request: Request, viewer: Somebody) -> dict[str, str]:
     """The fields of a form that one of our pages sent. Raises `errors.Forbidden`, `errors.InvalidInput`."""
     check_origin(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
@@ -158,7 +241,7 @@ async def form_of(request: Request, viewer: Viewer) -> dict[str, str]:
     except ValueError:
         raise errors.InvalidInput("the form can not be read") from None
     fields = dict(pairs)
-    if opened(await secret_of(request), "form", fields.pop("token", "")) != f"f{viewer.nonce}":
+    if opened(await secret_of(request), FORMS, fields.pop("token", "")) != f"f{viewer.nonce}":
         raise errors.Forbidden(
             "the form is not one of this session, or it stood open for too long",
             hint="go back, load the page anew, and send it again",

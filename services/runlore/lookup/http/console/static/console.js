@@ -15,6 +15,23 @@
     const found = new Date(one.dateTime);
     if (!Number.isNaN(found.getTime())) one.title = `${found.toLocaleString()} (${one.title})`;
   }
+  // The link of an invitation carries its token behind "#", which no server sees; from here on the address is without it.
+  const wanted = document.querySelector("input[data-fragment]");
+  if (wanted && location.hash.length > 1) {
+    wanted.value = decodeURIComponent(location.hash.slice(1));
+    history.replaceState(null, "", location.pathname);
+  }
+  // What is shown once can be copied by one click.
+  for (const button of document.querySelectorAll("button[data-copy]")) {
+    if (!navigator.clipboard) continue;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const field = document.getElementById(button.dataset.copy);
+      field.select();
+      await navigator.clipboard.writeText(field.value);
+      button.textContent = "Copied";
+    });
+  }
   // A form is sent once.
   for (const form of document.querySelectorAll("form[method=post]")) {
     form.addEventListener("submit", () => {
