@@ -9,7 +9,7 @@ import datetime as dt
 
 import openai
 import pytest
-from test_http_admin import OPERATOR, administered, everything
+from test_http_admin import OPERATOR, administered, everything, joined
 
 from runlore import clock
 from runlore.commit import keys
@@ -155,13 +155,22 @@ async def test_what_is_no_limit_or_alert_is_refused_in_words(tmp_path):
             await org.projects.spend_limit.update("acme", threshold_amount=1, **MONTHLY)
 
 
-async def test_a_reader_may_read_limits_and_usage_and_set_nothing(tmp_path):
+async def test_a_reader_may_read_usage_and_set_no_limit_but_of_a_project_that_they_own(tmp_path):
     async with administered(tmp_path) as (one, org):
         await org.projects.create(name="acme")
         account = await org.projects.service_accounts.create("acme", name="bot")
         ours = (await one.client(admin=account.api_key.value)).admin.organization
         with pytest.raises(openai.PermissionDeniedError):
             await ours.spend_limit.update(threshold_amount=1, **MONTHLY)
+        bo, hers = await joined(one, org, "bo@example.org")
+        assert (await hers.usage.costs(start_time=TODAY)).data[0].results == []
+        await org.projects.users.create("acme", role="owner", user_id=bo["id"])
+        # An owner of a project sets its limit, and no other's.
+        assert (
+            await hers.projects.spend_limit.update("acme", threshold_amount=1, **MONTHLY)
+        ).threshold_amount == 1
+        with pytest.raises(openai.PermissionDeniedError):
+            await hers.spend_limit.update(threshold_amount=1, **MONTHLY)
         nobody = (await one.client(admin="rla_nothing")).admin.organization
         for refused in (nobody.usage.costs(start_time=0), nobody.spend_alerts.list()):
             with pytest.raises(openai.AuthenticationError):

@@ -220,6 +220,24 @@ async def test_a_store_that_is_away_and_a_mark_that_is_none_stop_no_other_alert(
     assert [entry["kind"] for entry in logs] == ["store_unavailable"]
 
 
+async def test_an_alert_that_no_mail_can_be_made_of_stops_no_worker(box):
+    store, alert = await alerted()
+    hand = administration.Administrator(store, HAND)
+    await spendlimits.create_alert(hand, None, 1, recipients=(BO,))
+
+    def step(org, now):
+        # As somebody who edits the store by hand might.
+        broken = organizations.changed(alert, recipients=("no address",), subject_prefix="\ud800\n")
+        project = organizations.changed(org.projects["acme"], spend_alerts={alert.id: broken})
+        return organizations.with_project(org, project), (), None
+
+    await hand.move(step)
+    with structlog.testing.capture_logs() as logs:
+        await spendalerts.Alerts(store, relay(box)).check()
+    assert [to for _, (to,), _ in box.mails] == [BO]
+    assert [entry["alert"] for entry in logs if entry["log_level"] == "error"] == [alert.id]
+
+
 async def test_as_many_alerts_as_may_be_are_made_and_no_more(monkeypatch):
     monkeypatch.setattr(spendlimits, "ALERTS_MAX", 1)
     store, _ = await alerted()

@@ -93,8 +93,8 @@ class Alerts:
         try:
             if await self._tell(one):
                 self._told.add(one.key)
-        except (errors.RunloreError, OSError) as exc:
-            # One alert that can not be told stops no other.
+        except Exception as exc:
+            # Whatever is wrong with one alert stops no other, nor the models beside which it is told.
             kind = getattr(exc, "kind", type(exc).__name__)
             log.error("a spend alert is not told", alert=one.alert.id, kind=kind)
 
