@@ -30,6 +30,7 @@ from runlore.upkeep import (
     access,
     administration,
     adminlog,
+    allotments,
     audit,
     invitations,
     mail,
@@ -259,7 +260,20 @@ async def test_a_project_is_made_filled_limited_and_archived_and_every_step_is_i
         await desk.send(f"{base}/limits/seed", requests="60")
         assert "60" in await desk.words(base)
         await desk.send(f"{base}/limits/seed", requests="")
-        assert "no limit" in await desk.words(base)
+        await desk.send(f"{base}/limits/publish", requests="7000", bytes="8000000")
+        own = {"seed": {"requests": 61}}
+        await hand(one).update_key("acme-ltd", access.parse(token)[0], limits=own)
+        minute = int(clock.now().timestamp() // 60)
+        for turning in (minute, minute + 1):
+            await allotments.take(
+                one.store,
+                keys.tally("acme-ltd", "publish"),
+                turning,
+                lambda taken: {"requests": 3, "bytes": 41},
+            )
+        words = await desk.words(base)
+        assert "no limit" in words and "7,000 requests" in words and "8,000,000 bytes" in words
+        assert "seed: 61 requests a minute" in words and "3 requests" in words and "41 bytes" in words
         await desk.send(f"{base}/accounts/{account.id}/role", role="member")
         await desk.send(f"{base}/accounts/{account.id}/delete")
         assert (await one.client.get("/v1/projects/acme-ltd/memories", headers=bearer)).status_code == 401
@@ -293,6 +307,7 @@ async def test_what_is_made_without_a_reason_or_with_fields_that_do_not_fit_is_t
             (f"{base}/accounts", {"name": "bot", "role": "root"}),
             (f"{base}/limits/seed", {"requests": "-1"}),
             (f"{base}/limits/seed", {"requests": "many"}),
+            (f"{base}/limits/publish", {"bytes": "9" * 14}),
             (f"{base}/users", {"user": "user-none", "role": "root"}),
             ("/administration/invites", {"email": "bo@example.org", "role": "root"}),
             ("/administration/invites", {"email": "no address", "role": "reader"}),

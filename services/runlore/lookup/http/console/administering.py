@@ -7,7 +7,7 @@ and shown once is the answer to the form itself, which no cache keeps and no add
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from runlore import clock, errors
 from runlore.lookup.http import answers, callers
 from runlore.lookup.http.console import operations, pages, sessions
-from runlore.upkeep import access, administration, lastuse, people
+from runlore.upkeep import access, administration, allotments, lastuse, people
 from runlore.upkeep import organization as organizations
 
 router = APIRouter(
@@ -159,8 +159,9 @@ async def project(request: Request, project_id: Id, operator: Operator) -> Respo
         over={key.id for key in shown if key.is_over(now)},
         members=[(org.users[name], member) for name, member in kept.members.items() if name in org.users],
         others=[user for user in org.users.values() if user.id not in kept.members],
-        limited=organizations.LIMITED,
-        unlimited=organizations.UNLIMITED["requests"],
+        limits=await _limits(request, kept),
+        unlimited=organizations.UNLIMITED,
+        own={key.id: organizations.terms_of(org, key).limits for key in shown},
         expires=EXPIRES,
         scopes=access.SCOPES,
         redacted=access.redacted,
@@ -243,15 +244,30 @@ async def end_key(request: Request, project_id: Id, key_id: Id, operator: Operat
 # --- limits and users -----------------------------------------------------------------------------------------
 
 
+async def _limits(request: Request, kept: organizations.Project) -> list[dict[str, Any]]:
+    """What is limited, with its units: how much in a minute (None: no limit), and how much went out in this one."""
+    things = organizations.LIMITED
+    store = callers.service_of(request).store
+    taken = await allotments.handed_out(store, [(kept.id, what, None) for what in things])
+    rows = []
+    for what, out in zip(things, taken, strict=True):
+        most = kept.limits[what].most() if what in kept.limits else {}
+        units = [(unit, most.get(unit), out.get(unit)) for unit in organizations.UNITS[what]]
+        rows.append({"what": what, "units": units})
+    return rows
+
+
 @router.post("/projects/{project_id}/limits/{what}")
 async def limit(request: Request, project_id: Id, what: Id, operator: Operator) -> Response:
-    """So many requests in a minute; none said: no limit."""
+    """So many requests, bytes or tokens in a minute; none said: no limit."""
     change = await change_of(request, operator, project_id)
-    given = change.get("requests")
-    if given and not (given.isascii() and given.isdigit() and len(given) < 12):
-        raise errors.InvalidInput("requests in a minute are a whole number")
-    # Its other units stay: tokens, bytes.
-    await change.hand.limit(project_id, what, {"requests": int(given) if given else None})
+    units: dict[str, int | None] = {}
+    for unit in organizations.UNITS.get(what, ()):
+        given = change.get(unit)
+        if given and not (given.isascii() and given.isdigit() and len(given) < 15):
+            raise errors.InvalidInput(f"{unit} in a minute are a whole number")
+        units[unit] = int(given) if given else None
+    await change.hand.limit(project_id, what, units)
     return pages.go(root("projects", project_id, done="changed"))
 
 
