@@ -1,0 +1,71 @@
+"""Invariant 10 as a checker: what the ledger of erasures says is gone can not be reached, and then is nowhere.
+
+After the first date no head, no revision and no snapshot shows any of it; after the second no record of it lies there
+either. What a stage put late in between is garbage that nothing names: it is the last pass's to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runlore import errors
+from runlore.commit import erasures, heads, keys, lines, revisions, rollouts
+from runlore.store import port
+from runlore.testing import invariants
+
+
+async def check(store: port.ObjectStore, project: str) -> list[invariants.Violation]:
+    """Every violation of invariant 10 in a project."""
+    found: list[invariants.Violation] = []
+    async for entry in erasures.every(store, project):
+        if entry.body["state"] == erasures.OPEN:
+            continue
+        for one in entry.body["targets"]:
+            found += await _of_rollout(store, project, entry.body, erasures.target_of(one))
+        for memory, (first, last) in (entry.body.get("revisions") or {}).items():
+            found += await _of_memory(store, project, memory, int(first), int(last))
+    return found
+
+
+def _violation(where: str, what: str) -> invariants.Violation:
+    return invariants.Violation(invariants.ERASED, where, what)
+
+
+async def _of_rollout(
+    store: port.ObjectStore, project: str, entry: Mapping[str, Any], target: erasures.Target
+) -> list[invariants.Violation]:
+    key = keys.rollout_head(project, target.memory, target.rollout)
+    head = await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)
+    out = []
+    if target.runs is None and not erasures.is_whole(head.body):
+        out.append(_violation(key, "the rollout was erased, and its head does not say so"))
+    shown = {
+        run
+        for run, one in head.body.get("runs", {}).items()
+        if erasures.is_erased(head.body, run) or {run, one.get("edit_of")} & set(target.runs or ())
+    }
+    out += [_violation(key, f"run {run} was erased, and the head names it") for run in sorted(shown)]
+    if entry["state"] == erasures.DONE:
+        for run in await rollouts.recorded(store, project, target.memory, target.rollout):
+            if erasures.is_erased(head.body, run):
+                out.append(_violation(key, f"run {run} was erased, and its record is there"))
+    if target.runs is None and entry["snapshots"] == "erase":
+        for line in await lines.of_rollout(store, project, target.rollout):
+            if erasures.is_whole(line.body) and lines.named(line.body):
+                out.append(_violation(line.key, "the rollout was erased, and the head names a snapshot"))
+    return out
+
+
+async def _of_memory(
+    store: port.ObjectStore, project: str, memory: str, first: int, last: int
+) -> list[invariants.Violation]:
+    where = f"{project}/{memory}"
+    out = []
+    try:
+        async for body in revisions.Reader(store).line(project, memory):
+            if first <= int(body["revision"]) <= last and not body.get("erased"):
+                out.append(_violation(where, f"revision {body['revision']} was shown what was erased"))
+    except errors.Fatal:
+        return out  # Told by invariant 1 or 3.
+    return out
