@@ -146,11 +146,13 @@ async def begin(
 ) -> heads.Head:
     """Put an erasure, and what holds by time: from here on it is finished, whoever dies. Interrupted, call it again."""
     entry = await heads.read(store, keys.erasure(project, name), fmt=FORMAT)
-    if not entry.counter:
+    for _ in range(RESTARTS_MAX):
+        if entry.counter:
+            break
         try:
             entry = await heads.move(store, entry, {"project": project, "id": name, **body}, fmt=FORMAT)
-        except errors.HeadMoved:
-            entry = await read(store, project, name)
+        except errors.HeadMoved:  # Ours, whose reply was lost, or nobody's.
+            entry = await heads.read(store, keys.erasure(project, name), fmt=FORMAT)
     await ring(store, project, row)
     return entry
 

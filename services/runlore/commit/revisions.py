@@ -137,10 +137,14 @@ class Reader:
             self._bytes -= _size(pack)
 
     async def current(self, head: heads.Head, project: str, memory: str) -> Revision | None:
-        """The revision that `head` names; None before the first."""
+        """The revision that `head` names; None before the first. Raises `errors.HeadMoved` where it was erased since."""
         if not head.body.get("manifest"):
             return None
-        return await self.load(project, memory, int(head.body["revision"]), str(head.body["manifest"]))
+        try:
+            return await self.load(project, memory, int(head.body["revision"]), str(head.body["manifest"]))
+        except errors.Erased as exc:
+            # An erasure moves the head before it touches what the head named.
+            raise errors.HeadMoved(f"the head {head.key} moved past {head.counter}", key=head.key) from exc
 
     async def at(
         self, project: str, memory: str, number: int | None = None, *, side: str | None = None

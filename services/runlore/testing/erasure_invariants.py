@@ -6,7 +6,7 @@ either. What a stage put late in between is garbage that nothing names: it is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runlore import errors
@@ -23,8 +23,11 @@ async def check(store: port.ObjectStore, project: str) -> list[invariants.Violat
             continue
         for one in entry.body["targets"]:
             found += await _of_rollout(store, project, entry.body, erasures.target_of(one))
-        for memory, (first, last) in (entry.body.get("revisions") or {}).items():
-            found += await _of_memory(store, project, memory, int(first), int(last))
+        targets = [erasures.target_of(one) for one in entry.body["targets"]]
+        for memory in sorted({one.memory for one in targets}):
+            found += await _of_memory(
+                store, project, memory, [one for one in targets if one.memory == memory]
+            )
     return found
 
 
@@ -58,14 +61,24 @@ async def _of_rollout(
 
 
 async def _of_memory(
-    store: port.ObjectStore, project: str, memory: str, first: int, last: int
+    store: port.ObjectStore, project: str, memory: str, targets: Sequence[erasures.Target]
 ) -> list[invariants.Violation]:
+    """No revision that can be read has taken a run in that was erased."""
     where = f"{project}/{memory}"
+    named = {one.rollout for one in targets}
+    told: dict[str, Mapping[str, Any]] = {}
+    for rollout in named:
+        key = keys.rollout_head(project, memory, rollout)
+        told[rollout] = (await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)).body
     out = []
     try:
         async for body in revisions.Reader(store).line(project, memory):
-            if first <= int(body["revision"]) <= last and not body.get("erased"):
-                out.append(_violation(where, f"revision {body['revision']} was shown what was erased"))
+            for row in body["covers"]:
+                taken = [run for run, _ in [*row["runs"], *row.get("edits", ())]]
+                shown = [run for run in taken if erasures.is_erased(told.get(row["rollout"], {}), run)]
+                if shown:
+                    what = f"revision {body['revision']} was shown run {shown[0]}, which was erased"
+                    out.append(_violation(where, what))
     except errors.Fatal:
         return out  # Told by invariant 1 or 3.
     return out

@@ -164,15 +164,7 @@ def _is_in_again(head: heads.Head, covered: Mapping[str, Any] | None) -> bool:
 
 def _without(state: consolidate.Memory, gone: set[str], layout: Mapping[str, Any]) -> consolidate.Made:
     """The state without what these rollouts supported, and without what a model made of it. Pure."""
-    tainted = {
-        identity: {**entry, "support": {}}
-        for identity, entry in state.notes.of_kind(joint.KIND)
-        if gone & entry["support"].keys()
-    }
-    now = state.notes.replace(tainted)
-    for name in sorted(gone):
-        now = now.drop(name)
-    now = joint.settle(now)
+    now = joint.dropped(state.notes, gone)
     selected = {name: at for name, at in state.selected.items() if name not in gone}
     return consolidate.Made(
         consolidate.Memory(now, selected), render.parts(now, models.Layout(**layout), None)
