@@ -12,6 +12,7 @@ from runlore.cli import (
     admin,
     asks,
     control,
+    forgetting,
     inspect,
     mcp,
     operate,
@@ -72,6 +73,7 @@ snapshots.register(app)
 workspaces.register(app, snapshots.app)
 topics.register(app)
 control.register(app)
+forgetting.register(app)
 asks.register(app)
 sources.register(app)
 mcp.register(app)

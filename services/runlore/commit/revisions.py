@@ -137,7 +137,7 @@ class Reader:
             self._bytes -= _size(pack)
 
     async def current(self, head: heads.Head, project: str, memory: str) -> Revision | None:
-        """The revision that `head` names; None before the first. Raises `errors.HeadMoved` where it was erased since."""
+        """The revision that `head` names; None before the first. Raises `errors.HeadMoved` if it was erased since."""
         if not head.body.get("manifest"):
             return None
         try:

@@ -209,6 +209,13 @@ class Index:
         if made := list(rows):
             self._db[table].upsert_all(made, pk=key if len(key) > 1 else key[0])
 
+    def vacuum(self) -> None:
+        """Write the file anew, without a free page: what was deleted before pages were cleared may lie in one."""
+        self.scrub()
+        with self._file():
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def _rollouts(self, heads_: Sequence[heads.Head]) -> None:
         for head in heads_:
             if head.body.get("erased"):

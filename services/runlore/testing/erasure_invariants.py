@@ -19,15 +19,21 @@ async def check(store: port.ObjectStore, project: str) -> list[invariants.Violat
     """Every violation of invariant 10 in a project."""
     found: list[invariants.Violation] = []
     async for entry in erasures.every(store, project):
-        if entry.body["state"] == erasures.OPEN:
-            continue
-        for one in entry.body["targets"]:
-            found += await _of_rollout(store, project, entry.body, erasures.target_of(one))
-        targets = [erasures.target_of(one) for one in entry.body["targets"]]
-        for memory in sorted({one.memory for one in targets}):
-            found += await _of_memory(
-                store, project, memory, [one for one in targets if one.memory == memory]
-            )
+        if entry.body["state"] != erasures.OPEN:
+            found += await of_entry(store, project, entry.body)
+    return found
+
+
+async def of_entry(
+    store: port.ObjectStore, project: str, entry: Mapping[str, Any]
+) -> list[invariants.Violation]:
+    """What one erasure, or its receipt, says is gone, and is not."""
+    targets = [erasures.target_of(one) for one in entry["targets"]]
+    found: list[invariants.Violation] = []
+    for one in targets:
+        found += await _of_rollout(store, project, entry, one)
+    for memory in sorted({one.memory for one in targets}):
+        found += await _of_memory(store, project, memory, [one for one in targets if one.memory == memory])
     return found
 
 
@@ -49,13 +55,15 @@ async def _of_rollout(
         if erasures.is_erased(head.body, run) or {run, one.get("edit_of")} & set(target.runs or ())
     }
     out += [_violation(key, f"run {run} was erased, and the head names it") for run in sorted(shown)]
+    unsaid = [run for run in target.runs or () if not erasures.is_erased(head.body, run)]
+    out += [_violation(key, f"run {run} was erased, and the head does not say so") for run in unsaid]
     if entry["state"] == erasures.DONE:
         for run in await rollouts.recorded(store, project, target.memory, target.rollout):
             if erasures.is_erased(head.body, run):
                 out.append(_violation(key, f"run {run} was erased, and its record is there"))
     if target.runs is None and entry["snapshots"] == "erase":
         for line in await lines.of_rollout(store, project, target.rollout):
-            if erasures.is_whole(line.body) and lines.named(line.body):
+            if lines.named(line.body) and erasures.is_whole(line.body):
                 out.append(_violation(line.key, "the rollout was erased, and the head names a snapshot"))
     return out
 
