@@ -19,6 +19,7 @@ from runlore.commit import keys
 from runlore.lookup.http import (
     answers,
     callers,
+    erasures,
     events,
     memory,
     models,
@@ -69,7 +70,7 @@ def _routed() -> FastAPI:
         generate_unique_id_function=lambda route: f"{(route.tags or ['x'])[0]}_{route.name}",
     )
     _probes(app)
-    for one in (seeds, memory, review, models, snapshots, events):
+    for one in (seeds, memory, review, models, snapshots, events, erasures):
         app.include_router(one.router, responses=_RESPONSES)
     for other in (organization, organization_people, organization_log):
         app.include_router(other.router, responses=_ERRORS)
