@@ -34,7 +34,7 @@ RATE = 200
 
 
 def register(app: typer.Typer) -> None:
-    for command in (forget, verify):
+    for command in (forget, verify, upkeep):
         app.command()(command)
 
 
@@ -359,3 +359,102 @@ async def _prove(out: ui.Out, home: Path | None, erased: Path | None, needles: P
         out.note("names alone were checked: --needle-file FILE looks for texts in every byte, too")
     elif not said["second_at"]:
         out.note("its second date is not reached: what is in its term would be found, and still go")
+
+
+# --- upkeep ---------------------------------------------------------------------------------------------------
+
+
+def upkeep(
+    project: ui.MaybeProject = None,
+    keep_days: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-days",
+            min=1,
+            max=36_500,
+            metavar="DAYS",
+            help="Erase rollouts whose last run ended longer ago.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due; do nothing.")] = False,
+    per_second: Annotated[
+        float, typer.Option("--per-second", min=1, help="Deletes a second of the sweep, at most.")
+    ] = RATE,
+    reason: ui.ReasonOption = "",
+    home: ui.HomeOption = None,
+    as_json: ui.JsonOption = False,
+) -> None:
+    """Do what is due: go on with erasures, erase what is past its days, sweep what nothing names any more.
+
+    For a schedule, once an hour or a day. It may run beside everything else and twice at once; interrupted, the next
+    one goes on. Rollouts are erased as `runlore forget` does it, so a replay brings none back.
+
+    Example: runlore upkeep --keep-days 365 --reason "nightly"
+    """
+
+    async def work(out: ui.Out) -> None:
+        from runlore import wiring
+        from runlore.commit import sweep
+
+        why = "" if dry_run else ui.needs_reason(reason)
+        async with wiring.open_home(ui.settings_of(home)) as opened:
+            names = [project] if project else await sweep.projects(opened.store)
+            rows = []
+            for name in names:
+                rows.append(await _kept_up(out, opened, name, keep_days, per_second, dry_run, why))
+            if not dry_run and any(row["erasures"] for row in rows):
+                await _let_go(opened)
+        out.answer({"dry_run": dry_run, "projects": rows})
+        for row in rows:
+            would = "would go on with" if dry_run else "went on with"
+            out.say(
+                f"{row['project']}: {would} {len(row['erasures'])} erasures · {row['past']} rollouts past their days"
+                f" · {row['swept']} objects {'to sweep' if dry_run else 'swept'}"
+            )
+            for one in row["erasures"]:
+                out.say(f"  erasure {one['id']} ({one['scope']} {one['name']}) is {one['state']}")
+        if not rows:
+            out.say("there is nothing yet")
+
+    ui.run(work, as_json=as_json)
+
+
+async def _kept_up(
+    out: ui.Out,
+    opened: Home,
+    project: str,
+    keep_days: int | None,
+    per_second: float,
+    dry_run: bool,
+    why: str,
+) -> dict[str, Any]:
+    """What was done for one project, or is due."""
+    from runlore import clock
+    from runlore.commit import sweep
+    from runlore.upkeep import retention
+    from runlore.upkeep.erasing import eraser as erasing
+
+    with out.progress() as bar:
+        task = bar.add_task(project, total=None, detail="")
+        show = lambda count, what: bar.update(task, completed=count, detail=what)  # noqa: E731
+        one = _eraser(opened, project, show)
+        past = []
+        if keep_days is not None:
+            past = [found async for found in retention.due(opened.store, project, days=keep_days)]
+        unfinished = await erasing.unfinished(opened.store, project)
+        due = [entry for entry in unfinished if (erasing.next_pass(entry.body) or clock.now()) <= clock.now()]
+        plan = await sweep.scan(opened.store, project, on_progress=show)
+        swept = len(plan.victims)
+        entries = [entry.body for entry in due]
+        if not dry_run and (due or past or swept):
+            given = {"keep_days": keep_days, "erasures": len(due), "past": len(past)}
+            async with ui.acting(opened, "upkeep", projects=[project], reason=why, arguments=given) as act:
+                for first in range(0, len(past), retention.BATCH):
+                    some = retention.targets(past[first : first + retention.BATCH])
+                    due.append(await one.begin_retention(some, days=keep_days or 0))
+                entries = [(await one.carry_on(str(entry.body["id"]))).body for entry in due]
+                swept = await sweep.delete(opened.store, plan, per_second=per_second, on_progress=show)
+                act.result |= {"erasures": len(entries), "swept": swept}
+    shown = [{name: body[name] for name in ("id", "scope", "name", "state")} for body in entries]
+    return {"project": project, "erasures": shown, "past": len(past), "swept": swept}

@@ -24,7 +24,9 @@ from runlore.store import port
 FORMAT = "runlore.erasure/1"
 LEDGER_FORMAT = "runlore.erasures/1"
 RUN, ROLLOUT, SUBJECT, MEMORY = "run", "rollout", "subject", "memory"
-SCOPES = (RUN, ROLLOUT, SUBJECT, MEMORY)
+RETENTION = "retention"
+"""Rollouts past the days that they are kept."""
+SCOPES = (RUN, ROLLOUT, SUBJECT, MEMORY, RETENTION)
 OPEN, UNREACHABLE, DONE = "open", "unreachable", "done"
 """Something of it may still be reached; nothing may (the first date); no byte is left (the second)."""
 ROWS_MAX = 10_000

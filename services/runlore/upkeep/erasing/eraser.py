@@ -66,16 +66,38 @@ class Eraser:
 
     async def begin(self, wanted: asking.Wanted) -> heads.Head:
         """Put the entry. Raises `errors.NotFound` where no run and no rollout has that name."""
-        name = clock.new_id()
-        asked_at = clock.now_iso()
         found = await asking.targets(self._store, self._bus, wanted)
-        row = asking.row_of(wanted, name, asked_at)
-        body = {
+        said = {
             "scope": wanted.scope,
             "name": wanted.alias,
             "memory": wanted.memory,
             "snapshots": wanted.snapshots,
             "strict": wanted.strict,
+        }
+        return await self._begun(said, found, lambda name, at: asking.row_of(wanted, name, at))
+
+    async def begin_retention(self, found: Sequence[erasures.Target], *, days: int) -> heads.Head:
+        """Put the entry of rollouts that are past their days."""
+        said = {
+            "scope": erasures.RETENTION,
+            "name": f"{days} days",
+            "memory": None,
+            "snapshots": asking.ERASE,
+            "strict": False,
+        }
+        return await self._begun(said, found, lambda name, at: None)
+
+    async def _begun(
+        self,
+        said: Mapping[str, Any],
+        found: Sequence[erasures.Target],
+        row_of: Callable[[str, str], erasures.Row | None],
+    ) -> heads.Head:
+        name = clock.new_id()
+        asked_at = clock.now_iso()
+        row = row_of(name, asked_at)
+        body = {
+            **said,
             "asked_at": asked_at,
             "state": erasures.OPEN,
             "row": asdict(row) if row is not None else None,
