@@ -373,7 +373,7 @@ def upkeep(
             min=1,
             max=36_500,
             metavar="DAYS",
-            help="Erase rollouts whose last run ended longer ago.",
+            help="Erase rollouts whose last run ended longer ago, where nothing is administered.",
             show_default=False,
         ),
     ] = None,
@@ -412,6 +412,8 @@ def upkeep(
                 f"{row['project']}: {would} {len(row['erasures'])} erasures · {row['past']} rollouts past their days"
                 f" · {row['swept']} objects {'to sweep' if dry_run else 'swept'}"
             )
+            if row["problem"]:
+                out.note(f"{row['project']} is not swept: {row['problem']}")
             for one in row["erasures"]:
                 out.say(f"  erasure {one['id']} ({one['scope']} {one['name']}) is {one['state']}")
         if not rows:
@@ -430,9 +432,9 @@ async def _kept_up(
     why: str,
 ) -> dict[str, Any]:
     """What was done for one project, or is due."""
-    from runlore import clock
+    from runlore import clock, errors
     from runlore.commit import sweep
-    from runlore.upkeep import retention
+    from runlore.upkeep import administration, organization, retention
     from runlore.upkeep.erasing import eraser as erasing
 
     with out.progress() as bar:
@@ -440,11 +442,19 @@ async def _kept_up(
         show = lambda count, what: bar.update(task, completed=count, detail=what)  # noqa: E731
         one = _eraser(opened, project, show)
         past = []
+        # What is administered goes before what this machine says.
+        said = (await administration.read(opened.store)).retention_of(project)
+        if said.type != organization.KEEP:
+            keep_days = said.days
         if keep_days is not None:
             past = [found async for found in retention.due(opened.store, project, days=keep_days)]
         unfinished = await erasing.unfinished(opened.store, project)
         due = [entry for entry in unfinished if (erasing.next_pass(entry.body) or clock.now()) <= clock.now()]
-        plan = await sweep.scan(opened.store, project, on_progress=show)
+        problem = None
+        try:
+            plan = await sweep.scan(opened.store, project, on_progress=show)
+        except errors.Corrupt as exc:  # It keeps everything of this project; erasures go on all the same.
+            plan, problem = sweep.Plan(project, clock.now_iso()), exc.message
         swept = len(plan.victims)
         entries = [entry.body for entry in due]
         if not dry_run and (due or past or swept):
@@ -457,4 +467,4 @@ async def _kept_up(
                 swept = await sweep.delete(opened.store, plan, per_second=per_second, on_progress=show)
                 act.result |= {"erasures": len(entries), "swept": swept}
     shown = [{name: body[name] for name in ("id", "scope", "name", "state")} for body in entries]
-    return {"project": project, "erasures": shown, "past": len(past), "swept": swept}
+    return {"project": project, "erasures": shown, "past": len(past), "swept": swept, "problem": problem}

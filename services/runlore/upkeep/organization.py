@@ -31,6 +31,14 @@ LIMITED = ("publish", "seed")
 """What a project's requests are counted for."""
 REQUESTS_MAX = 1_000_000_000
 """Requests in a minute that are as good as no limit."""
+KEEP, FOR_DAYS, INHERITED, KEEP_HERE = (
+    "modified_abuse_monitoring",
+    "zero_data_retention",
+    "organization_default",
+    "none",
+)
+"""What is kept until it is erased; what is erased after some days; as the organization says; kept whatever it says."""
+RETENTION_DAYS_MAX = 36_500
 MEMBER, OWNER, NONE, READER = "member", "owner", "none", "reader"
 USER = "user-"
 """What the id of a user begins with. An admin key whose owner is none was made at the machine: it may do everything."""
@@ -116,6 +124,13 @@ class Limit(_Kept):
     requests_per_minute: int | None = None
 
 
+class Retention(_Kept):
+    """How long rollouts are kept after their last run, in the words of OpenAI's client; `days` of `FOR_DAYS` alone."""
+
+    type: Literal["modified_abuse_monitoring", "zero_data_retention", "organization_default", "none"]
+    days: int | None = None
+
+
 class Project(_Kept):
     """What is administered of a project; `archived_at`: from then on its keys open nothing."""
 
@@ -126,6 +141,7 @@ class Project(_Kept):
     accounts: dict[str, Account] = Field(default_factory=dict)
     limits: dict[str, Limit] = Field(default_factory=dict)
     members: dict[str, Member] = Field(default_factory=dict)
+    retention: Retention = Retention(type="organization_default")
 
 
 class Tip(_Kept):
@@ -144,6 +160,7 @@ class Organization(_Kept):
     invites: dict[str, Invite] = Field(default_factory=dict)
     ended_keys: tuple[str, ...] = ()
     """Keys of no account that were ended here: each stays until its own object says so too."""
+    retention: Retention = Retention(type="modified_abuse_monitoring")
     tip: Tip = Tip()
 
     def present(self, key: access.Key) -> access.Key:
@@ -173,6 +190,11 @@ class Organization(_Kept):
             return OWNER
         user = self.users.get(key.owner.id)
         return user.role if user is not None else None
+
+    def retention_of(self, project: str) -> Retention:
+        """How long a project's rollouts are kept: as it says itself, else as all do."""
+        own = self.projects.get(project)
+        return self.retention if own is None or own.retention.type == INHERITED else own.retention
 
     def is_administered(self, now: dt.datetime) -> bool:
         """Whether some admin key may do everything."""

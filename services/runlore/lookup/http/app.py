@@ -26,6 +26,7 @@ from runlore.lookup.http import (
     organization,
     organization_log,
     organization_people,
+    organization_retention,
     organization_shapes,
     problems,
     review,
@@ -72,7 +73,7 @@ def _routed() -> FastAPI:
     _probes(app)
     for one in (seeds, memory, review, models, snapshots, events, erasures):
         app.include_router(one.router, responses=_RESPONSES)
-    for other in (organization, organization_people, organization_log):
+    for other in (organization, organization_people, organization_retention, organization_log):
         app.include_router(other.router, responses=_ERRORS)
     console.routes(app)
     made: dict[str, Any] = {}

@@ -135,6 +135,20 @@ class RateLimit(_Shape):
     max_tokens_per_1_minute: int
 
 
+class OrganizationRetention(_Shape):
+    """How long rollouts are kept, where a project does not say. The days are in the header `Runlore-Retention-Days`."""
+
+    object: Literal["organization.data_retention"] = "organization.data_retention"
+    type: str
+
+
+class ProjectRetention(_Shape):
+    """How long a project's rollouts are kept. The days are in the header `Runlore-Retention-Days`."""
+
+    object: Literal["project.data_retention"] = "project.data_retention"
+    type: str
+
+
 class User(_Shape):
     """A person who administers, or reads."""
 
@@ -351,7 +365,8 @@ def _details(entry: adminlog.Entry) -> dict[str, Any]:
         "api_key.created": {"data": {"scopes": given.get("scopes", [])}},
         "api_key.updated": {"changes_requested": dict(given)},
         "project.created": {"data": {"name": given.get("name"), "title": given.get("name")}},
-        "project.updated": {"changes_requested": {"title": given.get("name")}},
+        "project.updated": {"changes_requested": {"title": given.get("name")} if "name" in given else {}},
+        "organization.updated": {"changes_requested": {}},
         "service_account.created": {"data": {"role": given.get("role")}},
         "service_account.updated": {"changes_requested": {"role": given.get("role")}},
         "rate_limit.updated": {"changes_requested": dict(given)},
