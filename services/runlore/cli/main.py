@@ -18,6 +18,7 @@ from runlore.cli import (
     operate,
     people,
     pipeline,
+    retention,
     review,
     serve,
     sides,
@@ -80,6 +81,7 @@ mcp.register(app)
 serve.register(app)
 admin.register(app)
 people.register()
+retention.register()
 
 
 def _shorten(group: typer.Typer) -> None:
