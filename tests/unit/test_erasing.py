@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import json
 import zlib
 
 import pytest
 
 import made
-from runlore import errors
-from runlore.commit import erasures, keys, packs, revisions
-from runlore.consumers import consolidate, dead, record
+from runlore import clock, errors
+from runlore.commit import erasures, keys, lines, packs, revisions
+from runlore.consumers import consolidate, dead, rebuild, record
 from runlore.events import ids
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds
 from runlore.producer import Producer
-from runlore.testing import buses, erasure_invariants, invariants, stores
-from runlore.upkeep.erasing import asking, eraser
+from runlore.snapshots import library
+from runlore.testing import (
+    buses,
+    erasure_invariants,
+    invariants,
+    side_invariants,
+    snapshot_invariants,
+    stores,
+)
+from runlore.upkeep import retention
+from runlore.upkeep.erasing import asking, eraser, proof, receipts
 
 NEEDLE = "the codeword is heliotrope"
 P, M = "acme", "support"
@@ -250,3 +261,166 @@ async def test_an_erasure_that_died_at_any_write_is_finished_by_another_pass(nam
             break
         calls += 1
     assert calls > 10
+
+
+# --- workspaces ---------------------------------------------------------------------------------------------
+
+
+async def workspace(store, tmp_path, rollout, run, text, base=None):
+    """A version that a run left; its ref."""
+    folder = tmp_path / f"{rollout}-{run}"
+    folder.mkdir()
+    (folder / "notes.txt").write_text(text)
+    made_ = library.Snapshots(store, P)
+    saved = await made_.save(folder, base=base)
+    line = lines.line_of(P, rollout, None)
+    head = await lines.read(store, line)
+    offer = lines.Offer(run, 1, str(saved.ref), lines.base_of(head.body), "e")
+    await lines.advance(store, line, offer)
+    return str(saved.ref)
+
+
+async def test_an_erased_rollouts_workspaces_can_not_be_read_and_their_bytes_go_with_the_second_date(
+    tmp_path, monkeypatch
+):
+    store, bus = await kept()
+    ref = await workspace(store, tmp_path, "conv-a", "run-0", f"{NEEDLE} one")
+    other = await workspace(store, tmp_path, "conv-b", "run-2", "another")
+    entry = await erase(store, bus, rollout="conv-a")
+    snapshots = library.Snapshots(store, P)
+    for name in (ref, ref.split("/")[0]):
+        with pytest.raises(errors.Erased):
+            await snapshots.open(name)
+    await snapshots.open(other)
+    assert await sound(store) == [] and await snapshot_invariants.check(store, P) == []
+    said = receipts.of(entry.body)
+    needles = proof.needles_in(NEEDLE)
+    found = await proof.prove(store, bus, said, needles=needles)
+    assert {one["where"].split("/")[1] for one in found.problems} == {keys.SNAPSHOTS}
+    later = clock.now() + eraser.LAST_LOOK + dt.timedelta(hours=1)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    entry = await eraser.Eraser(store, bus, P).carry_on(str(entry.body["id"]))
+    assert entry.body["state"] == erasures.DONE and entry.body["second_at"]
+    assert (await proof.prove(store, bus, receipts.of(entry.body), needles=needles)).problems == []
+    with pytest.raises(errors.NotFound):
+        await snapshots.open(ref)
+    await snapshots.open(other)
+
+
+async def test_of_an_erased_run_its_versions_and_branches_go_and_the_line_steps_back(tmp_path):
+    store, bus = await kept()
+    first = await workspace(store, tmp_path, "conv-a", "run-7", "before")
+    second = await workspace(store, tmp_path, "conv-a", "run-0", f"{NEEDLE} two", base=first)
+    line = lines.line_of(P, "conv-a", None)
+    assert (await lines.read(store, line)).body["ref"] == second
+    await erase(store, bus, run="run-0")
+    body = (await lines.read(store, line)).body
+    assert body["ref"] == first and body["version"] == 3
+    with pytest.raises(errors.Erased):
+        await library.Snapshots(store, P).open(second)
+    await library.Snapshots(store, P).open(first)
+    assert await snapshot_invariants.check(store, P) == []
+
+
+async def test_workspaces_are_kept_where_that_is_asked_for(tmp_path):
+    store, bus = await kept()
+    ref = await workspace(store, tmp_path, "conv-a", "run-0", "one")
+    entry = await erase(store, bus, rollout="conv-a", snapshots="keep")
+    await library.Snapshots(store, P).open(ref)
+    assert entry.body["left"] == {"snapshots kept by policy": 1}
+
+
+# --- what else is made of it ----------------------------------------------------------------------------------
+
+
+async def test_a_side_line_that_was_shown_it_is_dropped_with_all_its_revisions():
+    store, bus = await kept()
+    await rebuild.Rebuild(store, bus, P, M, "side").build(rebuild.setup_of(None), reason="try")
+    reader = revisions.Reader(store)
+    shown = await reader.at(P, M, side="side")
+    entry = await erase(store, bus, run="run-0")
+    assert entry.body["removed"]["side lines"] == 1 and holders(store) == []
+    with pytest.raises(errors.NotFound):
+        await reader.at(P, M, side="side")
+    with pytest.raises(errors.Erased):
+        await reader.load(P, M, shown.number, shown.sha256)
+    await rebuild.Rebuild(store, bus, P, M, "side").build(rebuild.setup_of(None), reason="again")
+    assert holders(store) == [] and await side_invariants.check(store, P) == []
+
+
+async def test_runs_that_began_from_an_erased_revision_are_in_the_receipt():
+    store, bus = await kept()
+    seed = await seeds.resolve(revisions.Reader(store), P, M, "conv-b")
+    after = made.data(16, rollout="conv-b", subject="bert", seed=seed.id)
+    await worked(store, bus, [after])
+    entry = await erase(store, bus, run="run-0")
+    assert entry.body["seeded"]["total"] == 1
+    (one,) = entry.body["seeded"]["runs"]
+    assert (one["run"], one["revision"]) == ("run-16", seed.revision)
+    assert NEEDLE not in json.dumps(receipts.of(entry.body))
+
+
+async def test_a_claim_goes_unless_another_event_names_the_same_bytes():
+    store, bus = stores.MemoryStore(), buses.MemoryBus()
+    large = made.payload(0, text=f"{NEEDLE} {'x' * 300_000}")
+    shared = made.payload(1, text="y" * 300_000)
+    await worked(store, bus, [made.data(0, rollout="conv-a", record=large)])
+    await worked(store, bus, [made.data(1, rollout="conv-a", record=shared)])
+    await worked(store, bus, [made.data(2, rollout="conv-b", record=shared)])
+    claims = [row.key async for row in store.list(f"{P}/{keys.CLAIMS}/")]
+    assert len(claims) == 2
+    entry = await erase(store, bus, rollout="conv-a")
+    assert entry.body["removed"]["claims"] == 1
+    assert [row.key async for row in store.list(f"{P}/{keys.CLAIMS}/")] and holders(store) == []
+
+
+# --- restores, terms, retention -------------------------------------------------------------------------------
+
+
+async def test_after_a_restore_of_an_older_copy_its_receipt_does_it_again():
+    store, bus = await kept()
+    backup = store.copy()
+    entry = await erase(store, bus, run="run-0")
+    said = receipts.parse(json.dumps({"receipt": receipts.of(entry.body)}))
+    assert (await proof.prove(backup, bus, said)).problems and holders(backup)
+    await erasures.begin(backup, P, said["id"], receipts.as_entry(said), None)
+    await eraser.Eraser(backup, bus, P).carry_on(said["id"])
+    assert (await proof.prove(backup, bus, said)).problems == [] and holders(backup) == []
+    for wrong in (b"{}", b"[]", b"x", json.dumps({**said, "scope": "all"})):
+        with pytest.raises(errors.InvalidInput):
+            receipts.parse(wrong)
+
+
+async def test_what_a_stage_put_late_is_taken_by_the_last_pass_and_the_term_begins_anew(monkeypatch):
+    store, bus = await kept()
+    where = keys.record(P, M, "conv-a", "run-0", 1)
+    late = store.body(where)
+    entry = await erase(store, bus, run="run-0")
+    await worked(store, bus)
+    await store.put_if_absent(where, late)
+    assert await sound(store) == []  # Nothing shows it.
+    there = clock.now()
+    for days, state in ((1, erasures.UNREACHABLE), (4, erasures.UNREACHABLE), (8, erasures.DONE)):
+        monkeypatch.setattr(clock, "now", lambda days=days: there + dt.timedelta(days=days))
+        entry = await eraser.Eraser(store, bus, P).carry_on(str(entry.body["id"]))
+        if days == 1:
+            await store.put_if_absent(where, late)
+            await store.delete(where)
+            await store.put_if_absent(where, late)
+        assert entry.body["state"] == state, days
+    assert holders(store) == []
+
+
+async def test_rollouts_past_their_days_are_erased_and_a_replay_brings_none_back(monkeypatch):
+    store, bus = await kept()
+    ended = dt.datetime.fromisoformat(made.moment(7))
+    monkeypatch.setattr(clock, "now", lambda: ended + dt.timedelta(days=30, minutes=1))
+    past = [one async for one in retention.due(store, P, days=30)]
+    assert [one.rollout for one in past] == ["conv-a"]
+    assert [one async for one in retention.due(store, P, days=31)] == []
+    one = eraser.Eraser(store, bus, P)
+    entry = await one.begin_retention(retention.targets(past), days=30)
+    await one.carry_on(str(entry.body["id"]))
+    assert holders(store) == [] and [one async for one in retention.due(store, P, days=30)] == []
+    await worked(store, bus, events())
+    assert holders(store) == [] and await sound(store) == []

@@ -47,6 +47,8 @@ class Line:
     stubs: int = 0
     packs: int = 0
     sides: list[str] = field(default_factory=list)
+    doomed: set[str] = field(default_factory=set)
+    """Packs that what is a stub now named."""
 
 
 async def erase(ports: Ports, line: Line) -> None:
@@ -68,6 +70,7 @@ async def erase(ports: Ports, line: Line) -> None:
         raise errors.StoreUnavailable(f"the head of memory {line.project}/{line.memory} is contended")
     if line.clean is not None and line.floor is not None:
         await _stubs(store, reader, line)
+    await _packs(store, reader, line)
     await _bring_back(store, line)
     bell = models.Changed(kind="memory", project=line.project, memory=line.memory, counter=head.counter)
     await record.ring(bus, [bell])
@@ -193,30 +196,32 @@ async def _from_the_rest(
 
 
 async def _stubs(store: store_port.ObjectStore, reader: revisions.Reader, line: Line) -> None:
-    """Put stubs in place of the manifests from the clean revision back to the floor; delete what they alone named.
+    """Put stubs in place of the manifests from the clean revision back to the floor.
 
     The floor's own goes last: whoever goes on after a crash finds the floor by it.
-
-    The packs may go at once: whoever builds on them moves this head, which has moved.
     """
     assert line.floor is not None and line.clean is not None
-    doomed: set[str] = set()
-    kept: set[str] = set()
-    stubs: list[dict[str, Any]] = []
     async for body in reader.line(line.project, line.memory):
-        packs = {str(one["sha256"]) for one in body["packs"]}
-        if line.floor <= int(body["revision"]) < line.clean:
-            doomed |= packs | set((body.get("erased") or {}).get("packs", ()))
-            stubs += [body] if not body.get("erased") else []
-        else:
-            kept |= packs
+        if line.floor <= int(body["revision"]) < line.clean and not body.get("erased"):
+            await _stub(store, line, body)
+
+
+async def _packs(store: store_port.ObjectStore, reader: revisions.Reader, line: Line) -> None:
+    """Delete the packs that stubs alone named.
+
+    They may go at once: whoever builds on them moves a head that has moved. What a crash leaves of a side line's
+    nothing names, and the sweep of the second date takes it.
+    """
+    kept: set[str] = set()
+    async for body in reader.line(line.project, line.memory):
+        kept |= {str(one["sha256"]) for one in body["packs"]}
+        told = body.get("erased") or {}
+        line.doomed |= set(told["packs"]) if told.get("erasure") == line.name else set()
     for one in await sides.all_heads(store, line.project):
         if one.body.get("memory") == line.memory:
             async for body in _line_of(reader, one, line):
                 kept |= {str(pack["sha256"]) for pack in body["packs"]}
-    for body in stubs:
-        await _stub(store, line, body)
-    wanted = [keys.pack(line.project, pack) for pack in sorted(doomed - kept)]
+    wanted = [keys.pack(line.project, pack) for pack in sorted(line.doomed - kept)]
     line.packs += await erasing_rollouts.delete(
         store, [key for key in wanted if await store.get_range(key, 0, 1) is not None]
     )
@@ -252,6 +257,8 @@ async def _sides(ports: Ports, line: Line) -> None:
             if not is_tainted:
                 continue
             for body in bodies:
+                line.doomed |= {str(one["sha256"]) for one in body["packs"]}
+                line.doomed |= set((body.get("erased") or {}).get("packs", ()))
                 if not body.get("erased"):
                     await _stub(store, line, body)
             gone = {"state": sides.DROPPED, "revision": None, "manifest": None, "held": {}, "setup": None}

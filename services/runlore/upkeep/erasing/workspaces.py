@@ -20,6 +20,7 @@ from runlore.snapshots import names
 from runlore.store import port
 
 NOTE_FORMAT = "runlore.erased-snapshot/1"
+NO_BASE = {"version": 0, "snapshot": None}
 
 
 @dataclass
@@ -59,7 +60,7 @@ def _changes(
     """What to change of a line's head (None: nothing), and how many later versions stay. Pure."""
     runs = target.runs
     if runs is None:
-        blank = {"ref": None, "versions": [], "branches": {}, "tags": {}, "moved_by": {}, "base": None}
+        blank = {"ref": None, "versions": [], "branches": {}, "tags": {}, "moved_by": {}, "base": NO_BASE}
         if erasures.is_whole(body) and not lines.named(body):
             return None, 0
         return lambda at: {**blank, "erased": erasures.marked(body, name, None, counter=counter, at=at)}, 0
@@ -76,7 +77,7 @@ def _changes(
     change: dict[str, Any] = {"branches": branches, "tags": tags, "versions": versions}
     if body.get("ref") in of_run:
         last = versions.pop() if versions else {"ref": None, "by": {}}
-        change |= {"ref": last["ref"], "moved_by": last["by"], "version": counter, "base": None}
+        change |= {"ref": last["ref"], "moved_by": last["by"], "version": counter, "base": NO_BASE}
     firsts = [int(one["version"]) for one in body.get("versions", ()) if one["ref"] in of_run]
     later = sum(int(one["version"]) > min(firsts) for one in versions) if firsts else 0
     later += bool(firsts and body.get("ref") and body["ref"] not in of_run)
