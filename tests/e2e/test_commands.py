@@ -151,6 +151,10 @@ COMMANDS = {
     **{("admin", one, "delete"): (2, 2, 2) for one in ("keys", "accounts", "invites", "users")},
     **{("admin", "projects", one): (2, 2, 2) for one in ("rename", "archive")},
     ("admin", "limits", "set"): (2, 2, 2),
+    ("admin", "retention", "set"): (2, 2, 2),
+    ("admin", "retention", "show"): (0, 0, 3),
+    ("forget",): (2, 2, 2),  # No project.
+    ("upkeep",): (2, 2, 2),  # No reason.
 }
 
 

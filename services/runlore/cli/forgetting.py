@@ -85,28 +85,20 @@ def forget(
         from runlore import errors, wiring
         from runlore.upkeep.erasing import asking
 
-        is_new = any((run, rollout, subject, memory)) and not (listed or resume or again or receipt)
         if not project and not again:
             raise errors.InvalidInput("say which --project")
+        named = {"run": run, "rollout": rollout, "subject": subject, "memory": memory}
         async with wiring.open_home(ui.settings_of(home)) as opened:
             if receipt is not None:
                 await _receipt(out, opened, str(project), receipt)
-            elif listed or not (is_new or resume or again):
-                await _list(out, opened, str(project))
             elif again is not None:
                 await _again(out, opened, again, ui.needs_reason(reason))
             elif resume:
                 await _resume(out, opened, str(project), ui.needs_reason(reason))
+            elif listed or not any(named.values()):
+                await _list(out, opened, str(project))
             else:
-                wanted = asking.wanted_of(
-                    project=str(project),
-                    run=run,
-                    rollout=rollout,
-                    subject=subject,
-                    memory=memory,
-                    snapshots=snapshots,
-                    strict=strict,
-                )
+                wanted = asking.wanted_of(project=str(project), snapshots=snapshots, strict=strict, **named)
                 await _forget(out, opened, wanted, dry_run=dry_run, yes=yes, reason=reason)
 
     ui.run(work, as_json=as_json)
