@@ -193,6 +193,8 @@ async def note(store: port.ObjectStore, project: str, name: str, changes: Mappin
 async def naming(store: port.ObjectStore, project: str, names: Sequence[str]) -> heads.Head | None:
     """The erasure that names a run or a rollout by one of these aliases, if there is one. Reads the whole ledger."""
     async for head in every(store, project):
+        if set(names) & set(head.body.get("runs", ())):
+            return head
         for one in head.body.get("targets", ()):
             if one["rollout"] in names or any(run in names for run in one["runs"] or ()):
                 return head

@@ -29,6 +29,8 @@ IN_HAND = 2 * age.WINDOW
 """After which a stage that had an event in hand has put it, or met the ledger."""
 LAST_LOOK = age.SUPERSEDED_KEPT + sweep.CLOCK_SLACK + age.WINDOW
 """After the first date: by then nothing that was named, or under way, is kept for anybody."""
+RUNS_NAMED_MAX = 10_000
+"""Runs of whole rollouts that an entry names."""
 Progress = Callable[[int, str], None]
 
 
@@ -102,6 +104,7 @@ class Eraser:
             "state": erasures.OPEN,
             "row": asdict(row) if row is not None else None,
             "targets": [one.as_dict() for one in found],
+            "runs": await self._runs(found),
             "claims": [],
             "removed": {},
             "seeded": {"total": 0, "runs": []},
@@ -110,6 +113,15 @@ class Eraser:
             "second_at": None,
         }
         return await erasures.begin(self._store, self._project, name, body, row)
+
+    async def _runs(self, found: Sequence[erasures.Target]) -> list[str]:
+        """The runs of rollouts that go as a whole, by alias: whoever asks for one is told what became of it."""
+        names: set[str] = set()
+        for one in found:
+            if one.runs is None and len(names) < RUNS_NAMED_MAX:
+                async for row in self._store.list(keys.records(self._project, one.memory, one.rollout)):
+                    names.add(keys.record_name(row.key)[0])
+        return sorted(names)[:RUNS_NAMED_MAX]
 
     async def carry_on(self, name: str) -> heads.Head:
         """One pass over an erasure; its entry after that. Once it is done, nothing."""

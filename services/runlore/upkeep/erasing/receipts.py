@@ -70,6 +70,7 @@ def as_entry(receipt: Mapping[str, Any]) -> dict[str, Any]:
         "state": erasures.OPEN,
         "row": receipt["row"],
         "targets": receipt["targets"],
+        "runs": [],
         "claims": [],
         "removed": receipt["removed"],
         "seeded": receipt["seeded"],
