@@ -23,6 +23,7 @@ locals {
     joins      = "*/joins/??/*"
     spend      = "*/spend/??/*"
     sides      = "*/sides/??/*"
+    erasures   = "*/erasures/??/*"
     _dead      = "_dead/??/*"
     pauses     = "_operations/pauses/*"
     workers    = "_operations/workers/*"
@@ -42,17 +43,17 @@ locals {
   }
 
   # Kinds with two names of somebody's choice in a row in their keys: a name like `marks` and one of two letters look
-  # like another kind there. They are denied outright to whoever has no right to them; nobody may delete them.
+  # like another kind there. They are denied outright to whoever has no right to them; the eraser alone may delete them.
   ambiguous = ["records", "outcomes"]
 
   # Written with If-Match or If-None-Match, always.
-  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "alerts", "acts", "seeds", "limits"]
+  conditional = ["rollouts", "records", "marks", "memories", "workspaces", "outcomes", "audit", "pauses", "requests", "answers", "asks", "sides", "spend", "joins", "keys", "secrets", "admin", "redaction", "alerts", "acts", "seeds", "limits", "erasures"]
 
   roles = {
     # `runlore worker`, every stage. It deletes marks, asks and joins that were worked and its own status; probes are what `runlore doctor`
     # tries with the same rights. It goes by the limits of the organization, and tells of its spend alerts.
     worker = {
-      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "pauses", "workers", "probes", "redaction", "organization", "alerts"]
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "pauses", "workers", "probes", "redaction", "organization", "alerts", "erasures"]
       write  = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "joins", "_dead", "workers", "probes", "redaction", "alerts"]
       delete = ["marks", "asks", "joins", "workers", "probes"]
     }
@@ -62,7 +63,7 @@ locals {
     # hands out, and its right to `audit` is for the version before, which kept acts there. Its console shows what waits and dead letters; that
     # it ends keys there takes the right to write them, which it is not given here.
     serve = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction", "acts", "limits"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "probes", "redaction", "acts", "limits", "erasures"]
       write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "used", "acts", "seeds", "limits"]
       delete = ["workers"]
     }
@@ -70,26 +71,26 @@ locals {
     # The same where it also administers (docs/ADMIN.md): it makes and ends keys. A replica of its own, which only those who
     # administer reach, keeps that right away from the one that everybody asks.
     serve_admin = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction", "acts", "seeds", "audit", "limits"]
-      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used", "acts", "seeds", "limits"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "requests", "asks", "joins", "spend", "_dead", "pauses", "workers", "keys", "secrets", "admin", "used", "probes", "redaction", "acts", "seeds", "audit", "limits", "erasures"]
+      write  = ["claims", "requests", "asks", "secrets", "redaction", "audit", "snapshots", "blobs", "workspaces", "outcomes", "workers", "marks", "memories", "keys", "admin", "used", "acts", "seeds", "limits", "erasures"]
       delete = ["workers"]
     }
 
     # Whoever reads seeds without asking the service: reads what heads name, and no raw record.
     lookup = {
-      read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces"]
+      read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "erasures"]
       write  = []
       delete = []
     }
 
     # `runlore index`: the same, and it says how it is.
     index = {
-      read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "workers"]
+      read   = ["rollouts", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "workers", "erasures"]
       write  = ["workers"]
       delete = ["workers"]
     }
 
-    # `runlore sweep`: the only role that may delete what a head could name.
+    # `runlore sweep`: beside the eraser the only role that may delete what a head could name.
     sweeper = {
       read   = ["memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "acts"]
       write  = ["acts"]
@@ -99,7 +100,7 @@ locals {
     # A person at the command line: revert, review, rebuild and promote, snapshot merge and tag, pause, keys, admin, dead, doctor,
     # verify.
     operator = {
-      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "redaction", "acts", "seeds", "limits"]
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "claims", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "spend", "audit", "_dead", "pauses", "workers", "probes", "keys", "admin", "used", "redaction", "acts", "seeds", "limits", "erasures"]
       write  = ["marks", "asks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "audit", "pauses", "probes", "keys", "admin", "spend", "joins", "acts", "seeds"]
       delete = ["pauses", "probes"]
     }
@@ -109,6 +110,14 @@ locals {
       read   = ["rollouts", "records", "memories", "manifests", "packs", "answers", "redaction", "acts"]
       write  = ["rollouts", "records", "marks", "answers", "acts", "redaction"]
       delete = []
+    }
+
+    # `runlore forget` and `runlore upkeep`: the only role that may delete records, and the sweep's rights with it. What it
+    # writes are heads that say what was erased, revisions without it, and stubs in place of those that were shown it.
+    eraser = {
+      read   = ["rollouts", "records", "marks", "memories", "sides", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "answers", "asks", "joins", "erasures", "_dead", "admin", "acts"]
+      write  = ["rollouts", "marks", "memories", "sides", "manifests", "packs", "workspaces", "outcomes", "erasures", "acts"]
+      delete = ["records", "outcomes", "answers", "asks", "joins", "claims", "_dead", "manifests", "packs", "snapshots", "blobs", "requests"]
     }
 
     # `runlore emit`, `runlore source run` for every project: claims, and what no topic can take. It hides secrets with a
@@ -200,11 +209,15 @@ data "aws_iam_policy_document" "role" {
     }
   }
 
-  statement {
-    sid       = "NeverDelete"
-    effect    = "Deny"
-    actions   = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
-    resources = [for place in local.ambiguous : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+  dynamic "statement" {
+    for_each = length(setintersection(each.value.delete, local.ambiguous)) == 0 ? [1] : []
+
+    content {
+      sid       = "NeverDelete"
+      effect    = "Deny"
+      actions   = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
+      resources = [for place in local.ambiguous : "${aws_s3_bucket.store.arn}/${var.prefix}${local.places[place]}"]
+    }
   }
 
   dynamic "statement" {

@@ -170,6 +170,12 @@ class SeedExpired(Refused):
     kind = "seed_expired"
 
 
+class Erased(Refused):
+    """It was erased."""
+
+    kind = "erased"
+
+
 class OutboxFull(Refused):
     """The outbox beside the agent holds as much as it may."""
 

@@ -163,6 +163,10 @@ COMMANDS = {
     **{("admin", "spend-alerts", one): (2, 2, 2) for one in ("create", "update", "delete")},
     **{("admin", "usage", one): (0, 0, 3) for one in ("completions", "costs")},
     ("admin", "usage", "costs", "--by", "user_id"): (2, 2, 2),
+    ("admin", "retention", "set"): (2, 2, 2),
+    ("admin", "retention", "show"): (0, 0, 3),
+    ("forget",): (2, 2, 2),  # No project.
+    ("upkeep",): (2, 2, 2),  # No reason.
 }
 
 

@@ -78,6 +78,8 @@ TYPES = {
     "organization.project.api_key": project_types.ProjectAPIKey,
     "organization.project.api_key.deleted": project_types.APIKeyDeleteResponse,
     "project.rate_limit": project_types.ProjectRateLimit,
+    "organization.data_retention": client_types.OrganizationDataRetention,
+    "project.data_retention": project_types.ProjectDataRetention,
     "organization.user": client_types.OrganizationUser,
     "organization.user.deleted": client_types.UserDeleteResponse,
     "organization.project.user": project_types.ProjectUser,
@@ -513,7 +515,7 @@ async def test_no_route_that_administers_answers_a_project_s_key_or_nobody_s(tmp
         good = {"Authorization": f"Bearer {admin}"}
         wrong = {"Authorization": f"Bearer {admin[:-1]}{'1' if admin.endswith('0') else '0'}"}
         data = await one.key("acme", "admin")
-        assert len(ROUTES) == 54
+        assert len(ROUTES) == 58
         for method, path in ROUTES:
             asked = path.format(**FILLED)
             for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}, wrong):
@@ -750,6 +752,48 @@ async def test_a_rate_limit_is_kept_enforced_told_with_when_to_ask_again_and_oth
         for wrong in ({"max_tokens_per_1_minute": 5}, {"max_requests_per_1_minute": -1}, {}):
             with pytest.raises(openai.BadRequestError):
                 await org.projects.rate_limits.update_rate_limit("rl-seed", project_id="acme", **wrong)
+
+
+# --- retention ----------------------------------------------------------------------------------------------
+
+
+async def test_how_long_rollouts_are_kept_is_set_for_all_and_for_one_project_and_what_makes_no_sense_is_refused(
+    tmp_path,
+):
+    async with administered(tmp_path) as (one, org):
+        await org.projects.create(name="acme")
+        assert (await org.data_retention.retrieve()).type == "modified_abuse_monitoring"
+        assert (await org.projects.data_retention.retrieve("acme")).type == "organization_default"
+        made = await org.data_retention.update(
+            retention_type="zero_data_retention",
+            extra_body={"days": 365},
+            extra_headers={"Runlore-Reason": "policy 12"},
+        )
+        assert made.type == "zero_data_retention"
+        told = await org.projects.data_retention.with_raw_response.retrieve("acme")
+        assert told.headers["runlore-retention-days"] == "365"
+        own = await org.projects.data_retention.update(
+            "acme", retention_type="zero_data_retention", extra_body={"days": 30}
+        )
+        assert own.type == "zero_data_retention"
+        kept = await administration.read(one.store)
+        assert (kept.retention_of("acme").days, kept.retention_of("other").days) == (30, 365)
+        await org.projects.data_retention.update("acme", retention_type="none")
+        kept = await administration.read(one.store)
+        assert (kept.retention_of("acme").type, kept.retention_of("acme").days) == ("none", None)
+        for wrong in (
+            {"retention_type": "zero_data_retention"},
+            {"retention_type": "modified_abuse_monitoring", "extra_body": {"days": 3}},
+            {"retention_type": "enhanced_zero_data_retention", "extra_body": {"days": 3}},
+            {"retention_type": "zero_data_retention", "extra_body": {"days": 0}},
+            {"retention_type": "none"},
+        ):
+            with pytest.raises(openai.BadRequestError):
+                await org.data_retention.update(**wrong)
+        with pytest.raises(openai.NotFoundError):
+            await org.projects.data_retention.retrieve("nobody")
+        found = await everything(org.audit_logs.list(event_types=["organization.updated", "project.updated"]))
+        assert len(found) == 3
 
 
 # --- the audit log ------------------------------------------------------------------------------------------

@@ -238,7 +238,9 @@ def private(call):
     changes; the log is only appended to, and nobody here reads what is appended.
     """
     kind = call.what.split("/")[1] if "/" in call.what else call.what
-    immutable = kind in (keys.PACKS, keys.MANIFESTS) or (kind == keys.RECORDS and call.kind == "get")
+    # Where nothing is erased, nobody writes the ledger.
+    unchanged = call.kind == "get" and kind in (keys.RECORDS, keys.ERASURES)
+    immutable = kind in (keys.PACKS, keys.MANIFESTS) or unchanged
     return immutable or call.kind in ("produce", "poll", "commit") or call.what == ""
 
 

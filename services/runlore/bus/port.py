@@ -74,6 +74,14 @@ class Listener(Protocol):
         ...
 
 
+class Overwrites(Protocol):
+    """What a bus that is one file may do besides: let the bytes of messages go. Kafka keeps them for their term."""
+
+    async def overwrite(self, messages: Sequence[Message]) -> None:
+        """Put each message's key, value and headers in place of what stands where it says. No byte of that stays."""
+        ...
+
+
 class Consumer(Protocol):
     """One member of a consumer group."""
 

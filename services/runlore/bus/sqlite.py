@@ -119,6 +119,9 @@ class SqliteBus:
         """
         return await self._log.run(_trim, topic, clock.now().timestamp() - older_than_seconds)
 
+    async def overwrite(self, messages: Sequence[Message]) -> None:
+        await self._log.run(_overwrite, list(messages))
+
     async def close(self) -> None:
         for consumer in list(self._consumers):
             await consumer.close()
@@ -455,6 +458,17 @@ def _trim(connection: sqlite3.Connection, topic: str, before: float) -> int:
             )
             removed += cursor.rowcount
     return removed
+
+
+def _overwrite(connection: sqlite3.Connection, messages: list[Message]) -> None:
+    connection.execute("PRAGMA secure_delete=ON")
+    with sqlitefile.transaction(connection):
+        connection.executemany(
+            'UPDATE messages SET key = ?, value = ?, headers = ? WHERE topic = ? AND partition = ? AND "offset" = ?',
+            [(one.key, one.value, _dump(one.headers), *one.at, one.offset) for one in messages],
+        )
+    # The write-ahead log beside the file holds the pages as they were.
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _lag(connection: sqlite3.Connection, group: str, topic: str) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""Commands that look: log, show, diff, why, search, explain, status, verify, doctor."""
+"""Commands that look: log, show, diff, why, search, explain, status, doctor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAITS_SHOWN = 20
 
 
 def register(app: typer.Typer) -> None:
-    for command in (log, show, diff, why, search, explain, status, verify, doctor):
+    for command in (log, show, diff, why, search, explain, status, doctor):
         app.command()(command)
 
 
@@ -520,50 +520,6 @@ def _tell_status(out: ui.Out, found: dict[str, Any]) -> None:
         )
     for cause in found["causes"]:
         out.say(f"!            {cause}")
-
-
-def verify(
-    project: ui.MaybeProject = None,
-    home: ui.HomeOption = None,
-    as_json: ui.JsonOption = False,
-) -> None:
-    """Check every invariant on what is stored: reads and hashes every head, manifest, pack and record.
-
-    Example: runlore verify
-    """
-
-    async def work(out: ui.Out) -> None:
-        from runlore import errors, wiring
-        from runlore.upkeep import verify as upkeep_verify
-
-        async with wiring.open_home(ui.settings_of(home)) as opened:
-            with out.progress() as bar:
-                task = bar.add_task("verify", total=None, detail="")
-                found = await upkeep_verify.verify(
-                    opened.store,
-                    opened.bus,
-                    project=project,
-                    on_progress=lambda n, what: bar.update(task, completed=n, detail=what),
-                )
-        problems = [
-            {"invariant": one.invariant, "where": one.where, "what": one.what} for one in found.violations
-        ]
-        for one in problems:
-            out.say(f"[{one['invariant']}] {one['where']}: {one['what']}")
-        checked = ", ".join(f"{count} {what}" for what, count in found.checked.items())
-        if problems:
-            out.answer({"ok": False, "checked": found.checked, "problems": problems})
-            raise errors.ProblemsFound(
-                f"{len(problems)} problems in {checked}", hint="docs/DESIGN.md says what each invariant means"
-            )
-        out.answer({"ok": True, "checked": found.checked, "problems": []})
-        out.say(
-            f"all invariants hold: {checked}"
-            if checked
-            else "there is nothing yet, and nothing wrong with it"
-        )
-
-    ui.run(work, as_json=as_json)
 
 
 def doctor(home: ui.HomeOption = None, as_json: ui.JsonOption = False) -> None:

@@ -13,11 +13,13 @@ from runlore.cli import (
     asks,
     audit,
     control,
+    forgetting,
     inspect,
     mcp,
     operate,
     people,
     pipeline,
+    retention,
     review,
     serve,
     sides,
@@ -75,6 +77,7 @@ workspaces.register(app, snapshots.app)
 topics.register(app)
 control.register(app)
 audit.register(app)
+forgetting.register(app)
 asks.register(app)
 sources.register(app)
 mcp.register(app)
@@ -82,6 +85,7 @@ serve.register(app)
 admin.register(app)
 people.register()
 spending.register()
+retention.register()
 
 
 def _shorten(group: typer.Typer) -> None:

@@ -255,7 +255,9 @@ async def _drain(out: ui.Out, worker: Worker, opened: Any) -> None:
         task = bar.add_task("record", total=total, detail="")
 
         def show(progress: Progress) -> None:
-            done = progress.recorded + progress.already + progress.superseded + progress.dead
+            done = (
+                progress.recorded + progress.already + progress.superseded + progress.dead + progress.erased
+            )
             detail = (
                 f"{progress.covered} rollouts in {progress.revisions} revisions" if progress.revisions else ""
             )
@@ -272,6 +274,7 @@ def _report(out: ui.Out, progress: Progress) -> None:
             "recorded",
             "already",
             "superseded",
+            "erased",
             "dead",
             "revisions",
             "covered",
@@ -284,6 +287,7 @@ def _report(out: ui.Out, progress: Progress) -> None:
     parts = [f"recorded {progress.recorded} runs"]
     parts += [f"{progress.already} were recorded already"] if progress.already else []
     parts += [f"{progress.superseded} superseded"] if progress.superseded else []
+    parts += [f"{progress.erased} were erased, and stay so"] if progress.erased else []
     parts += [f"{progress.dead} dead letters (`runlore dead`)"] if progress.dead else []
     parts += (
         [f"{progress.revisions} revisions over {progress.covered} rollouts"] if progress.revisions else []

@@ -17,6 +17,7 @@ WORKSPACES, OUTCOMES = "workspaces", "outcomes"
 AUDIT = "audit"
 REQUESTS = "requests"
 ANSWERS, ASKS, JOINS, SPEND = "answers", "asks", "joins", "spend"
+ERASURES = "erasures"
 DEAD_LETTERS = "_dead"
 """Not a project: no project's name begins with '_'."""
 OPERATIONS = "_operations"
@@ -29,7 +30,7 @@ RESERVED = (DEAD_LETTERS, OPERATIONS)
 KINDS = (
     SIDES,
     *(ROLLOUTS, RECORDS, MARKS, MEMORIES, MANIFESTS, PACKS, CLAIMS),
-    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, JOINS, SPEND),
+    *(SNAPSHOTS, BLOBS, WORKSPACES, OUTCOMES, AUDIT, REQUESTS, ANSWERS, ASKS, JOINS, SPEND, ERASURES),
 )
 """Every kind that a project may hold."""
 
@@ -270,6 +271,26 @@ def answers(project: str) -> str:
 def answer(project: str, name: str) -> str:
     """What a model answered: `name` is the hash of all that decides the answer."""
     return f"{answers(project)}{name[:2]}/{name}.json"
+
+
+def erasures(project: str) -> str:
+    """The prefix of a project's erasure ledger: its head, each erasure, and which snapshots nobody may read again."""
+    return f"{project}/{ERASURES}/"
+
+
+def erasure_ledger(project: str) -> str:
+    """The head of the ledger: it moves with each erasure, and names what holds for a time and not for a rollout."""
+    return f"{erasures(project)}{spread('ledger')}/ledger.json"
+
+
+def erasure(project: str, name: str) -> str:
+    """One erasure: what it names, how far it is, and its receipt."""
+    return f"{erasures(project)}{spread(name)}/{name}.json"
+
+
+def erased_snapshot(project: str, snapshot: str, root: str) -> str:
+    """Says that a root pack was erased: its bytes stay for the term, as other writers may build on them."""
+    return f"{erasures(project)}{snapshot[:2]}/{snapshot}.{root}"
 
 
 def spend(project: str, month: str) -> str:

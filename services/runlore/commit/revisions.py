@@ -20,6 +20,9 @@ from runlore.store import port
 
 HEAD_FORMAT = "runlore.memory/1"
 MANIFEST_FORMAT = "runlore.manifest/1"
+STUB_FORMAT = "runlore.erased-manifest/1"
+"""What lies in a manifest's place once its revision was erased: where it stood in its line, and nothing of it."""
+STUB_KEEPS = ("project", "memory", "revision", "parent", "created_at", "side", "erasure")
 MAPS = ("coverage", "selected", "notes", "files")
 """The paged maps of a manifest: rollout → what of it is covered; rollout with notes → when it was updated;
 note id → note; part of a file → its content."""
@@ -85,6 +88,8 @@ class Reader:
         if stored is None:
             raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest is missing", key=key)
         if packs.name(stored.body) != sha256:
+            if (stub := stub_in(stored.body)) is not None:
+                return stub
             raise errors.Corrupt(
                 f"revision {number} of {project}/{memory}: its manifest has other bytes", key=key
             )
@@ -98,6 +103,8 @@ class Reader:
     async def load(self, project: str, memory: str, number: int, sha256: str) -> Revision:
         """A revision with its packs. Raises `errors.Corrupt` where anything is missing or changed."""
         body = await self.manifest(project, memory, number, sha256)
+        if body.get("erased"):
+            raise erased(project, memory, number, body)
         names = [str(pack["sha256"]) for pack in body["packs"]]
         # Held from here on: while the others are read, another reader may drop them from the cache.
         held = {name: self._packs[name] for name in names if name in self._packs}
@@ -105,6 +112,9 @@ class Reader:
         found = await self.store.get_many([keys.pack(project, name) for name in missing])
         for name, stored in zip(missing, found, strict=True):
             if stored is None:
+                # It may have been erased since its manifest was read.
+                if (body := await self.manifest(project, memory, number, sha256)).get("erased"):
+                    raise erased(project, memory, number, body)
                 raise errors.Corrupt(f"revision {number} of {project}/{memory}: pack {name[:12]} is missing")
             held[name] = packs.decode(name, stored.body)
         for pack in held.values():
@@ -127,10 +137,14 @@ class Reader:
             self._bytes -= _size(pack)
 
     async def current(self, head: heads.Head, project: str, memory: str) -> Revision | None:
-        """The revision that `head` names; None before the first."""
+        """The revision that `head` names; None before the first. Raises `errors.HeadMoved` if it was erased since."""
         if not head.body.get("manifest"):
             return None
-        return await self.load(project, memory, int(head.body["revision"]), str(head.body["manifest"]))
+        try:
+            return await self.load(project, memory, int(head.body["revision"]), str(head.body["manifest"]))
+        except errors.Erased as exc:
+            # An erasure moves the head before it touches what the head named.
+            raise errors.HeadMoved(f"the head {head.key} moved past {head.counter}", key=head.key) from exc
 
     async def at(
         self, project: str, memory: str, number: int | None = None, *, side: str | None = None
@@ -208,6 +222,35 @@ class Reader:
             at, sha256 = (int(parent["revision"]), str(parent["manifest"])) if parent else (0, None)
 
 
+def stub_of(body: Mapping[str, Any], erasure: str, at: str) -> bytes:
+    """What is left of a manifest once its revision was erased: its number, its parent, when it was made."""
+    kept = {name: body.get(name) for name in STUB_KEEPS}
+    # Their names tell nothing, and whoever goes on after a crash knows what is still to be deleted.
+    told = {"erasure": erasure, "at": at, "packs": [str(one["sha256"]) for one in body["packs"]]}
+    return envelope.dump({"format": STUB_FORMAT, **kept, "erased": told})
+
+
+def stub_in(raw: bytes) -> dict[str, Any] | None:
+    """A stub as a manifest that holds nothing; None where these are other bytes."""
+    try:
+        body = json.loads(raw)
+        if body["format"] != STUB_FORMAT:
+            return None
+    except (ValueError, KeyError, TypeError):
+        return None
+    nothing = {"files": 0, "bytes": 0, "notes": 0, "selected": 0, "rollouts": 0}
+    blank = {"reason": "erased", "engine": {"name": "none", "version": 0}, "tokens": 0, "cost_usd": 0}
+    return {**blank, "covers": [], "refused": [], "packs": [], "totals": nothing, **body}
+
+
+def erased(project: str, memory: str, number: int, body: Mapping[str, Any]) -> errors.Erased:
+    told = body["erased"]
+    return errors.Erased(
+        f"revision {number} of {project}/{memory} was erased on {told['at'][:10]} (erasure {told['erasure']})",
+        hint="the newest revision holds what may be shown",
+    )
+
+
 def _size(pack: packs.Pack) -> int:
     return len(pack.raw) + INDEX_ENTRY_BYTES * len(pack.index)
 
@@ -234,13 +277,19 @@ async def write(
     *,
     parent: Revision | None,
     draft: Draft,
+    anew: bool = False,
 ) -> Revision:
-    """Write a draft's pack, then its manifest; the revision, which no head names yet."""
+    """Write a draft's pack, then its manifest; the revision, which no head names yet.
+
+    `anew`: name no pack of the parent, as those hold what is not to be kept: the draft's maps and contents are whole.
+    """
     new = dict(draft.contents)
     roots = {name: draft.maps[name].flush(new) for name in MAPS}
     live = set(draft.live).union(*(paged.names() for paged in draft.maps.values()))
     now = clock.now_iso()
-    held, written = packs.repack(parent.frames if parent else packs.Frames(), live, new, salt=now)
+    held, written = packs.repack(
+        parent.frames if parent and not anew else packs.Frames(), live, new, salt=now
+    )
     if written is not None:
         await store.put(keys.pack(project, written.sha256), written.raw)
         reader.keep(written)

@@ -21,7 +21,7 @@ import structlog
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, marks, packs, pages, revisions
+from runlore.commit import erasures, heads, keys, marks, packs, pages, revisions
 from runlore.consumers import approvals, record, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, models
@@ -323,10 +323,11 @@ def take_in(
     memo: render.Memo | None = None,
 ) -> Made:
     """The state after `batch`: selection first, then the operations of what is selected."""
+    gone = [name for name, head in batch.items() if erasures.is_empty(head.body)]
     candidates = {**state.selected, **{name: head.body["updated_at"] for name, head in batch.items()}}
-    chosen = select(candidates)
+    chosen = select({name: at for name, at in candidates.items() if name not in gone})
     now = state.notes
-    for name in state.selected:
+    for name in [*state.selected, *gone]:
         if name not in chosen:
             now = now.drop(name)
     refused: list[Any] = []

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runlore import clock, errors, telemetry
@@ -26,7 +26,7 @@ PART_BYTES = 16 * 1024 * 1024
 """Size of one object of a value that lies in the store, in bytes."""
 MESSAGE_CHARS_MAX = 500
 PREFIX = "rl_"
-REDRIVEN, DROPPED = "redriven", "dropped"
+REDRIVEN, DROPPED, ERASED = "redriven", "dropped", "erased"
 
 
 @dataclass
@@ -140,10 +140,13 @@ async def read_all(bus: bus_port.Bus) -> list[Letter]:
         fields = {name: (raw or b"").decode("utf-8", "replace") for name, raw in message.headers}
         name = fields.get("rl_dead", "")
         if "rl_resolution" in fields:
-            if name in letters:
+            # What was erased stays so, whatever is said of it later.
+            if name in letters and letters[name].resolution != ERASED:
                 letters[name].resolution = fields["rl_resolution"]
                 letters[name].resolved_at = fields.get("rl_at")
                 letters[name].resolved_why = fields.get("rl_why")
+                if letters[name].resolution == ERASED:
+                    letters[name] = _blank(letters[name])
             continue
         if name and name not in letters:
             letters[name] = _letter(name, fields, message)
@@ -152,6 +155,8 @@ async def read_all(bus: bus_port.Bus) -> list[Letter]:
 
 async def value_of(store: store_port.ObjectStore, letter: Letter) -> bytes | None:
     """The event's value as it came. Raises `errors.NotFound` where the store lost it."""
+    if letter.resolution == ERASED:
+        raise errors.Erased(f"the event of dead letter {letter.id} was erased")
     if not letter.pointers:
         return letter.value
     found = await store.get_many(letter.pointers)
@@ -203,6 +208,8 @@ async def redrive(
     `errors.ForeignLetter` where one is of a team's own topic: there others would read it twice.
     """
     for one in letters:
+        if one.resolution == ERASED:
+            raise errors.Erased(f"the event of dead letter {one.id} was erased")
         if one.source is not None:
             raise errors.ForeignLetter(
                 f"dead letter {one.id} is an event of {one.topic}, which source {one.source} maps",
@@ -250,6 +257,11 @@ def tell(log: Any, stage: str, outcomes: Iterable[tuple[bus_port.Message, errors
                 partition=message.partition,
                 offset=message.offset,
             )
+
+
+def _blank(letter: Letter) -> Letter:
+    """What is shown of a letter whose event was erased: the bus may hold its bytes for as long as it holds any."""
+    return replace(letter, message="", key=None, value=None, headers=[], pointers=())
 
 
 def _letter(name: str, fields: dict[str, str], message: bus_port.Message) -> Letter:

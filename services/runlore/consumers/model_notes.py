@@ -109,6 +109,7 @@ class ModelNotesStage:
     async def work(self, project: str, memory: str) -> Pass:
         """One pass. Raises `errors.Retryable` or `errors.Blocked` as the store and the engine do; the joins stand."""
         late: list[Asked] = []
+        erased: Any = None
         memo = render.Memo()
         for restart in range(summarize.RESTARTS_MAX):
             found = await marks.read_all(
@@ -124,7 +125,9 @@ class ModelNotesStage:
             state = await self._runtime.offload(consolidate.load_state, before)
             # An answer of which all is in the notes by now was taken in by us, or by whoever asked the same.
             waiting = joint.fresh(state.notes)
-            asked = [one for one in late if waiting.intersection(one.plan.fresh)]
+            # One that was asked before something was erased of the memory may repeat it.
+            known = late if erased == head.body.get("erased") else []
+            asked = [one for one in known if waiting.intersection(one.plan.fresh)]
             more, over = bool(asked), None
             if not asked:
                 asked, more, over = await self._ask(project, memory, head, state, memo)
@@ -133,7 +136,7 @@ class ModelNotesStage:
                     await self._move(project, memory, head, before, state, asked, memo) if asked else Pass()
                 )
             except errors.HeadMoved:
-                late = asked
+                late, erased = asked, head.body.get("erased")
                 await clock.sleep(0.005 * restart * clock.jitter())
                 continue
             if over is not None:
@@ -190,6 +193,7 @@ class ModelNotesStage:
             input=plan.text,
             answer=joining.Consolidation,
             output_tokens_max=choice.output_tokens_max,
+            about={"memory": memory, "rollouts": None},
         )
         first = await self._answered(project, memory, ask, Asked(plan))
         if not first.proposed and not first.refused:

@@ -256,6 +256,7 @@ class ModelSummariesStage:
             input=shown.text,
             answer=model_summary.Summary,
             output_tokens_max=choice.output_tokens_max,
+            about={"memory": memory, "rollouts": [rollout]},
         )
         for number in range(TRIES_MAX):
             try:

@@ -1,6 +1,6 @@
 """Record: a run's event, or that of an edit which it made, becomes a record, its rollout's summary, and a mark.
 
-    head → put record if absent → CAS the rollout's head → put mark if absent → ring → offset
+    head → ledger of erasures → put record if absent → CAS the rollout's head → put mark if absent → ring → offset
 
 A poll's events are taken together: one move of a rollout's head for all its runs in the poll, one mark per
 memory. A redelivered run costs one read of its head. Whatever can never take effect becomes a dead letter
@@ -18,7 +18,7 @@ from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, lines, marks, redaction, revisions, rollouts
+from runlore.commit import erasures, heads, keys, lines, marks, redaction, revisions, rollouts
 from runlore.consumers import dead, edited, summarize
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, ids, models, records
@@ -28,6 +28,9 @@ from runlore.store import port as store_port
 BYTES_PER_TOKEN = 4
 """Of a record, to say about how many tokens wait for a model."""
 RECORDED, ALREADY, SUPERSEDED, DEAD = "recorded", "already", "superseded", "dead"
+ERASED = "erased"
+ERASED_HEADER = "rl_erased"
+"""What an event's message has instead of its bytes once a bus of ours let them go."""
 
 
 class Unprocessable(errors.Poison):
@@ -54,10 +57,17 @@ class Incoming:
         """What it is called among its rollout's runs: an edit has a name of its own there."""
         return ids.alias(self.data.identity)
 
+    def is_erased(self, head: heads.Head, rows: Sequence[erasures.Row]) -> bool:
+        """Whether it was erased, as its rollout's head or the ledger's rows say: an edit goes with its run."""
+        if erasures.is_erased(head.body, self.run, ids.alias(self.data.run_id)):
+            return True
+        subject = summarize.subject_of(self.data.subject)
+        return any(row.holds(self.data.memory, subject, self.event.time) for row in rows)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one message: `recorded`, `already`, `superseded` or `dead` (with its kind)."""
+    """What became of one message: `recorded`, `already`, `superseded`, `erased` or `dead` (with its kind)."""
 
     message: bus_port.Message
     state: str
@@ -105,6 +115,9 @@ class RecordStage:
         outcomes: dict[int, Outcome] = {}
         groups: dict[tuple[str, str, str], list[tuple[int, Incoming]]] = {}
         for number, message in enumerate(messages):
+            if is_blank(message):
+                outcomes[number] = Outcome(message, ERASED)
+                continue
             try:
                 incoming = parse(message)
             except errors.Poison as exc:
@@ -136,7 +149,12 @@ class RecordStage:
         """The effect of a rollout's messages; their outcomes, the head that covers them, whether this moved it."""
         for restart in range(summarize.RESTARTS_MAX):
             head = await summarize.read(self._store, *line)
-            outcomes, recorded = await self._put(head, members)
+            # After the head: an erasure puts its row, then moves every head that it finds.
+            rows = erasures.rows(await erasures.ledger(self._store, line[0]))
+            left = {number: one for number, one in members if not one.is_erased(head, rows)}
+            gone = {number: Outcome(one.message, ERASED) for number, one in members if number not in left}
+            outcomes, recorded = await self._put(head, list(left.items()))
+            outcomes |= gone
             try:
                 after = (
                     head
@@ -274,7 +292,7 @@ def _sizes(
     for (project, memory, rollout), members in groups.items():
         for number, incoming in members:
             data = incoming.data
-            if outcomes[number].state == DEAD or isinstance(data, models.MemoryEdited):
+            if outcomes[number].state in (DEAD, ERASED) or isinstance(data, models.MemoryEdited):
                 continue
             claim = data.record_claim
             size = claim.size if claim is not None else len(data.record or "")
@@ -286,6 +304,11 @@ def _sizes(
 def message_of(event: envelope.Event, key: str, topic: str) -> bus_port.Outgoing:
     """An event as a message in binary mode."""
     return bus_port.Outgoing(topic, key.encode(), event.value(), event.headers())
+
+
+def is_blank(message: bus_port.Message) -> bool:
+    """Whether the message is what was left of one that was erased."""
+    return message.value is None and any(name == ERASED_HEADER for name, _ in message.headers)
 
 
 def parse(message: bus_port.Message) -> Incoming:
@@ -318,7 +341,8 @@ def make_edit(
 ) -> rollouts.Record:
     """The record of an edit. Pure."""
     ended_at = moment(getattr(incoming.data, "edited_at", "") or incoming.event.time)
-    meta = _meta(incoming, received=received, ended_at=ended_at, redacted=redacted, key=key)
+    claims = claims_of(incoming.data)
+    meta = _meta(incoming, received=received, ended_at=ended_at, redacted=redacted, key=key, claims=claims)
     return _digested(rollouts.Record({**meta, "is_edit": True}, line))
 
 
@@ -349,6 +373,7 @@ def prepare(incoming: Incoming, line: str, key: bytes | None = None) -> tuple[st
         key=key,
         # Whoever waits for the run waits for these lines too.
         workspaces=sorted({_agent(one) for one in data.workspaces}),
+        claims=claims_of(data),
         usage=data.usage.model_dump() if data.usage else None,
     )
     return kept, meta
@@ -362,6 +387,7 @@ def _meta(
     redacted: Mapping[str, int],
     key: bytes | None,
     workspaces: Sequence[str] = (),
+    claims: Sequence[str] = (),
     usage: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The metadata of a run's record or of an edit's: which it is, whose, when."""
@@ -392,6 +418,8 @@ def _meta(
         "subject_alias": summarize.subject_of(data.subject),
         "agents": list(data.agents),
         "workspaces": list(workspaces),
+        # What an erasure has to take away besides.
+        "claims": list(claims),
         "layout": data.layout.model_dump(),
         "usage": usage,
         "redacted": counted(redacted, data.redacted),
@@ -401,6 +429,15 @@ def _meta(
         "extra": redact_extra(data.model_extra or {}, key),
     }
     return {name: value for name, value in meta.items() if value not in (None, {}, [])}
+
+
+def claims_of(data: models.RunCompleted | models.MemoryEdited) -> list[str]:
+    """The hashes of the claims that an event names."""
+    if isinstance(data, models.MemoryEdited):
+        named = [one.text_claim for one in data.files]
+    else:
+        named = [data.record_claim, *(one.archive for one in data.workspaces)]
+    return sorted({one.sha256 for one in named if one is not None})
 
 
 def _agent(workspace: models.Workspace) -> str:

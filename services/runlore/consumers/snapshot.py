@@ -1,6 +1,6 @@
 """Snapshot: what a run left in its workspaces becomes the next version of their lines.
 
-    head → outcome → blobs → trees → CAS head → ring → offset
+    head → ledger of erasures → outcome → blobs → trees → CAS head → ring → offset
 
 It reads the same events as the record stage, in a group of its own, and neither waits for the other: a run with a
 workspace that can not be taken in still has its record. A workspace is a snapshot saved already, an archive (a
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import age, heads, keys, lines
+from runlore.commit import age, erasures, heads, keys, lines, rollouts
 from runlore.consumers import dead, record
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import ids, models
@@ -95,6 +95,7 @@ class SnapshotStage:
         groups: dict[tuple[str, str], list[tuple[int, record.Incoming]]] = {}
         for number, message in enumerate(messages):
             try:
+                # What was erased has no bytes.
                 incoming = record.parse(message)
             except errors.Poison:
                 continue
@@ -147,6 +148,8 @@ class SnapshotStage:
         """One workspace on its line. Raises a `Poison` where it never can be."""
         for _ in range(RESTARTS_MAX):
             head = await lines.read(self._store, work.line)
+            if await self._is_erased(work, head):
+                return lines.Placed(record.ERASED, head)
             done = await lines.forgotten(self._store, work.line, work.incoming.run, head)
             there = lines.place(head.body, done, work.incoming.run, work.incoming.data.attempt)
             if there is not None:
@@ -159,6 +162,19 @@ class SnapshotStage:
                 # What it refers to may be gone: from the head again, and everything is written anew.
                 continue
         raise errors.StoreUnavailable(f"the workspace of {work.line} took too long, {RESTARTS_MAX} times")
+
+    async def _is_erased(self, work: Work, head: heads.Head) -> bool:
+        """Whether the run was erased: its workspace's head, its rollout's head or the ledger says so."""
+        data = work.incoming.data
+        if erasures.is_erased(head.body, work.incoming.run):
+            return True
+        key = keys.rollout_head(*work.incoming.line_of)
+        rollout, ledger = await self._store.get_many([key, keys.erasure_ledger(data.project)])
+        parsed = heads.parse(key, rollout, fmt=rollouts.HEAD_FORMAT)
+        rows = erasures.rows(
+            heads.parse(keys.erasure_ledger(data.project), ledger, fmt=erasures.LEDGER_FORMAT)
+        )
+        return work.incoming.is_erased(parsed, rows)
 
     async def _check_same(self, work: Work, head: heads.Head, done: dict[int, str]) -> None:
         """A run and attempt leaves one snapshot. What it said first stands; another one is told."""

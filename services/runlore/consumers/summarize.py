@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from runlore import errors
-from runlore.commit import heads, keys, rollouts
+from runlore.commit import erasures, heads, keys, rollouts
 from runlore.consumers.runtime import Runtime
 from runlore.events import envelope, ids
 from runlore.memory import rules, values
@@ -139,6 +139,7 @@ async def bring_up(
             for run, attempts in sorted(listed.items())
             for attempt, key in sorted(attempts.items())
             if not _has(head.body.get("runs", {}).get(run), attempt)
+            and not erasures.is_erased(head.body, run)
         ]
         if not missing:
             return head

@@ -14,7 +14,7 @@ from typing import Any
 
 from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, lines, revisions
+from runlore.commit import erasures, heads, keys, lines, revisions
 from runlore.consumers import approvals, dead, summarize
 from runlore.events import ids, models
 from runlore.lookup import memories, seeds
@@ -164,7 +164,7 @@ class Asker:
         head = await summarize.read(self._store, wanted.project, wanted.memory, rollout)
         entry = head.body.get("runs", {}).get(run)
         if entry is None:
-            return False
+            return erasures.is_erased(head.body, run)
         if not await self.workspaces_done(wanted.project, wanted.memory, rollout, run, int(entry["attempt"])):
             return False
         memory = await self._reader.head(wanted.project, wanted.memory)

@@ -6,6 +6,7 @@ A run's state is one of the named ends (invariant 12), or one of the ways there:
     consolidated  a revision covers it (selected or not)  superseded    a higher attempt took its place
     held          waits for review                        rejected      a person keeps it out, as it stands
     dead          could not take effect; kept with its reason
+    erased        somebody had it forgotten (docs/ERASURE.md)
 
 What a model adds comes after that, and holds nothing back: `Story.model` says what that waits for. Waiting for a run,
 and by which names that ends, is `waiting.py`.
@@ -14,13 +15,13 @@ and by which names that ends, is `waiting.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import errors, pipeline
 from runlore.bus import port as bus_port
-from runlore.commit import keys, lines, marks, revisions, rollouts
+from runlore.commit import erasures, keys, lines, marks, revisions, rollouts
 from runlore.consumers import approvals, dead, record, summarize
 from runlore.events import ids
 from runlore.lookup import asked
@@ -30,7 +31,7 @@ from runlore.models import choices
 from runlore.store import port as store_port
 from runlore.upkeep import pauses
 
-WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD = (
+WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD, ERASED = (
     "waiting",
     "recorded",
     "consolidated",
@@ -38,6 +39,7 @@ WAITING, RECORDED, CONSOLIDATED, SUPERSEDED, HELD, REJECTED, DEAD = (
     "held",
     "rejected",
     "dead",
+    "erased",
 )
 LOOK_BACK = 2000
 """Revisions that `explain` looks through for the one that took a run in."""
@@ -132,6 +134,8 @@ async def tell(
     stories += [story for story in waiting if project in (None, story.project)]
     stories += [story for story in await _dead(bus, wanted) if project in (None, story.project)]
     await _paused(store, stories)
+    # Looked for last, as it reads the ledger: whoever asks for a run that is there pays nothing.
+    stories = stories or [story async for story in _erased(store, project, wanted)]
     if not stories:
         raise errors.NotFound(
             f"no event, run or rollout is called {name!r}",
@@ -371,6 +375,20 @@ async def _dead(bus: bus_port.Bus, wanted: set[str]) -> list[Story]:
             story.next = f"`runlore dead redrive {letter.id}` once the cause is gone, or `runlore dead drop`"
         stories.append(story)
     return stories
+
+
+async def _erased(
+    store: store_port.ObjectStore, project: str | None, wanted: set[str]
+) -> AsyncIterator[Story]:
+    """What the ledgers of erasures say of a name."""
+    for one in [project] if project is not None else await marks.projects(store):
+        entry = await erasures.naming(store, one, sorted(wanted))
+        if entry is not None:
+            story = Story(ERASED, project=one)
+            told = entry.body
+            story.step("erased", f"erasure {told['id']}, of a {told['scope']}", at=told["asked_at"])
+            story.next = "it was erased, and no event brings it back"
+            yield story
 
 
 async def head_of(store: store_port.ObjectStore, project: str, memory: str, rollout: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import structlog
 from sqlite_utils import Database
 
 from runlore import errors, sqlitefile
-from runlore.commit import heads, keys, lines, marks, revisions, rollouts
+from runlore.commit import erasures, heads, keys, lines, marks, revisions, rollouts
+from runlore.lookup import rows as rows_of
 from runlore.store import port
 
 log = structlog.get_logger("runlore.index")
@@ -74,8 +75,6 @@ kept with the rows for the same reason. A rollout's text in `summaries` has the 
 a row by that alone, and by any column of it only by reading the whole table."""
 
 
-_ROLLOUT = ("project", "memory", "rollout")
-"""What names a row of a rollout."""
 _MAY_PASS = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -102,6 +101,8 @@ class Index:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.files = 0
         """How many files this has been: one that was deleted or damaged is begun anew, empty."""
+        self._deleted = False
+        """Whether rows were deleted whose bytes are still to go."""
         self._db = self._open()
         self._file_id = _file_id(path)
 
@@ -143,6 +144,8 @@ class Index:
                 sqlitefile.use_wal(connection)
                 _make(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
+            # What is deleted leaves no bytes in free pages.
+            connection.execute("PRAGMA secure_delete=ON")
             return Database(connection)
         except BaseException:
             connection.close()
@@ -181,19 +184,44 @@ class Index:
             for head in newest.values():
                 by_format.setdefault(head.body["format"], []).append(head)
             self._rollouts(by_format.pop(rollouts.HEAD_FORMAT, []))
-            snapshots = map(_snapshot, by_format.pop(lines.HEAD_FORMAT, []))
+            snapshots = map(rows_of.snapshot_of, by_format.pop(lines.HEAD_FORMAT, []))
             self._put("snapshots", snapshots, "project", "rollout", "agent")
             for others in by_format.values():
-                self._put("memories", map(_memory, others), "project", "memory")
+                self._put("memories", map(rows_of.memory_of, others), "project", "memory")
+        if self._deleted:
+            self.scrub()
         return len(newest)
+
+    def scrub(self) -> None:
+        """Leave no byte of a row that was deleted: neither among the words of the full text nor in the write-ahead log.
+
+        Deleting leaves a text's words in the full-text index until its parts are merged.
+        """
+        with self._file():
+            with sqlitefile.transaction(self._db.conn):
+                self._db.execute("INSERT INTO summaries (summaries) VALUES ('optimize')")
+            # Busy, the log is written over later: who deletes the last of it is whoever reads on.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._deleted = False
 
     def _put(self, table: str, rows: Iterable[dict[str, Any]], *key: str) -> None:
         """Rows of one kind at once: for a single one sqlite-utils looks as long at the table as for a hundred."""
         if made := list(rows):
             self._db[table].upsert_all(made, pk=key if len(key) > 1 else key[0])
 
-    def _rollouts(self, found: Sequence[heads.Head]) -> None:
-        rows = [_rollout(head) for head in found]
+    def vacuum(self) -> None:
+        """Write the file anew, without a free page: what was deleted before pages were cleared may lie in one."""
+        self.scrub()
+        with self._file():
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _rollouts(self, heads_: Sequence[heads.Head]) -> None:
+        for head in heads_:
+            if head.body.get("erased"):
+                self._forget(head)
+        found = [head for head in heads_ if not erasures.is_empty(head.body)]
+        rows = [rows_of.rollout_of(head) for head in found]
         totals: Counter[tuple[str, str, str]] = Counter()
         for row in rows:
             before = self._one(
@@ -201,8 +229,14 @@ class Index:
             )
             totals[row["project"], row["memory"], "rollouts"] += before is None
             totals[row["project"], row["memory"], "runs"] += row["runs"] - (before["runs"] if before else 0)
-        self._put("rollouts", rows, *_ROLLOUT)
-        self._put("runs", (run for head in found for run in _runs(head)), *_ROLLOUT, "run", "attempt")
+        self._put("rollouts", rows, *rows_of.ROLLOUT)
+        self._put(
+            "runs",
+            (run for head in found for run in rows_of.runs_of(head)),
+            *rows_of.ROLLOUT,
+            "run",
+            "attempt",
+        )
         for project, memory in dict.fromkeys((row["project"], row["memory"]) for row in rows):
             added = [totals[project, memory, name] for name in ("rollouts", "runs")]
             self._db.execute(
@@ -216,6 +250,23 @@ class Index:
                SELECT id, ? FROM rollouts WHERE project = ? AND memory = ? AND rollout = ?""",
             [(text_of(head.body["summary"]), *_name(row)) for head, row in zip(found, rows, strict=True)],
         )
+
+    def _forget(self, head: heads.Head) -> None:
+        """Take out the rows of a rollout from which something was erased; what is left of it is put anew."""
+        name = [head.body[one] for one in rows_of.ROLLOUT]
+        row = self._one(
+            "SELECT id, runs, counter FROM rollouts WHERE project = ? AND memory = ? AND rollout = ?", name
+        )
+        if row is not None:
+            # Of a rollout that goes on its head says for ever what was erased of it.
+            self._deleted |= row["counter"] < erasures.newest(head.body)
+            self._db.execute("DELETE FROM summaries WHERE rowid = ?", [row["id"]])
+            self._db.execute("DELETE FROM rollouts WHERE id = ?", [row["id"]])
+            self._db.execute(
+                "UPDATE totals SET rollouts = rollouts - 1, runs = runs - ? WHERE project = ? AND memory = ?",
+                [row["runs"], *name[:2]],
+            )
+        self._db.execute("DELETE FROM runs WHERE project = ? AND memory = ? AND rollout = ?", name)
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -388,60 +439,9 @@ class Index:
         return rows[0] if rows else None
 
 
-def _memory(head: heads.Head) -> dict[str, Any]:
-    body = head.body
-    return {
-        "project": body["project"],
-        "memory": body["memory"],
-        "counter": head.counter,
-        "revision": int(body.get("revision", 0)),
-        "manifest": body.get("manifest"),
-        # Those that wait for a person: a rejected one does not.
-        "held": sum("rejected" not in one for one in body.get("held", {}).values()),
-        "moved_at": body["moved_at"],
-    }
-
-
-def _snapshot(head: heads.Head) -> dict[str, Any]:
-    body = head.body
-    return {
-        **{name: body[name] for name in ("project", "rollout", "agent", "moved_at")},
-        "counter": head.counter,
-        "version": int(body.get("version", 0)),
-        "ref": body.get("ref"),
-        "versions": len(body.get("versions", ())),
-        "branches": len(body.get("branches", {})),
-        "tags": " ".join(sorted(body.get("tags", {}))),
-    }
-
-
-def _rollout(head: heads.Head) -> dict[str, Any]:
-    body = head.body
-    return {
-        **{name: body[name] for name in _ROLLOUT},
-        "kind": body["kind"],
-        "original": body["original"],
-        "subject": body.get("subject"),
-        "counter": head.counter,
-        "runs": sum("edit_of" not in entry for entry in body["runs"].values()),
-        "updated_at": body["updated_at"],
-        "moved_at": body["moved_at"],
-    }
-
-
-def _runs(head: heads.Head) -> Iterator[dict[str, Any]]:
-    """The runs of a rollout, each attempt a row; and the live edits that they made."""
-    where = {name: head.body[name] for name in _ROLLOUT}
-    for run, entry in head.body["runs"].items():
-        common = {**where, "run": run, "ended_at": entry["ended_at"], "edit_of": entry.get("edit_of")}
-        yield {**common, "attempt": entry["attempt"], "event": entry["event"], "superseded": 0}
-        for attempt, _, event in entry.get("earlier", ()):
-            yield {**common, "attempt": attempt, "event": event, "superseded": 1}
-
-
 def _name(row: Mapping[str, Any]) -> list[str]:
     """What a rollout's row is found by."""
-    return [row[name] for name in _ROLLOUT]
+    return [row[name] for name in rows_of.ROLLOUT]
 
 
 def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:

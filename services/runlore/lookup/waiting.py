@@ -14,7 +14,7 @@ from typing import Any
 from runlore import clock, errors
 from runlore.lookup import asked, asking, explain
 
-CONSOLIDATED, NOT_SELECTED, SUPERSEDED, BRANCHED, HELD, REJECTED, DEAD, DEFERRED, BLOCKED = (
+CONSOLIDATED, NOT_SELECTED, SUPERSEDED, BRANCHED, HELD, REJECTED, DEAD, ERASED, DEFERRED, BLOCKED = (
     "consolidated",
     "not_selected",
     "superseded",
@@ -22,6 +22,7 @@ CONSOLIDATED, NOT_SELECTED, SUPERSEDED, BRANCHED, HELD, REJECTED, DEAD, DEFERRED
     "held",
     "rejected",
     "dead",
+    "erased",
     "deferred",
     "blocked",
 )
@@ -33,6 +34,7 @@ ENDS: Mapping[str, str] = {
     HELD: "its rollout waits for review",
     REJECTED: "a person keeps its rollout out of memory, as it stands",
     DEAD: "its event could not take effect, and is kept as a dead letter",
+    ERASED: "it was erased, and no event brings it back",
     DEFERRED: "the rules' part is in; a model's waits for budget",
     BLOCKED: "what it needs next waits for a person: a pause, or a model whose endpoint takes nothing (401)",
 }
@@ -92,7 +94,7 @@ async def wait_for(
 
 async def end_of(story: explain.Story, asker: asking.Asker, *, with_model: bool = False) -> Ended | None:
     """The end to which a run has come; None while something is left to do."""
-    if story.state in (explain.DEAD, explain.SUPERSEDED, explain.HELD, explain.REJECTED):
+    if story.state in (explain.DEAD, explain.SUPERSEDED, explain.HELD, explain.REJECTED, explain.ERASED):
         return Ended(story.state, story.next, story)
     if story.paused:
         return Ended(BLOCKED, story.next, story)
@@ -117,7 +119,7 @@ def check(ended: Sequence[Ended]) -> None:
     """Raises what tells, by its exit code, that a run has come to an end that is none of `GOOD`."""
     for one in ended:
         told = f"run {one.story.run or one.story.event} is {one.end}: {one.cause}"
-        if one.end in (HELD, REJECTED, DEAD):
+        if one.end in (HELD, REJECTED, DEAD, ERASED):
             raise errors.RunNotTaken(told)
         if one.end in (DEFERRED, BLOCKED):
             raise errors.RunStandsStill(told)

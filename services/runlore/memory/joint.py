@@ -87,6 +87,23 @@ def settle(notes: Notes) -> Notes:
     return notes.replace(changed)
 
 
+def dropped(notes: Notes, rollouts: Collection[str]) -> Notes:
+    """The notes without what these rollouts supported, and without every joint statement that rests on any of it.
+
+    Other support does not save one: its words are a model's, who was shown what these rollouts said.
+    """
+    gone = set(rollouts)
+    tainted = {
+        identity: {**entry, "support": {}}
+        for identity, entry in notes.of_kind(KIND)
+        if gone & entry["support"].keys()
+    }
+    now = notes.replace(tainted)
+    for rollout in sorted(gone):
+        now = now.drop(rollout)
+    return settle(now)
+
+
 def support_of(key: Mapping[str, Any], notes: Notes) -> dict[str, dict[str, Any]]:
     """Rollout → its contribution to the joint statement with this key: of its own subject's rollouts alone."""
     found: dict[str, list[Mapping[str, Any]]] = {}

@@ -62,6 +62,7 @@ async def ask(
             "format": FORMAT,
             "name": one.name,
             "asked": one.decides(),
+            "about": dict(one.about) if one.about is not None else None,
             "result": dict(accept(answer.value)),
             "model": answer.model,
             "usage": answer.usage.as_dict() if answer.usage else None,
@@ -108,6 +109,15 @@ def parse(key: str, raw: bytes) -> Kept:
         raise errors.Corrupt(
             f"the answer {key} is not an answer", hint="delete it: the model is then asked again", key=key
         ) from None
+
+
+def about(raw: bytes) -> dict[str, Any] | None:
+    """Whose records decided the answer in an object's bytes; None where it does not say."""
+    try:
+        found = json.loads(raw).get("about")
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def rewritten(key: str, raw: bytes, change: Callable[[str], str]) -> bytes:

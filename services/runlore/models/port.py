@@ -43,6 +43,8 @@ class Ask:
     """How much the model may reason; empty: the endpoint's default, and nothing is sent."""
     tier: str = ""
     """Service tier, which changes price and speed and not the answer; empty: nothing is sent."""
+    about: Mapping[str, Any] | None = None
+    """Whose records decide the input: the memory, and its rollouts (None: any). Kept with the answer, for erasures."""
     output_tokens_max: int = 16_000
     number: int = 0
     """Raised where a kept answer must not be taken again: after a revert, a redrive, or a guard that refused it."""

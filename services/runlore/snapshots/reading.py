@@ -366,8 +366,10 @@ async def open_snapshot(store: port.ObjectStore, project: str, snapshot: names.R
     if isinstance(snapshot, str) and "/" in snapshot:
         snapshot = names.Ref.parse(snapshot)
     if isinstance(snapshot, names.Ref):
-        opened = await _open_root(store, project, snapshot)
-        if opened is not None:
+        opened, was = await together(
+            [_open_root(store, project, snapshot), _is_erased(store, project, snapshot)]
+        )
+        if opened is not None and not was:
             return opened
         snapshot = snapshot.id
     if not names.is_id(snapshot):
@@ -381,7 +383,9 @@ async def open_snapshot(store: port.ObjectStore, project: str, snapshot: names.R
         except errors.Corrupt as exc:
             failure = exc  # Another writer's root of the same snapshot may be whole.
             continue
-        if opened is not None:
+        if opened is not None and await _is_erased(store, project, opened.ref):
+            failure = errors.Erased(f"snapshot {snapshot[:12]} of project {project} was erased")
+        elif opened is not None:
             return opened
     if failure is not None:
         raise failure
@@ -389,6 +393,11 @@ async def open_snapshot(store: port.ObjectStore, project: str, snapshot: names.R
         f"there is no snapshot {snapshot[:12]} in project {project}",
         hint="`runlore snapshot ls` shows what there is",
     )
+
+
+async def _is_erased(store: port.ObjectStore, project: str, ref: names.Ref) -> bool:
+    """Whether nobody may read this root any more, though other writers may build on its packs until its term ends."""
+    return await store.get(keys.erased_snapshot(project, ref.id, ref.root)) is not None
 
 
 async def open_exact(store: port.ObjectStore, project: str, ref: names.Ref) -> Opened:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from runlore import clock, errors
 from runlore.bus.port import Listener, Message, Outgoing, TopicPartition, partition_of
@@ -85,6 +86,13 @@ class MemoryBus:
         if start is not None:
             for at, log in self._topic(topic).items():
                 commits[at] = next((one.offset for one in log if one.time >= start), len(log))
+
+    async def overwrite(self, messages: Sequence[Message]) -> None:
+        for one in messages:
+            log = self._logs[one.at]
+            log[one.offset] = replace(
+                log[one.offset], key=one.key, value=one.value, headers=list(one.headers)
+            )
 
     async def close(self) -> None:
         for consumer in list(self._consumers):

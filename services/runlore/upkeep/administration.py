@@ -376,6 +376,37 @@ class Administrator:
 
         return await self.move(step)
 
+    # --- retention ------------------------------------------------------------------------------------------
+
+    async def retain(
+        self, kind: str, days: int | None, *, project: str | None = None
+    ) -> organizations.Retention:
+        """How long a project's rollouts are kept after their last run, or (None) those of each that does not say."""
+        own = (organizations.KEEP,) if project is None else (organizations.INHERITED, organizations.KEEP_HERE)
+        if kind not in (*own, organizations.FOR_DAYS):
+            raise errors.InvalidInput(
+                f"retention_type: {kind!r} has no meaning here",
+                hint=", ".join((*own, organizations.FOR_DAYS)),
+            )
+        if (days is not None) != (kind == organizations.FOR_DAYS):
+            raise errors.InvalidInput(f"days: they go with {organizations.FOR_DAYS}, and with nothing else")
+        if days is not None and not 1 <= days <= organizations.RETENTION_DAYS_MAX:
+            raise errors.InvalidInput(f"days: 1 to {organizations.RETENTION_DAYS_MAX}")
+        implied = await self.implied(project) if project is not None else None
+        made = organizations.Retention.model_validate({"type": kind, "days": days})
+
+        def step(org: Organization, now: str) -> tuple[Organization, adminlog.Event, organizations.Retention]:
+            told = {"retention_type": kind, "days": days}
+            if project is None:
+                org = organizations.changed(org, retention=made)
+                return org, adminlog.Event("organization.updated", "organization", None, told), made
+            org = with_implied(org, implied)
+            kept = organizations.changed(organizations.project_of(org, project), retention=made)
+            org = organizations.with_project(org, kept)
+            return org, adminlog.Event("project.updated", project, project, told), made
+
+        return await self.move(step)
+
     # --- the move -------------------------------------------------------------------------------------------
 
     async def implied(self, project: str) -> Project | None:

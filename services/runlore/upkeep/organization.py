@@ -42,6 +42,14 @@ UNITS: Mapping[str, tuple[str, ...]] = {
 """What each limited thing is counted in."""
 UNLIMITED: Mapping[str, int] = {"requests": 10**9, "tokens": 10**9, "bytes": 10**12}
 """So much in a minute is as good as no limit."""
+KEEP, FOR_DAYS, INHERITED, KEEP_HERE = (
+    "modified_abuse_monitoring",
+    "zero_data_retention",
+    "organization_default",
+    "none",
+)
+"""What is kept until it is erased; what is erased after some days; as the organization says; kept whatever it says."""
+RETENTION_DAYS_MAX = 36_500
 MEMBER, OWNER, NONE, READER = "member", "owner", "none", "reader"
 USER = "user-"
 """What the id of a user begins with. An admin key whose owner is none was made at the machine: it may do everything."""
@@ -155,6 +163,13 @@ class SpendAlert(_Kept):
     created_at: str
 
 
+class Retention(_Kept):
+    """How long rollouts are kept after their last run, in the words of OpenAI's client; `days` of `FOR_DAYS` alone."""
+
+    type: Literal["modified_abuse_monitoring", "zero_data_retention", "organization_default", "none"]
+    days: int | None = None
+
+
 class Project(_Kept):
     """What is administered of a project; `archived_at`: from then on its keys open nothing."""
 
@@ -167,6 +182,7 @@ class Project(_Kept):
     members: dict[str, Member] = Field(default_factory=dict)
     spend_limit: SpendLimit | None = None
     spend_alerts: dict[str, SpendAlert] = Field(default_factory=dict)
+    retention: Retention = Retention(type="organization_default")
 
 
 class Tip(_Kept):
@@ -188,6 +204,7 @@ class Organization(_Kept):
     spend_alerts: dict[str, SpendAlert] = Field(default_factory=dict)
     ended_keys: tuple[str, ...] = ()
     """Keys of no account that were ended here: each stays until its own object says so too."""
+    retention: Retention = Retention(type="modified_abuse_monitoring")
     tip: Tip = Tip()
     acts: Tip = Tip()
     """What the log of acts had come to at the newest change: it can not be cut behind that unseen."""
@@ -222,6 +239,11 @@ class Organization(_Kept):
         kept = self.projects.get(project)
         member = kept.members.get(key.owner.id) if kept is not None else None
         return member is not None and member.role == OWNER
+
+    def retention_of(self, project: str) -> Retention:
+        """How long a project's rollouts are kept: as it says itself, else as all do."""
+        own = self.projects.get(project)
+        return self.retention if own is None or own.retention.type == INHERITED else own.retention
 
     def is_administered(self, now: dt.datetime) -> bool:
         """Whether some admin key may do everything."""

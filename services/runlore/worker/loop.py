@@ -309,7 +309,7 @@ class Worker:
         await self._pauses.check("record")
         processed = await self._record.process(messages)
         counts = self.progress
-        for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.DEAD):
+        for state in (record.RECORDED, record.ALREADY, record.SUPERSEDED, record.ERASED, record.DEAD):
             setattr(counts, state, getattr(counts, state) + processed.count(state))
         counts.stages["record"].done += len(messages)
         dead.tell(log, "record", ((one.message, one.error) for one in processed.outcomes))

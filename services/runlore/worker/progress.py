@@ -49,6 +49,7 @@ class Progress:
     recorded: int = 0
     already: int = 0
     superseded: int = 0
+    erased: int = 0
     dead: int = 0
     revisions: int = 0
     covered: int = 0

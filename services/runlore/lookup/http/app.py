@@ -19,12 +19,14 @@ from runlore.commit import keys
 from runlore.lookup.http import (
     answers,
     callers,
+    erasures,
     events,
     memory,
     models,
     organization,
     organization_log,
     organization_people,
+    organization_retention,
     organization_shapes,
     organization_spend,
     organization_usage,
@@ -73,11 +75,12 @@ def _routed() -> FastAPI:
         generate_unique_id_function=lambda route: f"{(route.tags or ['x'])[0]}_{route.name}",
     )
     _probes(app)
-    for one in (seeds, memory, review, models, snapshots, events):
+    for one in (seeds, memory, review, models, snapshots, events, erasures):
         app.include_router(one.router, responses=_RESPONSES)
     for other in (
         organization,
         organization_people,
+        organization_retention,
         organization_spend,
         organization_usage,
         organization_log,

@@ -135,6 +135,20 @@ class RateLimit(_Shape):
     max_tokens_per_1_minute: int
 
 
+class OrganizationRetention(_Shape):
+    """How long rollouts are kept, where a project does not say. The days are in the header `Runlore-Retention-Days`."""
+
+    object: Literal["organization.data_retention"] = "organization.data_retention"
+    type: str
+
+
+class ProjectRetention(_Shape):
+    """How long a project's rollouts are kept. The days are in the header `Runlore-Retention-Days`."""
+
+    object: Literal["project.data_retention"] = "project.data_retention"
+    type: str
+
+
 class User(_Shape):
     """A person who administers, or reads."""
 

@@ -33,6 +33,7 @@ STATUS: tuple[tuple[type[errors.RunloreError], int], ...] = (
     (errors.InvalidInput, 400),
     (errors.Poison, 400),
     (errors.NotFound, 404),
+    (errors.Erased, 410),
     (errors.Refused, 409),
     (errors.Retryable, 503),
     (errors.PreconditionFailed, 503),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runlore import clock, errors
 from runlore.bus import port as bus_port
-from runlore.commit import heads, redaction, revisions
+from runlore.commit import erasures, heads, redaction, revisions
 from runlore.consumers import dead
 from runlore.lookup import explain, memories, seeds
 from runlore.lookup.http import kept
@@ -38,6 +38,9 @@ WAIT_SECONDS_MAX = 60
 PAGE_ITEMS_MAX, PAGE_ITEMS_DEFAULT = 1000, 100
 LETTERS_SECONDS = 5.0
 KNOWN_SECONDS = 5.0
+ERASED_SECONDS = 5.0
+"""How long what was composed may outlive an erasure by another process."""
+LEDGERS_MAX = 10_000
 OPENED_BYTES_MAX = 64 * 1024 * 1024
 """Text of seeds' files that are kept, so that a seed is composed once for all of its requests."""
 COMPOSED_BYTES_MAX = 32 * 1024 * 1024
@@ -121,12 +124,43 @@ class Service:
             size_max=OPENED_BYTES_MAX
         )
         self._composed: kept.Kept[memories.Files] = kept.Kept(size_max=COMPOSED_BYTES_MAX)
+        self._ledgers: dict[str, tuple[float, int]] = {}
+        """Project → when its ledger of erasures was read, and its counter."""
+        self._behind: set[asyncio.Future[None]] = set()
 
     async def secret(self) -> bytes:
         """What seed ids are signed with."""
         if self._secret is None:
             self._secret = await access.secret(self.store, access.SEED_SIGNING)
         return self._secret
+
+    async def _erasures(self, project: str) -> int:
+        """The counter of a project's ledger of erasures, at most `ERASED_SECONDS` old. Once it moved all is let go."""
+        read_at, known = self._ledgers.get(project, (0.0, -1))
+        if known >= 0 and clock.monotonic() - read_at <= ERASED_SECONDS:
+            return known
+        if len(self._ledgers) >= LEDGERS_MAX:
+            self._ledgers.clear()
+        asked_at = clock.monotonic()
+        now = (await erasures.ledger(self.store, project)).counter
+        self._ledgers[project] = asked_at, now
+        if known not in (-1, now):
+            self._kept.clear()
+            self._composed.clear()
+        return now
+
+    def forget_erased(self, project: str) -> None:
+        """Look at the ledger anew: something was just erased."""
+        self._ledgers.pop(project, None)
+        self._kept.clear()
+        self._composed.clear()
+        self.forget_letters()
+
+    def behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that no answer waits for, and that somebody else goes on with if this process ends."""
+        task = asyncio.ensure_future(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
 
     async def letters(self) -> list[dead.Letter]:
         """The dead letters, at most `LETTERS_SECONDS` old: each look reads the whole topic."""
@@ -158,7 +192,8 @@ class Service:
         """The same with its files as they are listed: their hashes are made once, too."""
         if not seed.revision:
             return await seeds.open_seed(self.reader, seed), []
-        name = ("seed", seed.project, seed.memory, seed.manifest, seed.subject, seed.rollout)
+        erased = await self._erasures(seed.project)
+        name = ("seed", erased, seed.project, seed.memory, seed.manifest, seed.subject, seed.rollout)
         opened, rows = await self._kept.get(name, lambda: self._opened(seed))
         return seeds.Opened(seed, opened.files, opened.notes, opened.layout), rows
 
@@ -185,7 +220,8 @@ class Service:
             found = await asyncio.to_thread(lambda: memories.Files(memories.compose(revision, whom)))
             return found, _size(found.files)
 
-        return await self._composed.get((project, memory, manifest, whom), make)
+        erased = await self._erasures(project)
+        return await self._composed.get((project, memory, manifest, whom, erased), make)
 
 
 def _size(files: Mapping[str, render.Composed]) -> int:

@@ -182,6 +182,36 @@ class Rejected(_Shape):
     rejected: list[str]
 
 
+class ErasurePlan(_Shape):
+    """What an erasure would name."""
+
+    project: str
+    rollouts: int
+    records: int
+    memories: list[str]
+    targets: list[dict[str, Any]]
+
+
+class Erasure(_Shape):
+    """How far an erasure is, and its receipt (docs/ERASURE.md)."""
+
+    id: str
+    project: str
+    scope: str
+    name: str
+    state: str
+    asked_at: str
+    first_at: str | None
+    second_at: str | None
+    next_pass_at: str | None
+    targets: list[dict[str, Any]]
+    removed: dict[str, int]
+    revisions: dict[str, list[int]]
+    seeded: dict[str, Any]
+    left: dict[str, Any]
+    elsewhere: list[str]
+
+
 class Stories(_Shape):
     """Where runs are."""
 

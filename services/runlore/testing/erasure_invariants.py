@@ -1,0 +1,92 @@
+"""Invariant 10 as a checker: what the ledger of erasures says is gone can not be reached, and then is nowhere.
+
+After the first date no head, no revision and no snapshot shows any of it; after the second no record of it lies there
+either. What a stage put late in between is garbage that nothing names: it is the last pass's to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runlore import errors
+from runlore.commit import erasures, heads, keys, lines, revisions, rollouts
+from runlore.store import port
+from runlore.testing import invariants
+
+
+async def check(store: port.ObjectStore, project: str) -> list[invariants.Violation]:
+    """Every violation of invariant 10 in a project."""
+    found: list[invariants.Violation] = []
+    async for entry in erasures.every(store, project):
+        if entry.body["state"] != erasures.OPEN:
+            found += await of_entry(store, project, entry.body)
+    return found
+
+
+async def of_entry(
+    store: port.ObjectStore, project: str, entry: Mapping[str, Any]
+) -> list[invariants.Violation]:
+    """What one erasure, or its receipt, says is gone, and is not."""
+    targets = [erasures.target_of(one) for one in entry["targets"]]
+    found: list[invariants.Violation] = []
+    for one in targets:
+        found += await _of_rollout(store, project, entry, one)
+    for memory in sorted({one.memory for one in targets}):
+        found += await _of_memory(store, project, memory, [one for one in targets if one.memory == memory])
+    return found
+
+
+def _violation(where: str, what: str) -> invariants.Violation:
+    return invariants.Violation(invariants.ERASED, where, what)
+
+
+async def _of_rollout(
+    store: port.ObjectStore, project: str, entry: Mapping[str, Any], target: erasures.Target
+) -> list[invariants.Violation]:
+    key = keys.rollout_head(project, target.memory, target.rollout)
+    head = await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)
+    out = []
+    if target.runs is None and not erasures.is_whole(head.body):
+        out.append(_violation(key, "the rollout was erased, and its head does not say so"))
+    shown = {
+        run
+        for run, one in head.body.get("runs", {}).items()
+        if erasures.is_erased(head.body, run) or {run, one.get("edit_of")} & set(target.runs or ())
+    }
+    out += [_violation(key, f"run {run} was erased, and the head names it") for run in sorted(shown)]
+    unsaid = [run for run in target.runs or () if not erasures.is_erased(head.body, run)]
+    out += [_violation(key, f"run {run} was erased, and the head does not say so") for run in unsaid]
+    if entry["state"] == erasures.DONE:
+        for run in await rollouts.recorded(store, project, target.memory, target.rollout):
+            if erasures.is_erased(head.body, run):
+                out.append(_violation(key, f"run {run} was erased, and its record is there"))
+    if target.runs is None and entry["snapshots"] == "erase":
+        for line in await lines.of_rollout(store, project, target.rollout):
+            if lines.named(line.body) and erasures.is_whole(line.body):
+                out.append(_violation(line.key, "the rollout was erased, and the head names a snapshot"))
+    return out
+
+
+async def _of_memory(
+    store: port.ObjectStore, project: str, memory: str, targets: Sequence[erasures.Target]
+) -> list[invariants.Violation]:
+    """No revision that can be read has taken a run in that was erased."""
+    where = f"{project}/{memory}"
+    named = {one.rollout for one in targets}
+    told: dict[str, Mapping[str, Any]] = {}
+    for rollout in named:
+        key = keys.rollout_head(project, memory, rollout)
+        told[rollout] = (await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)).body
+    out = []
+    try:
+        async for body in revisions.Reader(store).line(project, memory):
+            for row in body["covers"]:
+                taken = [run for run, _ in [*row["runs"], *row.get("edits", ())]]
+                shown = [run for run in taken if erasures.is_erased(told.get(row["rollout"], {}), run)]
+                if shown:
+                    what = f"revision {body['revision']} was shown run {shown[0]}, which was erased"
+                    out.append(_violation(where, what))
+    except errors.Fatal:
+        return out  # Told by invariant 1 or 3.
+    return out

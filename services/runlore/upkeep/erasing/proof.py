@@ -1,0 +1,124 @@
+"""Proof: whether what a receipt says is gone is gone, from every byte that is kept.
+
+By names: what the receipt's heads, revisions and records say now. By bytes: needles that whoever asks gives (a receipt
+holds no text), looked for in every object, also in what is compressed, in messages, and in this machine's files.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from runlore import errors, pipeline
+from runlore.bus import port as bus_port
+from runlore.commit import erasures, keys, packs
+from runlore.snapshots import packs as snapshot_packs
+from runlore.store import port as store_port
+from runlore.testing import erasure_invariants
+
+NEEDLE_CHARS_MIN = 6
+NEEDLES_MAX = 1000
+FRAME_BYTES_MAX = 80 * 1024 * 1024
+FILES = ("index.db", "index.db-wal", "log.db", "log.db-wal")
+"""Of a home: what is scanned as it lies on the disk, free pages and all."""
+Progress = Callable[[int, str], None]
+
+
+@dataclass
+class Proof:
+    """What was looked at, and where something is left."""
+
+    scanned: dict[str, int] = field(default_factory=dict)
+    problems: list[dict[str, str]] = field(default_factory=list)
+
+    def look(self, what: str, where: str, bodies: Iterable[bytes], needles: Sequence[bytes]) -> None:
+        self.scanned[what] = self.scanned.get(what, 0) + 1
+        if any(needle in body for body in bodies for needle in needles):
+            self.problems.append({"where": where, "what": "it holds one of the needles"})
+
+
+def needles_in(text: str) -> list[bytes]:
+    """The needles of a file, one a line, each as bytes and as JSON spells it. Raises `errors.InvalidInput`."""
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if short := [line for line in found if len(line) < NEEDLE_CHARS_MIN]:
+        raise errors.InvalidInput(
+            f"{len(short)} needles have fewer than {NEEDLE_CHARS_MIN} characters",
+            hint="a shorter one is found anywhere",
+        )
+    if len(found) > NEEDLES_MAX:
+        raise errors.InvalidInput(f"{len(found)} needles; at most {NEEDLES_MAX} are looked for")
+    spelled = {line.encode() for line in found}
+    for line in found:
+        # In a record, and in what is a JSON string within one.
+        once = json.dumps(line)[1:-1]
+        spelled |= {once.encode(), json.dumps(once)[1:-1].encode()}
+    return sorted(spelled)
+
+
+async def prove(
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus,
+    receipt: Mapping[str, Any],
+    *,
+    needles: Sequence[bytes] = (),
+    home: Path | None = None,
+    on_progress: Progress = lambda count, what: None,
+) -> Proof:
+    """Look everywhere. `home`: this machine's, whose files are scanned too. Blocking reads are few and short."""
+    proof = Proof()
+    project = str(receipt["project"])
+    entry = {**receipt, "state": erasures.DONE if receipt["second_at"] else erasures.UNREACHABLE}
+    for one in await erasure_invariants.of_entry(store, project, entry):
+        proof.problems.append({"where": one.where, "what": one.what})
+    if not needles:
+        return proof
+    done = 0
+    for prefix in (f"{project}/", f"{keys.DEAD_LETTERS}/"):
+        async for row in store.list(prefix):
+            stored = await store.get(row.key)
+            if stored is not None:
+                proof.look(row.key.split("/")[1], row.key, unpacked(row.key, stored.body), needles)
+            done += 1
+            on_progress(done, "objects")
+    async for topic, message in _messages(bus):
+        where = f"{topic}/{message.partition}/{message.offset}"
+        raw = b"\n".join([message.key or b"", message.value or b"", *(value for _, value in message.headers)])
+        proof.look("messages", where, [raw], needles)
+    for name in FILES if home is not None else ():
+        path = Path(home or ".") / name
+        if path.is_file():
+            proof.look("files", str(path), [path.read_bytes()], needles)
+    return proof
+
+
+async def _messages(bus: bus_port.Bus) -> AsyncIterator[tuple[str, bus_port.Message]]:
+    for topic in pipeline.TOPICS:
+        async for message in bus.read(topic.name):
+            yield topic.name, message
+
+
+def unpacked(key: str, body: bytes) -> Iterator[bytes]:
+    """An object's bytes, and those of every frame in it."""
+    yield body
+    kind = key.split("/")[1]
+    try:
+        if kind == keys.PACKS:
+            pack = packs.decode(packs.name(body), body)
+            for frame, (_, size) in pack.index.items():
+                if size:
+                    yield zlib.decompress(pack.stored(frame))
+        elif kind in (keys.BLOBS, keys.SNAPSHOTS):
+            end = snapshot_packs.parse_end(body)
+            table = snapshot_packs.decode_table(end.index or b"")
+            for pack_number, offset, stored, _ in table.frames:
+                if table.packs[pack_number] == snapshot_packs.SELF:
+                    raw = body[offset : offset + stored]
+                    yield zstandard.ZstdDecompressor().decompress(raw, max_output_size=FRAME_BYTES_MAX)
+    except (errors.Corrupt, zlib.error, zstandard.ZstdError):
+        return  # `runlore verify` tells that.
