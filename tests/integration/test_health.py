@@ -170,6 +170,10 @@ async def test_a_blocked_stage_is_shown_and_makes_nobody_unready_or_unlive(tmp_p
         await until(is_blocked)
         stage = json.loads((await get("/status"))[1])["stages"]["record"]
         assert stage["cause"] == "blocked: the bucket denied GetObject" and stage["in_flight"] == 1
+        assert (
+            stage["parked"] == 0
+            and sample((await get("/metrics"))[1], 'runlore_parked_messages{stage="record"}') == 0
+        )
         assert (await get("/readyz"))[0] == (await get("/livez"))[0] == 200
         assert sample((await get("/metrics"))[1], 'runlore_stage_state{stage="record",state="blocked"}') == 1
         store.denied = False

@@ -116,8 +116,9 @@ def bound(quiet):
     return intake.BATCHES_MAX * POLL * (batches + 1)
 
 
-@pytest.mark.parametrize("partitions", [1, 4])
-@pytest.mark.parametrize("spread", [True, False], ids=["spread", "behind"])
+@pytest.mark.parametrize(
+    ("partitions", "spread"), [(1, True), (1, False), (4, False)], ids=["spread", "behind", "4 partitions"]
+)
 async def test_one_project_at_100_times_delays_another_by_a_few_batches(partitions, spread, monkeypatch):
     monkeypatch.setattr(intake, "FOLLOW_SECONDS", 1000)
     sent = messages(10_000, 100, spread=spread)
@@ -133,22 +134,23 @@ async def test_with_the_fairness_taken_out_the_other_waits_behind_nearly_everyth
         settings["parked_records_max"] = 0
     else:
         monkeypatch.setattr(offsets, "project_of", lambda message: "")
-    stage = Stage(sent=messages(4_000, 40, spread=False), **settings)
-    assert await noisy_done_when_quiet_is(stage, 40) > 2_900 > 3 * bound(40)
+    stage = Stage(sent=messages(3_000, 30, spread=False), **settings)
+    assert await noisy_done_when_quiet_is(stage, 30) >= 1_900 > 2 * bound(30)
 
 
 async def test_past_what_may_be_parked_the_other_waits_for_that_much_less(monkeypatch):
     """Then the partitions are paused: the stated limit of the promise."""
     monkeypatch.setattr(intake, "FOLLOW_SECONDS", 1000)
-    stage = Stage(sent=messages(5_000, 50, spread=False), parked_records_max=2_000)
+    stage = Stage(sent=messages(4_000, 40, spread=False), parked_records_max=1_000)
     async with stage.running():
         most = 0
-        while stage.done(b"quiet") < 50:
+        while stage.done(b"quiet") < 40:
             await stage.end_one()
             most = max(most, stage.intake.parked)
-        assert most <= 2_000 + POLL
-        assert 5_000 - 2_000 - stage.settings.queue_records_max <= stage.done(b"noisy") + 2 * bound(50)
-        assert stage.done(b"noisy") <= 5_000 - 1_000 + bound(50)
+        assert most <= 1_000 + POLL
+        # Reading goes on at half of it; the rest of what is then in hand is not waited for.
+        assert 4_000 - 1_000 - stage.settings.queue_records_max <= stage.done(b"noisy")
+        assert stage.done(b"noisy") <= 4_000 - 500 + bound(40)
 
 
 async def test_what_is_parked_takes_no_memory_and_is_worked_once_and_in_order():

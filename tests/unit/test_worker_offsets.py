@@ -36,7 +36,8 @@ def logs_of(keys):
     for partition, letters in keys.items():
         at = TopicPartition("t", partition)
         logs[at] = [
-            Message(*at, n + (n > 0), key_of(letter), b"v", [], 0.0) for n, letter in enumerate(letters)
+            Message(*at, n + (n > 0), key_of(letter), b"v" * (n % 3), [], 0.0)
+            for n, letter in enumerate(letters)
         ]
     return logs
 
@@ -81,6 +82,8 @@ class World:
         lanes, limits = self.lanes, self.limits
         at_work = sum(len(one.messages) for one in self.hand)
         must(not limits.parked_max or lanes.records <= limits.records_max + at_work, "too much is kept")
+        size = sum(len(m.value) for one in self.hand for m in one.messages)
+        must(not limits.parked_max or lanes.size <= limits.bytes_max + 1 + size, "too many bytes are kept")
         for one in lanes._projects.values():
             share = (limits.records_max + 1) // 2 + at_work
             must(not limits.parked_max or one.records <= share, "one project has all of the queue")
@@ -110,6 +113,9 @@ class World:
             )
             must(not held & {m.key for m in batch.messages}, "a key is in two batches")
             must(len({offsets.project_of(m) for m in batch.messages}) == 1, "projects share a batch")
+            size = sum(len(m.value) for m in batch.messages)
+            is_small = size <= self.limits.batch_bytes_max
+            must(is_small or len(batch.messages) == 1, "a batch is too large")
             self.hand.append(batch)
         return batch
 

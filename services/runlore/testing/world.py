@@ -22,7 +22,16 @@ from __future__ import annotations
 import contextvars
 import datetime as dt
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -484,6 +493,9 @@ class SimBus:
 
     def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
         return self._inner.read(topic, start=start)
+
+    async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
+        return await self._inner.reread(topic, offsets)
 
     async def lag(self, *, group: str, topic: str) -> dict[int, int]:
         return await self._inner.lag(group=group, topic=topic)
