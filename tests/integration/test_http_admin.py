@@ -39,9 +39,9 @@ OURS = {
     "APIKeyUpdatedChangesRequested": {"limits"},
     "APIKeyCreatedData": {"limits"},
     "ProjectUpdatedChangesRequested": (
-        SPEND := {"spend_limit_cents", "spend_alert", "threshold_cents", "recipients"}
+        SET := {"spend_limit_cents", "spend_alert", "threshold_cents", "recipients", "retention_type", "days"}
     ),
-    "OrganizationUpdatedChangesRequested": SPEND,
+    "OrganizationUpdatedChangesRequested": SET,
 }
 """What docs/ADMIN.md adds to their types."""
 

@@ -160,7 +160,8 @@ async def test_a_running_worker_looks_again_when_the_minute_is_over_and_not_at_i
     assert await worker._asked() == set()
     wakes = worker._model_wakes_at()
     assert wakes == clock.now().replace(second=0, microsecond=0) + dt.timedelta(minutes=1)
-    assert worker._until_look(wakes) <= 31
+    loop = worker._memories("summarize", worker._for_a_model, worker._ask, wakes_at=lambda: wakes)
+    assert loop._until_look() <= 31
 
 
 async def test_a_changed_limit_is_in_force_in_a_worker_within_five_seconds(tmp_path, shifted):

@@ -114,6 +114,12 @@ def recorder(records_max=100):
     return main
 
 
+async def _consolidated(one, project, memory):
+    """All passes over a memory's marks."""
+    while await one._tries("consolidate", lambda: one._consolidated(project, memory)):
+        pass
+
+
 def consolidator(passes=1):
     """The consolidate stage alone, which looks for marks a few times."""
 
@@ -121,7 +127,7 @@ def consolidator(passes=1):
         one = _worker(store, bus, 100)
         for _ in range(passes):
             for project, memory in sorted(await one._tries("consolidate", one._marked)):
-                await one._tries("consolidate", lambda p=project, m=memory: one._work_marks(p, m))
+                await _consolidated(one, project, memory)
 
     return main
 
@@ -176,7 +182,7 @@ def bell_worker():
 
     async def main(store, bus):
         one = _worker(store, bus, 100)
-        await one._tries("consolidate", lambda: one._work_marks(PROJECT, MEMORY))
+        await _consolidated(one, PROJECT, MEMORY)
 
     return main
 
