@@ -39,6 +39,7 @@ FILLED = {
     "run": "run-1",
     "rollout": "conv-1",
     "seed": "s1.x.y",
+    "erasure": "0",
 }
 QUERY = {"session_id": "conv-1", "q": "task", "line": "1", "to": "conv-1"}
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
@@ -120,7 +121,7 @@ async def test_every_route_needs_its_scope_and_those_above_it_will_do(tmp_path):
         for method, path in ROUTES:
             needed = access.WRITE if method in WRITES else access.READ
             # What the guards keep from readers, and who decides of it.
-            needed = access.ADMIN if "/review/" in path else needed
+            needed = access.ADMIN if "/review/" in path or "/erasures" in path else needed
             for scope, headers in holders.items():
                 answer = await ask(one, method, path, "acme", headers)
                 may = access.SCOPES.index(scope) >= access.SCOPES.index(needed)

@@ -700,7 +700,7 @@ HOLES = {
     "what was answered before the head moved is taken in twice": (
         model_notes.ModelNotesStage,
         "work",
-        "[one for one in late if waiting.intersection(one.plan.fresh)]",
+        "[one for one in known if waiting.intersection(one.plan.fresh)]",
         "late",
     ),
     "the joins are deleted first": (
