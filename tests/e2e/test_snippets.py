@@ -82,7 +82,9 @@ def admin(term):
     term.instead['create(name="acme")'] = 'create(name="Acme shop")'
 
     def verify():
-        term.instead["41:9f2c..."] = term.home.json("audit", "verify")["tip"]
+        found = term.home.json("audit", "verify")
+        term.instead["41:9f2c..."] = found["tip"]
+        term.instead["acts:112:07be..."] = found["acts"]["tip"]
 
     term.before["runlore audit verify"] = verify
 
@@ -142,6 +144,18 @@ def mapping(term):
     """A team's mapping and a sample of its events."""
     for name, there in (("orders.toml", "orders.toml"), ("sample.json", "orders-sample.json")):
         shutil.copy(homes.ROOT / "examples" / "sources" / there, term.cwd / name)
+
+
+def erasing(term):
+    """A run for somebody who then asks to be forgotten."""
+    term.home.emit(made.lines([made.event(5, rollout="conv-anna", subject="anna@example.com")]))
+    term.home.up_once()
+
+    def receipt():
+        (row,) = term.home.json("forget", "--project", "acme", "--list")["erasures"]
+        term.instead["ERASURE_ID"] = row["id"]
+
+    term.before["runlore forget --project acme --receipt"] = receipt
 
 
 def sources(term):
@@ -214,6 +228,7 @@ WORLDS = {
     "README.md": stranger,
     "docs/ADMIN.md": admin,
     "docs/AGENTS.md": beside_an_agent,
+    "docs/ERASURE.md": erasing,
     "docs/HTTP.md": keys,
     "docs/MODELS.md": models,
     "docs/PARALLEL.md": from_nothing,

@@ -304,6 +304,7 @@ ROLES = {
     "lookup": "serve",
     "admin": "serve-admin",
     "job-sweep": "sweeper",
+    "job-upkeep": "eraser",
     "job-verify": "operator",
     "doctor": "operator",
     "toolbox": "operator",
