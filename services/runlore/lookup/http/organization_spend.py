@@ -1,18 +1,19 @@
 """Routes of spend limits and spend alerts, of the organization and of its projects.
 
-Both kinds are the same but for where they stand, so each pair of routes shares what answers it; `project` None means
-the organization.
+Both kinds are the same but for where they stand: each route is registered twice, and `whose` None means the
+organization.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Request
-from pydantic import ConfigDict
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from runlore import clock
+from runlore import clock, errors
 from runlore.lookup.http import callers, shapes
 from runlore.lookup.http import organization as routes
 from runlore.lookup.http import organization_shapes as theirs
@@ -23,7 +24,41 @@ from runlore.upkeep import organization as organizations
 router = APIRouter(prefix="/v1/organization", tags=["administration"])
 LIMIT, ALERTS = "/spend_limit", "/spend_alerts"
 OF_PROJECT = "/projects/{project_id}"
+IN_PATH = {"name": "project_id", "in": "path", "required": True, "schema": {"type": "string"}}
 Order = Literal["asc", "desc"]
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
+
+
+def _whose(request: Request) -> str | None:
+    """The project in the path; None where it is the organization's route."""
+    name = request.path_params.get("project_id")
+    try:
+        return None if name is None else callers.unquoted(name)
+    except UnicodeDecodeError:
+        raise errors.InvalidInput("the project in the path is no UTF-8") from None
+
+
+Whose = Annotated[str | None, Depends(_whose)]
+
+
+def _route(method: str, path: str, does: str, answer: type[BaseModel]) -> Callable[[Handler], Handler]:
+    """Register a handler for the organization and for a project. `does` says what, with `{whose}` in it."""
+
+    def register(handler: Handler) -> Handler:
+        for prefix, name in (("", "the organization"), (OF_PROJECT, "a project")):
+            extra: dict[str, Any] = {"openapi_extra": {"parameters": [IN_PATH]}} if prefix else {}
+            router.add_api_route(
+                prefix + path,
+                handler,
+                methods=[method],
+                name=f"project_{handler.__name__}" if prefix else handler.__name__,
+                summary=does.format(whose=name),
+                responses=shapes.answers(answer),
+                **extra,
+            )
+        return handler
+
+    return register
 
 
 class _Exact(routes.Body):
@@ -63,86 +98,47 @@ def _of(project: str | None) -> str:
 # --- limits -------------------------------------------------------------------------------------------------
 
 
-async def _show_limit(request: Request, project: str | None) -> Response:
-    kept = spendlimits.limit_of(await _holder(request, project))
-    return await _told_limit(request, project, kept)
-
-
-async def _told_limit(request: Request, project: str | None, kept: organizations.SpendLimit) -> Response:
+async def _told_limit(request: Request, whose: str | None, kept: organizations.SpendLimit) -> Response:
     store = callers.service_of(request).store
-    enforcing = await spendwatch.is_enforcing(store, project, kept, clock.now())
-    return await told(request, theirs.spend_limit(kept, of=_of(project), enforcing=enforcing))
+    enforcing = await spendwatch.is_enforcing(store, whose, kept, clock.now())
+    return await told(request, theirs.spend_limit(kept, of=_of(whose), enforcing=enforcing))
 
 
-async def _set_limit(request: Request, admin: organizations.AdminKey, project: str | None) -> Response:
+@_route("GET", LIMIT, "The spend limit of {whose}", theirs.SpendLimit)
+async def spend_limit(request: Request, admin: callers.Administering, whose: Whose) -> Response:
+    return await _told_limit(request, whose, spendlimits.limit_of(await _holder(request, whose)))
+
+
+@_route("POST", LIMIT, "Set the spend limit of {whose}", theirs.SpendLimit)
+async def update_spend_limit(request: Request, admin: callers.Administering, whose: Whose) -> Response:
     given = await body_of(request, LimitBody)
-    made = await spendlimits.set_limit(administrator(request, admin), project, given.threshold_amount)
-    return await _told_limit(request, project, made)
+    made = await spendlimits.set_limit(administrator(request, admin), whose, given.threshold_amount)
+    return await _told_limit(request, whose, made)
 
 
-async def _delete_limit(request: Request, admin: organizations.AdminKey, project: str | None) -> Response:
-    await spendlimits.delete_limit(administrator(request, admin), project)
-    gone = theirs.SpendLimitDeleted.model_validate({"object": f"{_of(project)}.spend_limit.deleted"})
+@_route("DELETE", LIMIT, "Take the spend limit of {whose} away", theirs.SpendLimitDeleted)
+async def delete_spend_limit(request: Request, admin: callers.Administering, whose: Whose) -> Response:
+    await spendlimits.delete_limit(administrator(request, admin), whose)
+    gone = theirs.SpendLimitDeleted.model_validate({"object": f"{_of(whose)}.spend_limit.deleted"})
     return await told(request, gone)
-
-
-@router.get(LIMIT, summary="The organization's spend limit", responses=shapes.answers(theirs.SpendLimit))
-async def spend_limit(request: Request, admin: callers.Administering) -> Response:
-    return await _show_limit(request, None)
-
-
-@router.post(LIMIT, summary="Set the organization's spend limit", responses=shapes.answers(theirs.SpendLimit))
-async def update_spend_limit(request: Request, admin: callers.Administering) -> Response:
-    return await _set_limit(request, admin, None)
-
-
-@router.delete(
-    LIMIT,
-    summary="Take the organization's spend limit away",
-    responses=shapes.answers(theirs.SpendLimitDeleted),
-)
-async def delete_spend_limit(request: Request, admin: callers.Administering) -> Response:
-    return await _delete_limit(request, admin, None)
-
-
-@router.get(
-    f"{OF_PROJECT}{LIMIT}", summary="A project's spend limit", responses=shapes.answers(theirs.SpendLimit)
-)
-async def project_spend_limit(
-    request: Request, admin: callers.Administering, project_id: callers.Segment
-) -> Response:
-    return await _show_limit(request, project_id)
-
-
-@router.post(
-    f"{OF_PROJECT}{LIMIT}", summary="Set a project's spend limit", responses=shapes.answers(theirs.SpendLimit)
-)
-async def update_project_spend_limit(
-    request: Request, admin: callers.Administering, project_id: callers.Segment
-) -> Response:
-    return await _set_limit(request, admin, project_id)
-
-
-@router.delete(
-    f"{OF_PROJECT}{LIMIT}",
-    summary="Take a project's spend limit away",
-    responses=shapes.answers(theirs.SpendLimitDeleted),
-)
-async def delete_project_spend_limit(
-    request: Request, admin: callers.Administering, project_id: callers.Segment
-) -> Response:
-    return await _delete_limit(request, admin, project_id)
 
 
 # --- alerts -------------------------------------------------------------------------------------------------
 
 
-async def _list_alerts(
-    request: Request, project: str | None, after: str | None, before: str | None, limit: int, order: Order
+@_route("GET", ALERTS, "List the spend alerts of {whose}", theirs.Page)
+async def list_spend_alerts(
+    request: Request,
+    admin: callers.Administering,
+    whose: Whose,
+    after: After = None,
+    before: After = None,
+    limit: Limit = routes.PAGE_DEFAULT,
+    order: Order = "asc",
 ) -> Response:
     kept = [
-        theirs.spend_alert(one, of=_of(project))
-        for one in (await _holder(request, project)).spend_alerts.values()
+        theirs.spend_alert(one, of=_of(whose))
+        for one in (await _holder(request, whose)).spend_alerts.values()
     ]
     rows = sorted(kept, key=lambda one: one.id, reverse=order == "desc")
     if before is not None:
@@ -153,149 +149,46 @@ async def _list_alerts(
     return await told(request, theirs.page(found, has_more=more))
 
 
-async def _create_alert(request: Request, admin: organizations.AdminKey, project: str | None) -> Response:
+@_route("POST", ALERTS, "Make a spend alert of {whose}", theirs.SpendAlert)
+async def create_spend_alert(request: Request, admin: callers.Administering, whose: Whose) -> Response:
     given = await body_of(request, AlertBody)
     made = await spendlimits.create_alert(
         administrator(request, admin),
-        project,
+        whose,
         given.threshold_amount,
         recipients=given.notification_channel.recipients,
         subject_prefix=given.notification_channel.subject_prefix,
     )
-    return await told(request, theirs.spend_alert(made, of=_of(project)))
+    return await told(request, theirs.spend_alert(made, of=_of(whose)))
 
 
-async def _show_alert(request: Request, project: str | None, alert_id: str) -> Response:
-    kept = spendlimits.alert_of(await _holder(request, project), alert_id)
-    return await told(request, theirs.spend_alert(kept, of=_of(project)))
+@_route("GET", f"{ALERTS}/{{alert_id}}", "One spend alert of {whose}", theirs.SpendAlert)
+async def spend_alert(
+    request: Request, admin: callers.Administering, whose: Whose, alert_id: callers.Segment
+) -> Response:
+    kept = spendlimits.alert_of(await _holder(request, whose), alert_id)
+    return await told(request, theirs.spend_alert(kept, of=_of(whose)))
 
 
-async def _update_alert(
-    request: Request, admin: organizations.AdminKey, project: str | None, alert_id: str
+@_route("POST", f"{ALERTS}/{{alert_id}}", "Change a spend alert of {whose}", theirs.SpendAlert)
+async def update_spend_alert(
+    request: Request, admin: callers.Administering, whose: Whose, alert_id: callers.Segment
 ) -> Response:
     given = await body_of(request, AlertBody)
     made = await spendlimits.update_alert(
         administrator(request, admin),
-        project,
+        whose,
         alert_id,
         given.threshold_amount,
         recipients=given.notification_channel.recipients,
         subject_prefix=given.notification_channel.subject_prefix,
     )
-    return await told(request, theirs.spend_alert(made, of=_of(project)))
+    return await told(request, theirs.spend_alert(made, of=_of(whose)))
 
 
-async def _delete_alert(
-    request: Request, admin: organizations.AdminKey, project: str | None, alert_id: str
-) -> Response:
-    await spendlimits.delete_alert(administrator(request, admin), project, alert_id)
-    return await told(request, theirs.Deleted(object=f"{_of(project)}.spend_alert.deleted", id=alert_id))
-
-
-@router.get(ALERTS, summary="List the organization's spend alerts", responses=shapes.answers(theirs.Page))
-async def list_spend_alerts(
-    request: Request,
-    admin: callers.Administering,
-    after: After = None,
-    before: After = None,
-    limit: Limit = routes.PAGE_DEFAULT,
-    order: Order = "asc",
-) -> Response:
-    return await _list_alerts(request, None, after, before, limit, order)
-
-
-@router.post(
-    ALERTS, summary="Make a spend alert of the organization", responses=shapes.answers(theirs.SpendAlert)
-)
-async def create_spend_alert(request: Request, admin: callers.Administering) -> Response:
-    return await _create_alert(request, admin, None)
-
-
-@router.get(
-    f"{ALERTS}/{{alert_id}}",
-    summary="One spend alert of the organization",
-    responses=shapes.answers(theirs.SpendAlert),
-)
-async def spend_alert(request: Request, admin: callers.Administering, alert_id: callers.Segment) -> Response:
-    return await _show_alert(request, None, alert_id)
-
-
-@router.post(
-    f"{ALERTS}/{{alert_id}}",
-    summary="Change a spend alert of the organization",
-    responses=shapes.answers(theirs.SpendAlert),
-)
-async def update_spend_alert(
-    request: Request, admin: callers.Administering, alert_id: callers.Segment
-) -> Response:
-    return await _update_alert(request, admin, None, alert_id)
-
-
-@router.delete(
-    f"{ALERTS}/{{alert_id}}",
-    summary="Take a spend alert of the organization away",
-    responses=shapes.answers(theirs.Deleted),
-)
+@_route("DELETE", f"{ALERTS}/{{alert_id}}", "Take a spend alert of {whose} away", theirs.Deleted)
 async def delete_spend_alert(
-    request: Request, admin: callers.Administering, alert_id: callers.Segment
+    request: Request, admin: callers.Administering, whose: Whose, alert_id: callers.Segment
 ) -> Response:
-    return await _delete_alert(request, admin, None, alert_id)
-
-
-@router.get(
-    f"{OF_PROJECT}{ALERTS}", summary="List a project's spend alerts", responses=shapes.answers(theirs.Page)
-)
-async def list_project_spend_alerts(
-    request: Request,
-    admin: callers.Administering,
-    project_id: callers.Segment,
-    after: After = None,
-    before: After = None,
-    limit: Limit = routes.PAGE_DEFAULT,
-    order: Order = "asc",
-) -> Response:
-    return await _list_alerts(request, project_id, after, before, limit, order)
-
-
-@router.post(
-    f"{OF_PROJECT}{ALERTS}",
-    summary="Make a spend alert of a project",
-    responses=shapes.answers(theirs.SpendAlert),
-)
-async def create_project_spend_alert(
-    request: Request, admin: callers.Administering, project_id: callers.Segment
-) -> Response:
-    return await _create_alert(request, admin, project_id)
-
-
-@router.get(
-    f"{OF_PROJECT}{ALERTS}/{{alert_id}}",
-    summary="One spend alert of a project",
-    responses=shapes.answers(theirs.SpendAlert),
-)
-async def project_spend_alert(
-    request: Request, admin: callers.Administering, project_id: callers.Segment, alert_id: callers.Segment
-) -> Response:
-    return await _show_alert(request, project_id, alert_id)
-
-
-@router.post(
-    f"{OF_PROJECT}{ALERTS}/{{alert_id}}",
-    summary="Change a spend alert of a project",
-    responses=shapes.answers(theirs.SpendAlert),
-)
-async def update_project_spend_alert(
-    request: Request, admin: callers.Administering, project_id: callers.Segment, alert_id: callers.Segment
-) -> Response:
-    return await _update_alert(request, admin, project_id, alert_id)
-
-
-@router.delete(
-    f"{OF_PROJECT}{ALERTS}/{{alert_id}}",
-    summary="Take a spend alert of a project away",
-    responses=shapes.answers(theirs.Deleted),
-)
-async def delete_project_spend_alert(
-    request: Request, admin: callers.Administering, project_id: callers.Segment, alert_id: callers.Segment
-) -> Response:
-    return await _delete_alert(request, admin, project_id, alert_id)
+    await spendlimits.delete_alert(administrator(request, admin), whose, alert_id)
+    return await told(request, theirs.Deleted(object=f"{_of(whose)}.spend_alert.deleted", id=alert_id))
