@@ -239,3 +239,27 @@ class MemoryConsumer:
                 self._positions[at] = page[-1].offset + 1
                 found += page
         return found
+
+
+class Watched:
+    """What a simulated bus passes on as it is: who looks at groups and logs takes no step of the schedule."""
+
+    _inner: MemoryBus
+
+    def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
+        return self._inner.read(topic, start=start)
+
+    async def lag(self, *, group: str, topic: str) -> dict[int, int]:
+        return await self._inner.lag(group=group, topic=topic)
+
+    async def committed(self, *, group: str, topic: str) -> dict[int, int]:
+        return await self._inner.committed(group=group, topic=topic)
+
+    async def oldest(self, *, group: str, topic: str) -> float | None:
+        return await self._inner.oldest(group=group, topic=topic)
+
+    async def rewind(self, *, group: str, topic: str, start: float | None = None) -> None:
+        await self._inner.rewind(group=group, topic=topic, start=start)
+
+    async def close(self) -> None:
+        return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runlore import errors, pipeline
 from runlore.bus.port import Listener, Message, Outgoing, TopicPartition
 from runlore.store.port import Guard, Listed, Stored
+from runlore.testing.buses import Watched
 from runlore.testing.simloop import Process, SimLoop
 from runlore.testing.world import finish
 
@@ -108,7 +109,7 @@ class SimStore:
         return None
 
 
-class SimBus:
+class SimBus(Watched):
     """`bus.port.Bus` as one process sees it."""
 
     def __init__(self, cluster: Cluster, process: Process) -> None:
@@ -144,9 +145,6 @@ class SimBus:
         joined.join(consumer)
         return consumer
 
-    def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
-        return self._inner.read(topic, start=start)
-
     async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
         return await self._cluster.request(
             self._process,
@@ -155,21 +153,6 @@ class SimBus:
             lambda: finish(self._inner.reread(topic, offsets)),
             refused_as=errors.BusUnavailable,
         )
-
-    async def lag(self, *, group: str, topic: str) -> dict[int, int]:
-        return await self._inner.lag(group=group, topic=topic)
-
-    async def committed(self, *, group: str, topic: str) -> dict[int, int]:
-        return await self._inner.committed(group=group, topic=topic)
-
-    async def oldest(self, *, group: str, topic: str) -> float | None:
-        return await self._inner.oldest(group=group, topic=topic)
-
-    async def rewind(self, *, group: str, topic: str, start: float | None = None) -> None:
-        await self._inner.rewind(group=group, topic=topic, start=start)
-
-    async def close(self) -> None:
-        return None
 
 
 @dataclass(eq=False)

@@ -38,7 +38,7 @@ from typing import Any
 from runlore import clock, errors
 from runlore.bus.port import Message, Outgoing, TopicPartition
 from runlore.store.port import Guard, Listed, Stored
-from runlore.testing.buses import MemoryBus, MemoryConsumer
+from runlore.testing.buses import MemoryBus, MemoryConsumer, Watched
 from runlore.testing.exhaust import Gen
 from runlore.testing.stores import MemoryStore
 
@@ -476,7 +476,7 @@ class SimStore:
         return None
 
 
-class SimBus:
+class SimBus(Watched):
     """`bus.port.Bus` as one process sees it."""
 
     def __init__(self, simulation: Simulation) -> None:
@@ -491,26 +491,8 @@ class SimBus:
     async def consumer(self, *, group: str, topics: Sequence[str]) -> SimConsumer:
         return SimConsumer(group, await self._inner.consumer(group=group, topics=topics))
 
-    def read(self, topic: str, *, start: Mapping[int, int] | None = None) -> AsyncIterator[Message]:
-        return self._inner.read(topic, start=start)
-
     async def reread(self, topic: str, offsets: Mapping[int, Collection[int]]) -> list[Message]:
         return await self._inner.reread(topic, offsets)
-
-    async def lag(self, *, group: str, topic: str) -> dict[int, int]:
-        return await self._inner.lag(group=group, topic=topic)
-
-    async def committed(self, *, group: str, topic: str) -> dict[int, int]:
-        return await self._inner.committed(group=group, topic=topic)
-
-    async def oldest(self, *, group: str, topic: str) -> float | None:
-        return await self._inner.oldest(group=group, topic=topic)
-
-    async def rewind(self, *, group: str, topic: str, start: float | None = None) -> None:
-        await self._inner.rewind(group=group, topic=topic, start=start)
-
-    async def close(self) -> None:
-        return None
 
 
 class SimConsumer:
