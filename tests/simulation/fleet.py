@@ -12,6 +12,7 @@ for longer than a term, and sweeps delete what nothing names).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import tempfile
@@ -23,7 +24,7 @@ import toy
 from harness import MEMORY, PROJECT
 
 from runlore import clock, errors
-from runlore.commit import age, keys, lines, revisions, sweep
+from runlore.commit import age, erasures, keys, lines, revisions, sweep
 from runlore.consumers import consolidate, dead
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds
@@ -32,6 +33,7 @@ from runlore.settings import Settings
 from runlore.snapshots import names, reading
 from runlore.testing import (
     cluster,
+    erasure_invariants,
     invariants,
     models,
     side_invariants,
@@ -40,11 +42,16 @@ from runlore.testing import (
     workspaces,
 )
 from runlore.testing.simloop import at_once
+from runlore.upkeep.erasing import asking, eraser, proof
 from runlore.worker import loop as worker_loop
 
 DAY = 86_400.0
 NOISY = "noisy"
 """A project that sends many events at once, now and then."""
+ERASED_DAYS_MAX = 10
+"""By then every erasure has come to its second date."""
+NEEDLE = "heliotrope"
+"""What every run of the rollout says that is erased."""
 AGENTS, RUNS, BURST = 3, 5, 12
 RUN_NAMES = [f"n{agent}-{number}" for agent in range(AGENTS) for number in range(RUNS)]
 STALE, INDEXED, REPLAY = (
@@ -100,6 +107,11 @@ def scale_of(seed):
     return LONG if seed % 3 == 2 else DENSE
 
 
+def erases(seed):
+    """Whether a rollout is erased in a seed's schedule, beside all else."""
+    return seed % 4 == 3
+
+
 def is_real(seed):
     """Whether a seed's schedule has the real memory and a model; else the toy, which costs a tenth."""
     return seed % 6 == 4
@@ -144,7 +156,7 @@ class Fleet:
 
     def __init__(self, seed, *, without=(), runs=RUNS):
         self.seed, self.scale, self.runs, self.real = seed, scale_of(seed), runs, is_real(seed)
-        self.without = without
+        self.without, self.erases = without, erases(seed)
         self.outbox = {}
         """What each agent has on its disk: the event of each run, once it is made."""
         self.sent, self.saved = set(), {}
@@ -181,10 +193,13 @@ class Fleet:
             world.start(name, self._agent(number))
         world.start("noise", self._noise())
         world.start("reader", self._reader())
+        if self.erases:
+            world.start("forgetter", self._forgetter())
         world.start("operator", self._operator())
         if scale.sweep:
             world.start("sweeper", self._sweeper())
-        disturbed = asyncio.create_task(world.disturb([*workers, *agents]))
+        forgetter = ["forgetter"] if self.erases else []
+        disturbed = asyncio.create_task(world.disturb([*workers, *agents, *forgetter]))
         agents.append("noise")
         await self._until(scale.horizon)
         world.calm()
@@ -201,6 +216,12 @@ class Fleet:
         await self._replay(workers)
         self.check()
         after = self._meaning()
+        if self.erases:
+            for _ in range(ERASED_DAYS_MAX):
+                if world.members["forgetter"].done:
+                    break
+                await self._until(DAY)
+            self._nothing_is_left_of_what_was_erased()
         self._broken(
             [
                 invariants.Violation(REPLAY, name, f"before: {before[name]}; after: {after[name]}")
@@ -318,8 +339,9 @@ class Fleet:
         rollout = f"r{int(self.world.draw('rollout') * 4)}"
         seed = await _tried(lambda: seeds.resolve(revisions.Reader(store), PROJECT, MEMORY, rollout))
         await clock.sleep(self.world.between(f"agent-{number}", 1.0, 0.3 * self.scale.between_runs))
+        said = f"{NEEDLE} {name}" if rollout == "r2" else None
         if self.world.draw("workspace") < 0.2:
-            return harness.event(name, rollout=rollout)
+            return harness.event(name, rollout=rollout, text=said)
         files = {"f": name.encode(), f"of-{number}": b"%d" % run}
         # What the seed named is there for its term; whoever worked for longer refers to nothing.
         bases = []
@@ -330,8 +352,9 @@ class Fleet:
         base = seed.base if seed is not None else None
         workspace = {"snapshot": str(ref), "base": base}
         text = f"{toy.POISON}" if self.world.draw("poison") < 0.05 else None
+        said = text or said
         more = {"workspaces": [workspace], **({"record": self._record(name, run)} if self.real else {})}
-        return harness.event(name, rollout=f"bad-{name}" if text else rollout, text=text, **more)
+        return harness.event(name, rollout=f"bad-{name}" if text else rollout, text=said, **more)
 
     def _record(self, name, number):
         """A run in which a tool fails, and works once its arguments are changed."""
@@ -410,6 +433,27 @@ class Fleet:
 
         return main
 
+    def _forgetter(self):
+        """Somebody who has a rollout erased, and a schedule that goes on with it until it is done."""
+
+        async def main(store, bus):
+            if self.world.members["forgetter"].starts == 1:
+                await clock.sleep(self.world.between("forgetter", 0.2, 0.7) * self.scale.horizon)
+            one = eraser.Eraser(store, bus, PROJECT)
+            while True:
+                try:
+                    if not [entry async for entry in erasures.every(store, PROJECT)]:
+                        await one.begin(asking.wanted_of(project=PROJECT, rollout="r2"))
+                    await eraser.carry_on_all(one, store, PROJECT)
+                    if not await eraser.unfinished(store, PROJECT):
+                        return
+                except (errors.Retryable, errors.NotFound):
+                    pass  # Nothing is there yet, or it is tried again.
+                pause = 60.0 if self.world.rates is not cluster.CALM else 0.5 * DAY
+                await clock.sleep(pause if self.scale is DENSE else 0.5 * DAY)
+
+        return main
+
     def _sweeper(self):
         async def main(store, bus):
             while True:
@@ -448,7 +492,8 @@ class Fleet:
             found += at_once(snapshot_invariants.forgets_nothing(store, key, before, after))
             head = at_once(lines.heads.read(store, key, fmt=lines.HEAD_FORMAT))
             found += at_once(snapshot_invariants.refs_are_whole(store, project, head))
-        elif part == keys.MANIFESTS and kind != "delete":
+        elif part == keys.MANIFESTS and kind != "delete" and not self.erases:
+            # Beside an erasure a writer that is too late may put one whose packs are gone: no head moves to it.
             found += at_once(invariants.manifest_names_what_exists(store, project, after))
         elif kind == "commit" or (part == keys.MARKS and kind in ("delete", "compare_and_delete")):
             found += at_once(_offsets(store, self.world.bus))
@@ -465,8 +510,11 @@ class Fleet:
         found += at_once(side_invariants.check(store, PROJECT))
         found += at_once(snapshot_invariants.check(store, PROJECT))
         found += at_once(snapshot_invariants.every_workspace_reaches_an_end(store, bus))
+        found += at_once(erasure_invariants.check(store, PROJECT))
         for project, number, manifest in sorted(self.named):
-            found += at_once(invariants.seeds_give_the_same_bytes(store, project, MEMORY, number, manifest))
+            with contextlib.suppress(errors.Erased):
+                same = invariants.seeds_give_the_same_bytes(store, project, MEMORY, number, manifest)
+                found += at_once(same)
         found += self._nothing_is_swept_too_early()
         found += self._seeds_are_what_they_were()
         found += self._indexes_agree()
@@ -498,10 +546,23 @@ class Fleet:
         for seed, files in self.seen:
             if clock.now_iso() >= seed.expires:
                 continue
-            opened = at_once(seeds.open_seed(reader, seed))
+            try:
+                opened = at_once(seeds.open_seed(reader, seed))
+            except errors.Erased:
+                continue
             if {path: one.text for path, one in opened.files.items()} != files:
                 found.append(invariants.Violation(invariants.SEEDS, seed.id[:12], "it has other bytes now"))
         return found
+
+    def _nothing_is_left_of_what_was_erased(self):
+        """After the second date no byte of it is in the store, and the ledger says that it is done."""
+        store = self.world.store
+        states = {entry.body["state"] for entry in at_once(_all(erasures.every(store, PROJECT)))}
+        found = [] if states <= {erasures.DONE} else [f"an erasure is {sorted(states)} at the end"]
+        for key, body in store.snapshot().items():
+            if any(NEEDLE.encode() in part for part in proof.unpacked(key, body)):
+                found.append(f"{key} holds what was erased")
+        self._broken([invariants.Violation(invariants.ERASED, PROJECT, one) for one in found])
 
     def _indexes_agree(self):
         found = []
@@ -534,6 +595,10 @@ class Fleet:
                 if key.split("/")[:2] == [view.project, keys.WORKSPACES]
             },
         }
+
+
+async def _all(rows):
+    return [row async for row in rows]
 
 
 async def _offsets(store, bus):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import harness
 import mutants
 import pytest
-import toy
 from harness import PROJECT, Broken, Scenario, consolidator, event, recorder, worker
 
 from runlore.commit import erasures, keys
@@ -17,19 +14,6 @@ from runlore.testing.world import Faults, finish
 from runlore.upkeep.erasing import asking, eraser, memories
 
 NEEDLE = "heliotrope"
-
-
-@pytest.fixture(autouse=True)
-def _driven(monkeypatch):
-    harness.install(monkeypatch)
-
-    def dropped(notes, rollouts):
-        for name in rollouts:
-            notes = notes.drop(name)
-        return notes
-
-    monkeypatch.setattr(memories, "joint", SimpleNamespace(dropped=dropped))
-    monkeypatch.setattr(memories, "render", SimpleNamespace(parts=toy.parts))
 
 
 def forgetter(**named):

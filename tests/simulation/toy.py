@@ -66,6 +66,12 @@ def parts(notes, layout, memo=None):
     return {**found, "all": Part("\n".join(part.text for part in found.values()))}
 
 
+def dropped(notes, rollouts):
+    for name in rollouts:
+        notes = notes.drop(name)
+    return notes
+
+
 def propose(notes, name, summary, told):
     return [(name, [text for _, text in summary["runs"].values()])]
 
@@ -100,6 +106,7 @@ def install(monkeypatch):
     """Put this model where the stages look for memory."""
     from runlore.consumers import consolidate, promote, record, summarize
     from runlore.testing import invariants
+    from runlore.upkeep.erasing import memories
 
     rules = SimpleNamespace(ENGINE=ENGINE, digest=digest, build=build, extend=extend)
     monkeypatch.setattr(summarize, "rules", rules)
@@ -115,3 +122,5 @@ def install(monkeypatch):
     monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part, Memo=object))
     monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=guards.Violation))
     monkeypatch.setattr(record, "redact", SimpleNamespace(line=redact, rules=lambda: str(Detector.version)))
+    monkeypatch.setattr(memories, "joint", SimpleNamespace(dropped=dropped))
+    monkeypatch.setattr(memories, "render", SimpleNamespace(parts=parts))

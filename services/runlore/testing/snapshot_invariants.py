@@ -13,7 +13,7 @@ import blake3
 
 from runlore import clock, errors, pipeline
 from runlore.bus import port as bus_port
-from runlore.commit import heads, keys, lines
+from runlore.commit import erasures, heads, keys, lines, rollouts
 from runlore.consumers import dead, record, snapshot
 from runlore.snapshots import names, packs, reading
 from runlore.store import port as store_port
@@ -128,6 +128,8 @@ async def every_workspace_reaches_an_end(store: store_port.ObjectStore, bus: bus
             if left is not None and lines.id_of(left) == found:
                 continue  # It left what it found.
             head = await lines.read(store, work.line)
+            if await _is_erased(store, incoming, head):
+                continue
             done = await lines.outcomes(store, work.line, incoming.run)
             placed = lines.place(head.body, done, incoming.run, incoming.data.attempt)
             letter = dead.letter_id(message.topic, message.partition, message.offset, "snapshot")
@@ -135,6 +137,13 @@ async def every_workspace_reaches_an_end(store: store_port.ObjectStore, bus: bus
                 run = f"run {incoming.run} attempt {incoming.data.attempt}"
                 out.append(Violation(PLACED, str(work.line), f"{run} is neither on the line nor dead"))
     return out
+
+
+async def _is_erased(store: store_port.ObjectStore, incoming: record.Incoming, line: heads.Head) -> bool:
+    project, memory, rollout = incoming.line_of
+    key = keys.rollout_head(project, memory, rollout)
+    head = await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)
+    return any(erasures.is_erased(body, incoming.run) for body in (head.body, line.body))
 
 
 def moved_well(key: str, before: bytes | None, after: bytes | None) -> list[Violation]:
