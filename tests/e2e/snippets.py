@@ -49,7 +49,7 @@ PAGES = (
 SHOWN = {"text", "mermaid", "indented"}
 """Languages in which nothing can be run: figures."""
 COMMAND = re.compile(
-    r"^(?:\$ )?(?:[A-Z_]+=\S* )*(?:runlore|python3?|pip|npm|make|curl|docker|diff|export|claude|codex) "
+    r"^(?:\$ )?(?:[A-Z_]+=\S* )*(?:runlore|python3?|pip|npm|make|curl|docker|helm|kubectl|diff|export|claude|codex) "
 )
 NOTES = ("not run", "file", "exit", "beside")
 METACHARACTERS = set("|&;<>()$`*?[]{}\\~\n")
@@ -152,6 +152,8 @@ def _servers(value):
 def accepts_line(line):
     """Every `runlore …` in a shell's line is one that the command line takes."""
     words = shlex.split(line, comments=True)
+    if words and words[0] in ("helm", "kubectl"):
+        return  # There it is the name of a release.
     for at, word in enumerate(words):
         is_ours = word.endswith("runlore") and (
             at == 0 or not words[at - 1].endswith(("exec", "add", "install"))

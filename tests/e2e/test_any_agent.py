@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 import shutil
 import subprocess
 import tarfile
@@ -146,23 +145,3 @@ def test_without_its_three_words_it_says_how_it_is_called(tmp_path):
         ["sh", str(AGENT), "conv-1"], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2 and "CONVERSATION TASK COMMAND" in done.stderr
-
-
-def test_what_its_page_shows_is_what_its_commands_print(environment, tmp_path):
-    readme = (AGENT.parent / "README.md").read_text("utf-8")
-    (session,) = re.findall(r"^```console\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    serve, *commands = re.findall(r"^\$ (.*)$", session, re.MULTILINE)
-    assert serve.startswith("runlore serve --up")
-    done = subprocess.run(
-        ["sh", "-eu"],
-        input="\n".join(commands),
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    shown = [line for line in session.splitlines() if not line.startswith("$") and line != "…"]
-    assert done.stdout.splitlines()[: len(shown)] == shown

@@ -20,6 +20,7 @@ from runlore.lookup.http import app
 
 ACME = "/v1/projects/acme"
 FILLED = {
+    "erasure": "e1",
     "memory": "support",
     "n": "head",
     "path": "MEMORY.md",

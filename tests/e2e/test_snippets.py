@@ -81,12 +81,16 @@ def admin(term):
     # The page's project would be there already, from its runs.
     term.instead['create(name="acme")'] = 'create(name="Acme shop")'
 
+    # An act, so that the log of those has an entry.
+    for act in ("pause", "resume"):
+        term.home.call(act, "summarize", "--reason", "a test")
+
     def verify():
         found = term.home.json("audit", "verify")
         term.instead["41:9f2c..."] = found["tip"]
         term.instead["acts:112:07be..."] = found["acts"]["tip"]
 
-    term.before["runlore audit verify"] = verify
+    term.before["runlore audit --project"] = verify
 
 
 def beside_an_agent(term):
