@@ -88,7 +88,7 @@ def admin(term):
     def verify():
         found = term.home.json("audit", "verify")
         term.instead["41:9f2c..."] = found["tip"]
-        term.instead["acts:112:07be..."] = found["acts"]["tip"]
+        term.instead["acts:112:07be..."] = f"acts:{found['acts']['tip']}"
 
     term.before["runlore audit --project"] = verify
 
