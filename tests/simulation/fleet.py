@@ -337,6 +337,8 @@ class Fleet:
     async def _ran(self, store, number, run, name):
         """The event of a run, with the workspace that it left."""
         rollout = f"r{int(self.world.draw('rollout') * 4)}"
+        if is_bad := self.world.draw("poison") < 0.05:
+            rollout = f"bad-{name}"
         seed = await _tried(lambda: seeds.resolve(revisions.Reader(store), PROJECT, MEMORY, rollout))
         await clock.sleep(self.world.between(f"agent-{number}", 1.0, 0.3 * self.scale.between_runs))
         said = f"{NEEDLE} {name}" if rollout == "r2" else None
@@ -351,10 +353,9 @@ class Fleet:
         ref = await _tried(lambda: workspaces.put(store, PROJECT, files, bases=bases))
         base = seed.base if seed is not None else None
         workspace = {"snapshot": str(ref), "base": base}
-        text = f"{toy.POISON}" if self.world.draw("poison") < 0.05 else None
-        said = text or said
+        said = toy.POISON if is_bad else said
         more = {"workspaces": [workspace], **({"record": self._record(name, run)} if self.real else {})}
-        return harness.event(name, rollout=f"bad-{name}" if text else rollout, text=said, **more)
+        return harness.event(name, rollout=rollout, text=said, **more)
 
     def _record(self, name, number):
         """A run in which a tool fails, and works once its arguments are changed."""
