@@ -445,7 +445,8 @@ class Fleet:
                 try:
                     if not [entry async for entry in erasures.every(store, PROJECT)]:
                         await one.begin(asking.wanted_of(project=PROJECT, rollout="r2"))
-                    await eraser.carry_on_all(one, store, PROJECT)
+                    for entry in await eraser.due(store, PROJECT):
+                        await one.carry_on(str(entry.body["id"]))
                     if not await eraser.unfinished(store, PROJECT):
                         return
                 except (errors.Retryable, errors.NotFound):
@@ -497,7 +498,7 @@ class Fleet:
             # Beside an erasure a writer that is too late may put one whose packs are gone: no head moves to it.
             found += at_once(invariants.manifest_names_what_exists(store, project, after))
         elif kind == "commit" or (part == keys.MARKS and kind in ("delete", "compare_and_delete")):
-            found += at_once(_offsets(store, self.world.bus))
+            found += at_once(harness.offsets(store, self.world.bus))
         elif kind == "delete" and part in (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS):
             found += at_once(snapshot_invariants.check(store, project))
         if found:
@@ -600,16 +601,6 @@ class Fleet:
 
 async def _all(rows):
     return [row async for row in rows]
-
-
-async def _offsets(store, bus):
-    """Invariant 4 at the moments at which it can break: a commit, and a mark that goes."""
-    views = {}
-    for project in await invariants.projects(store):
-        for view in await invariants.look(store, project):
-            views[view.project, view.memory] = view
-    committed = await bus.committed(group="record", topic="runs")
-    return await invariants.offsets_follow_effects(bus, views, committed)
 
 
 def _delete(path):

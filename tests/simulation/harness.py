@@ -419,12 +419,17 @@ class Scenario:
         """Invariant 4 at the moments at which it can break: a commit, and a mark that goes."""
         name = (simulation.store.fingerprint(), simulation.bus.fingerprint(ignore=("changed",)))
         if name not in self._checked:
-            self._checked[name] = finish(_offsets(simulation.store, simulation.bus))
+            self._checked[name] = finish(offsets(simulation.store, simulation.bus))
         return self._checked[name]
 
 
-async def _offsets(store, bus):
-    views = {(view.project, view.memory): view for view in await invariants.look(store, PROJECT)}
+async def offsets(store, bus):
+    """Invariant 4, as it is now in every project."""
+    views = {
+        (view.project, view.memory): view
+        for project in await invariants.projects(store)
+        for view in await invariants.look(store, project)
+    }
     committed = await bus.committed(group="record", topic="runs")
     return await invariants.offsets_follow_effects(bus, views, committed)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class TopicPartition(NamedTuple):
@@ -74,6 +74,7 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
 class Overwrites(Protocol):
     """What a bus that is one file may do besides: let the bytes of messages go. Kafka keeps them for their term."""
 

@@ -435,13 +435,13 @@ async def _kept_up(
         one = _eraser(opened, project, show)
         past = []
         # What is administered goes before what this machine says.
+        # Read for each: whoever says "keep" while this goes through many projects is heard.
         said = (await administration.read(opened.store)).retention_of(project)
         if said.type != organization.KEEP:
             keep_days = said.days
         if keep_days is not None:
             past = [found async for found in retention.due(opened.store, project, days=keep_days)]
-        unfinished = await erasing.unfinished(opened.store, project)
-        due = [entry for entry in unfinished if (erasing.next_pass(entry.body) or clock.now()) <= clock.now()]
+        due = await erasing.due(opened.store, project)
         problem = None
         try:
             plan = await sweep.scan(opened.store, project, on_progress=show)

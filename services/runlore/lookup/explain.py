@@ -21,7 +21,7 @@ from typing import Any
 
 from runlore import errors, pipeline
 from runlore.bus import port as bus_port
-from runlore.commit import erasures, keys, lines, marks, revisions, rollouts
+from runlore.commit import erasures, keys, lines, marks, revisions
 from runlore.consumers import approvals, dead, record, summarize
 from runlore.events import ids
 from runlore.lookup import asked
@@ -389,14 +389,3 @@ async def _erased(
             story.step("erased", f"erasure {told['id']}, of a {told['scope']}", at=told["asked_at"])
             story.next = "it was erased, and no event brings it back"
             yield story
-
-
-async def head_of(store: store_port.ObjectStore, project: str, memory: str, rollout: str) -> dict[str, Any]:
-    """A rollout's head. Raises `errors.NotFound`."""
-    head = await summarize.read(store, project, memory, ids.alias(rollout))
-    if not head.counter:
-        raise errors.NotFound(
-            f"{project}/{memory} has no rollout {rollout!r}", hint="`runlore log` lists them"
-        )
-    assert head.body["format"] == rollouts.HEAD_FORMAT
-    return head.body

@@ -21,7 +21,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from runlore.testing.world import finish
+from runlore.testing.world import Stuck, finish
 
 THREAD_SECONDS = 0.001
 """How long anything takes that is given to a thread, in simulated seconds."""
@@ -31,10 +31,6 @@ CLOSING_CALLBACKS_MAX = 10_000_000
 
 T = TypeVar("T")
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simulated_process", default=None)
-
-
-class Stuck(AssertionError):
-    """Nothing is left that could happen, or far too much happens."""
 
 
 @dataclass(eq=False)

@@ -62,7 +62,7 @@ class Crash(BaseException):
 
 
 class Stuck(AssertionError):
-    """A schedule does not come to an end."""
+    """A schedule does not come to an end: nothing is left that could happen, or far too much happens."""
 
 
 @dataclass(frozen=True)

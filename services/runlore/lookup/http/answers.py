@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 import pydantic
@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from runlore import errors
 from runlore.lookup.http import service as services
+from runlore.upkeep import audit
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 FOLLOWS = "private, no-cache"
@@ -355,6 +356,14 @@ async def body_of(request: Request, most: int) -> bytes:
             raise too_large(most)
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def reason_of(body: Mapping[str, Any], does: str) -> str:
+    """Why, as a body says; `does`: what the request does. Raises `errors.InvalidInput`."""
+    reason = body.get("reason")
+    if not isinstance(reason, str) or not reason.strip() or len(reason) > audit.REASON_CHARS_MAX:
+        raise errors.InvalidInput(f"{does}: say why in `reason` ({audit.REASON_CHARS_MAX} characters)")
+    return reason.strip()
 
 
 async def object_of(request: Request) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from runlore.upkeep.erasing import asking, eraser, receipts
 log = structlog.get_logger("runlore.http")
 
 router = APIRouter(prefix="/v1/projects/{project}/erasures", tags=["erasure"])
-REASON_CHARS_MAX = 2000
 NAMES = ("run", "rollout", "subject", "memory")
 _TEXT = {"type": ["string", "null"]}
 _BODY = {
@@ -131,17 +130,16 @@ def _eraser(own: service.Service, project: str) -> eraser.Eraser:
 def _asked(project: str, body: dict[str, Any], *, why: bool = True) -> tuple[asking.Wanted, str]:
     """(What is asked for, why). Raises `errors.InvalidInput`."""
     named = {name: body.get(name) for name in NAMES}
-    reason, strict = body.get("reason"), body.get("strict", False)
+    strict = body.get("strict", False)
     if any(value is not None and not isinstance(value, str) for value in named.values()):
         raise errors.InvalidInput(f"{', '.join(NAMES)} are texts")
     if not isinstance(strict, bool):
         raise errors.InvalidInput("`strict` is true or false")
-    if why and not (isinstance(reason, str) and reason.strip() and len(reason) <= REASON_CHARS_MAX):
-        raise errors.InvalidInput(f"this erases: say why in `reason` ({REASON_CHARS_MAX} characters)")
+    reason = answers.reason_of(body, "this erases") if why else ""
     wanted = asking.wanted_of(
         project=project, snapshots=str(body.get("snapshots", asking.ERASE)), strict=strict, **named
     )
-    return wanted, str(reason or "").strip()
+    return wanted, reason
 
 
 async def _carried_on(one: eraser.Eraser, own: service.Service, project: str, name: str) -> None:

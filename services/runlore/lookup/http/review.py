@@ -16,7 +16,6 @@ from runlore.upkeep import audit
 
 router = APIRouter(prefix="/v1/projects/{project}/memories/{memory}/review", tags=["review"])
 ROLLOUTS_NAMED_MAX = 256
-REASON_CHARS_MAX = 2000
 _BODY = {
     "required": True,
     "content": {
@@ -144,11 +143,8 @@ async def _decision(request: Request, memory: str) -> tuple[list[str] | None, st
     """(the rollouts, None for all that wait; why; the hold that was shown). Raises `errors.InvalidInput`."""
     ids.check_name(memory, "memory")
     body = await answers.object_of(request)
-    rollouts, reason, hold = body.get("rollouts"), body.get("reason"), body.get("hold")
-    if not isinstance(reason, str) or not reason.strip() or len(reason) > REASON_CHARS_MAX:
-        raise errors.InvalidInput(
-            f"this changes what others see: say why in `reason` ({REASON_CHARS_MAX} characters)"
-        )
+    rollouts, hold = body.get("rollouts"), body.get("hold")
+    reason = answers.reason_of(body, "this changes what others see")
     is_list = isinstance(rollouts, list) and all(isinstance(one, str) and one.strip() for one in rollouts)
     if (body.get("all") is True) == bool(rollouts) or not (
         rollouts is None or (is_list and len(rollouts) <= ROLLOUTS_NAMED_MAX)
@@ -158,4 +154,4 @@ async def _decision(request: Request, memory: str) -> tuple[list[str] | None, st
         )
     if hold is not None and type(hold) is not int:
         raise errors.InvalidInput("`hold` is not a number")
-    return rollouts or None, reason.strip(), hold
+    return rollouts or None, reason, hold

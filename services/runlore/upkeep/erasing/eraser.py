@@ -283,7 +283,7 @@ class Eraser:
         told: dict[str, Any] = {"revisions": floors}
         if not entry.body["seeded"]["total"]:
             told["seeded"] = await seeded.runs_of(self._store, self._project, floors, targets)
-        can = getattr(self._bus, "overwrite", None) is not None
+        can = isinstance(self._bus, bus_port.Overwrites)
         until = None
         if found.messages and not can:
             until = traces.bus_until(found)
@@ -348,11 +348,8 @@ async def unfinished(store: store_port.ObjectStore, project: str) -> list[heads.
     return sorted(found, key=lambda one: str(one.body["asked_at"]))
 
 
-async def carry_on_all(eraser: Eraser, store: store_port.ObjectStore, project: str) -> list[heads.Head]:
-    """A pass over every erasure for which one is due."""
-    out = []
-    for one in await unfinished(store, project):
-        due = next_pass(one.body)
-        if due is not None and due <= clock.now():
-            out.append(await eraser.carry_on(str(one.body["id"])))
-    return out
+async def due(store: store_port.ObjectStore, project: str) -> list[heads.Head]:
+    """Those of them that a pass brings on now."""
+    now = clock.now()
+    found = await unfinished(store, project)
+    return [one for one in found if (at := next_pass(one.body)) is not None and at <= now]

@@ -10,7 +10,6 @@ import contextlib
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from runlore import errors, pipeline
 from runlore.bus import port as bus_port
@@ -128,8 +127,7 @@ async def erase(
     for letter in found.letters:
         await dead.resolve(bus, letter, dead.ERASED, f"erasure {name}")
     counts = {"dead letters": len(found.letters), "parts of dead letters": len(pointers)}
-    overwrite: Any = getattr(bus, "overwrite", None)
-    if overwrite is None:
+    if not isinstance(bus, bus_port.Overwrites):
         return counts | {"bus messages": 0}
     blanks = [replace(one, value=None, headers=[(record.ERASED_HEADER, b"1")]) for one in found.messages]
     blanks += [
@@ -137,7 +135,7 @@ async def erase(
         for one in found.letter_messages
     ]
     for at in range(0, len(blanks), BATCH):
-        await overwrite(blanks[at : at + BATCH])
+        await bus.overwrite(blanks[at : at + BATCH])
     return counts | {"bus messages": len(blanks)}
 
 
