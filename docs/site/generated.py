@@ -104,7 +104,7 @@ def alerts() -> str:
         "# Alerts",
         "",
         "Made of `infra/prometheus/alerts.yml`. `page` wakes somebody, `ticket` waits for the morning. Each has a "
-        "section in docs/RUNBOOK.md.",
+        "section in docs/OPERATIONS.md.",
         "",
         "| alert | severity | after | says |",
         "|---|---|---|---|",

@@ -159,16 +159,21 @@ def test_promtool_takes_every_expression_of_every_panel(infra, expressions, prom
     assert promtool("check", "rules", tmp_path / "panels.yml")[0] != 0
 
 
-def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert(infra, rules):
-    text = (infra.parent / "docs/RUNBOOK.md").read_text("utf-8")
-    sections = dict(re.findall(r"^## (Runlore\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+def test_every_alert_has_its_section_and_its_row_and_every_section_its_alert(infra, rules):
+    text = (infra.parent / "docs/OPERATIONS.md").read_text("utf-8")
+    sections = dict(re.findall(r"^### (Runlore\w+)\n(.*?)(?=^##|\Z)", text, re.M | re.S))
     assert sections.keys() == rules.keys()
     for name, one in rules.items():
-        assert one["annotations"]["runbook_url"] == f"docs/RUNBOOK.md#{name.lower()}"
+        assert one["annotations"]["runbook_url"] == f"docs/OPERATIONS.md#{name.lower()}"
         assert one["annotations"].keys() == {"summary", "description", "runbook_url"}
         assert one["labels"]["severity"] in ("page", "ticket")
-        for part in ("**Means.**", "**Look.**", "**Do.**"):
-            assert part in sections[name], f"{name} has no {part}"
+        found = re.findall(r"^\*\*([A-Z][a-z ]+\.)\*\*", sections[name], re.M)
+        assert found == ["Means.", "Users notice.", "Look.", "Do.", "Over when."], f"{name} has {found}"
+    table = re.findall(r"^\| \[(\w+)\]\(#(\w+)\) \| `(\w+)` \|", text, re.M)
+    severities = {name: one["labels"]["severity"] for name, one in rules.items()}
+    assert {name: severity for name, _, severity in table} == severities
+    assert [severity for _, _, severity in table] == sorted(severities.values()), "what wakes comes first"
+    assert all(anchor == name.lower() for name, anchor, _ in table)
 
 
 def test_promtool_takes_the_rules_and_the_configuration(infra, promtool):

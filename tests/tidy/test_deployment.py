@@ -9,10 +9,7 @@ import pytest
 import reference
 import yaml
 
-DOCS = (
-    *("docs/RUNBOOK.md", "docs/DEPLOYMENT.md", "docs/METRICS.md", "docs/OPERATING.md"),
-    "infra/helm/runlore/README.md",
-)
+DOCS = ("docs/OPERATIONS.md", "docs/DEPLOYMENT.md", "docs/METRICS.md", "infra/helm/runlore/README.md")
 
 
 def calls(text):

@@ -26,7 +26,7 @@ DOCS = {
         "docs/AGENTS.md",
         "docs/HTTP.md",
         "docs/MCP.md",
-        "docs/OPERATING.md",
+        "docs/OPERATIONS.md",
         "docs/SOURCES.md",
         "examples/any-agent/README.md",
     )
