@@ -10,7 +10,13 @@ from runlore.bus import port as bus_port
 from runlore.commit import keys, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
-from runlore.testing import erasure_invariants, invariants, side_invariants, snapshot_invariants
+from runlore.testing import (
+    erasure_invariants,
+    invariants,
+    line_invariants,
+    side_invariants,
+    snapshot_invariants,
+)
 from runlore.upkeep import audit, logs, pauses
 
 LOGGED = "the logs of what people did and of seeds are whole"
@@ -72,6 +78,7 @@ async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invar
     for project in await invariants.projects(store):
         found += await snapshot_invariants.check(store, project)
         found += await side_invariants.check(store, project)
+        found += await line_invariants.check(store, project)
         found += await erasure_invariants.check(store, project)
     return found
 
