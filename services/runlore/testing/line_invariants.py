@@ -12,7 +12,7 @@ from runlore.store import port as store_port
 from runlore.testing.invariants import SEEDS, Violation
 
 
-async def check(store: store_port.ObjectStore, project: str) -> list[Violation]:
+async def earlier_revisions_keep_their_packs(store: store_port.ObjectStore, project: str) -> list[Violation]:
     """Every pack that a revision names and that is not there, of all lines of a project."""
     reader = revisions.Reader(store)
     named: dict[str, str] = {}

@@ -78,7 +78,7 @@ async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invar
     for project in await invariants.projects(store):
         found += await snapshot_invariants.check(store, project)
         found += await side_invariants.check(store, project)
-        found += await line_invariants.check(store, project)
+        found += await line_invariants.earlier_revisions_keep_their_packs(store, project)
         found += await erasure_invariants.check(store, project)
     return found
 
