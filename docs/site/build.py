@@ -40,8 +40,6 @@ WORDS = re.compile(
     r"|(?P<mention>(?<![\w/.\[-])(?:docs/)?(?P<name>[A-Z][A-Z0-9-]+|decisions/[\w-]+)\.md(?P<anchor>#[\w-]+)?(?![\w/]))",
     re.S,
 )
-GUARANTEES = ("What is guaranteed", "What is not")
-"""Sections of the README that are a page of the site."""
 
 
 class Broken(Exception):
@@ -59,8 +57,6 @@ def pages() -> dict[str, str]:
     texts = {file: (ROOT / file).read_text("utf-8") for file in sources()}
     titles = {file: title(text) for file, text in texts.items()}
     made = {page: linked(texts[file], file, page, titles) for file, page in sources().items()}
-    readme = (ROOT / "README.md").read_text("utf-8")
-    made["guarantees.md"] = linked(guarantees(readme), "README.md", "guarantees.md", titles)
     for page, text in generated.pages().items():
         made[page] = linked(text, f"docs/{page}", page, titles)
     return made
@@ -69,13 +65,6 @@ def pages() -> dict[str, str]:
 def title(text: str) -> str:
     """A page's first heading, as words."""
     return re.sub(r"[`*]", "", re.search(r"^# (.+)$", text, re.M)[1])  # type: ignore[index]
-
-
-def guarantees(readme: str) -> str:
-    """What holds and what does not, as the README says."""
-    sections = [readme.split(f"\n## {one}\n")[1].split("\n## ")[0] for one in GUARANTEES]
-    named = (f"## {name}\n{text}" for name, text in zip(GUARANTEES, sections, strict=True))
-    return "# Guarantees as they stand\n\n" + "\n".join(named)
 
 
 def linked(text: str, file: str, page: str, titles: dict[str, str]) -> str:
@@ -105,8 +94,6 @@ def _link(found: re.Match[str], file: str, page: str, titles: dict[str, str]) ->
     if "://" in target or not target:
         return found[0]
     there = normpath(str(PurePosixPath(file).parent / target))
-    if there == "README.md" and anchor in (re.sub(r"\W+", "-", one.lower()) for one in GUARANTEES):
-        return f"[{found['text']}]({relpath('guarantees.md', _folder(page))}#{anchor})"
     if not (ROOT / there).exists() and page not in generated.pages():
         raise Broken(f"{file} links to {found['target']}, which does not exist")
     anchor = f"#{anchor}" if anchor else ""

@@ -233,6 +233,7 @@ WORLDS = {
     "docs/ADMIN.md": admin,
     "docs/AGENTS.md": beside_an_agent,
     "docs/ERASURE.md": erasing,
+    "docs/GUARANTEES.md": on_call,
     "docs/HTTP.md": keys,
     "docs/MODELS.md": models,
     "docs/PARALLEL.md": from_nothing,

@@ -1,6 +1,6 @@
 """The generated parts of docs/CLI.md, SETTINGS.md and METRICS.md, from the commands, errors, settings and metrics.
 
-And of the Helm chart's schema, from the settings.
+And of docs/GUARANTEES.md (guarantees.py), and of the Helm chart's schema, from the settings.
 
 python tests/tidy/reference.py     writes them anew; tests/tidy checks that nobody has to
 """
@@ -13,6 +13,8 @@ import pkgutil
 import re
 import textwrap
 from pathlib import Path
+
+import guarantees
 
 import runlore
 from runlore import errors, telemetry
@@ -185,6 +187,8 @@ PARTS = {
     ("docs/CLI.md", "errors"): error_reference,
     ("docs/SETTINGS.md", "settings"): setting_reference,
     ("docs/METRICS.md", "metrics"): metric_reference,
+    ("docs/GUARANTEES.md", "proof"): guarantees.proof_table,
+    ("docs/GUARANTEES.md", "run"): guarantees.run_table,
 }
 
 
