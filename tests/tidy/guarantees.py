@@ -6,6 +6,7 @@ left in docs/figures/simulation.json. `python tests/tidy/reference.py` writes th
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from dataclasses import dataclass
@@ -36,8 +37,6 @@ MODULES = {
 }
 ONLY_SETTLED = {"invariants.every_mark_is_worked", "invariants.every_run_reaches_an_end"}
 """What `verify` leaves out: on a home at work there is always something left to do."""
-FOUND_MAX = 3
-"""Holes that a row of the table names; the others are beside them in the same file."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Proof:
     tests: tuple[str, ...]
     """Beyond the simulation: `file` or `file::test`, below tests/."""
     holes: tuple[tuple[str, str], ...] = ()
-    """(file below tests/simulation, the hole by the name that it has there): put back, and must be found."""
+    """(file below tests/simulation, the hole by the name that it has there): put back, it must be found. Some of them."""
 
 
 PROOFS = (
@@ -263,28 +262,37 @@ def _names(code):
 
 
 def proof_table():
-    """A row for each invariant: promise, checkers, holes that are put back, tests beyond the simulation."""
-    ran = figures() or {"invariants": []}
-    told = {one["number"]: one["mutants"] for one in ran["invariants"]}
+    """A row for each invariant: its promise, whether `verify` asks it, and how often the last run did."""
+    checks = {one["number"]: f"{one['checks']:,}" for one in (figures() or {"invariants": ()})["invariants"]}
     by_verify = verified()
     out = [
-        "| | promise | checker | `runlore verify` | holes that are put back, and are found | beyond the simulation |",
-        "|---|---|---|---|---|---|",
+        "| | promise | checkers, of which `runlore verify` runs | checks in the last run |",
+        "|---|---|---|---|",
     ]
     for one in PROOFS:
-        mine = [name for name in one.checkers if name in by_verify]
-        said = "yes" if len(mine) == len(one.checkers) else "what is stored" if mine else "–"
-        holes = [hole.removeprefix("test_mutant_").replace("_", " ") for _, hole in one.holes]
-        holes += [hole for hole in told.get(one.number, ()) if hole not in holes]
-        cells = (
-            one.number,
-            f"[{one.promise}](#{anchor(one.section)})",
-            ", ".join(f"`{name.partition('.')[2]}`" for name in one.checkers),
-            said,
-            "; ".join(holes) or "–",
-            ", ".join(dict.fromkeys(f"`tests/{name.partition('::')[0]}`" for name in one.tests)),
-        )
+        ours = sum(name in by_verify for name in one.checkers)
+        told_of = f"[{one.promise}](#{anchor(one.section)})"
+        cells = (one.number, told_of, f"{len(one.checkers)}, {ours}", checks.get(one.number, "–"))
         out.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(out)
+
+
+def proof_of(section):
+    """What proves the promises of a section: checkers, holes that are put back, tests beyond the simulation."""
+    ran, by_verify = figures() or {"invariants": ()}, verified()
+    kept = {one["number"]: one["mutants"] for one in ran["invariants"]}
+    out = ["**Proof.**", ""]
+    for one in (one for one in PROOFS if one.section == section):
+        parts = [
+            (words, [f"`{name.partition('.')[2]}`" for name in one.checkers if (name in by_verify) is asked])
+            for asked, words in ((True, "also by `runlore verify`"), (False, "in the simulation alone"))
+        ]
+        checked = "; ".join(f"{', '.join(names)} ({words})" for words, names in parts if names)
+        holes = [hole.removeprefix("test_mutant_").replace("_", " ") for _, hole in one.holes]
+        holes += [hole for hole in kept.get(one.number, ()) if hole not in holes]
+        found = f" Found when put back: {'; '.join(holes)}." if holes else ""
+        files = dict.fromkeys(f"`tests/{name.partition('::')[0]}`" for name in one.tests)
+        out.append(f"- {one.number}, {one.promise}: {checked}.{found} Beyond that: {', '.join(files)}.")
     return "\n".join(out)
 
 
@@ -328,15 +336,13 @@ def told(ran):
             f"| {name} | {count:,} |"
             for name, count in sorted(ran["faults"].items(), key=lambda one: (-one[1], one[0]))
         ),
-        "",
-        "| invariant | checks |",
-        "|---|---|",
-        *(
-            f"| {one['number']}: {one['name'].removeprefix(str(one['number'])).strip()} | {one['checks']:,} |"
-            for one in ran["invariants"]
-        ),
     ]
-    for one in ran["broken"]:
-        where = f"seed {one['seed']}" if "seed" in one else one["scenario"]
-        out += ["", f"- broken: {where}: {one['what']}"]
+    out += ["", *(f"- broken: {one['kind']} {one['name']}: {one['what']}" for one in ran["broken"])]
     return "\n".join(out)
+
+
+PARTS = {"proof": proof_table, "run": run_table}
+PARTS |= {
+    f"proof {section}": functools.partial(proof_of, section) for section in {one.section: 0 for one in PROOFS}
+}
+"""Name of each part of the page that is made → what makes it."""

@@ -187,8 +187,7 @@ PARTS = {
     ("docs/CLI.md", "errors"): error_reference,
     ("docs/SETTINGS.md", "settings"): setting_reference,
     ("docs/METRICS.md", "metrics"): metric_reference,
-    ("docs/GUARANTEES.md", "proof"): guarantees.proof_table,
-    ("docs/GUARANTEES.md", "run"): guarantees.run_table,
+    **{("docs/GUARANTEES.md", name): make for name, make in guarantees.PARTS.items()},
 }
 
 
