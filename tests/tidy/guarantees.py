@@ -51,7 +51,7 @@ class Proof:
     tests: tuple[str, ...]
     """Beyond the simulation: `file` or `file::test`, below tests/."""
     holes: tuple[tuple[str, str], ...] = ()
-    """(file below tests/simulation, the hole by the name that it has there): put back, it must be found. Some of them."""
+    """(file below tests/simulation, the hole by its name there), some of them: put back, each must be found."""
 
 
 PROOFS = (
