@@ -106,6 +106,7 @@ class Eraser:
             "targets": [one.as_dict() for one in found],
             "runs": await self._runs(found),
             "claims": [],
+            "parts": [],
             "removed": {},
             "seeded": {"total": 0, "runs": []},
             "left": {},
@@ -255,13 +256,21 @@ class Eraser:
         rows = [row] if row is not None else []
         matches = traces.matcher(self._project, targets, rows)
         found = await traces.find(self._store, self._bus, self._project, matches)
-        noted = set((await erasures.read(self._store, self._project, str(entry.body["id"]))).body["claims"])
-        if found.claims - noted:
-            noted |= found.claims
-            await erasures.note(self._store, self._project, str(entry.body["id"]), {"claims": sorted(noted)})
-        for what, count in (await traces.erase(self._store, self._bus, found, str(entry.body["id"]))).items():
+        name = str(entry.body["id"])
+        body = (await erasures.read(self._store, self._project, name)).body
+        noted = {
+            "claims": found.claims | set(body["claims"]),
+            "parts": found.parts | set(body.get("parts", ())),
+        }
+        # Before what names them goes: a later pass looks again, as one may have been under way.
+        await erasures.note(
+            self._store, self._project, name, {what: sorted(one) for what, one in noted.items()}
+        )
+        parts = await traces.there(self._store, sorted(noted["parts"]))
+        removed["parts of dead letters"] += await erasing_rollouts.delete(self._store, parts)
+        for what, count in (await traces.erase(self._store, self._bus, found, name)).items():
             removed[what] += count
-        claims = await traces.claims_to_delete(self._store, self._project, noted, found.kept_claims)
+        claims = await traces.claims_to_delete(self._store, self._project, noted["claims"], found.kept_claims)
         removed["claims"] += await erasing_rollouts.delete(self._store, claims)
         self._tell("events")
         return found
@@ -292,6 +301,8 @@ class Eraser:
             told["left"]["bus messages until"] = until
         if found.foreign:
             told["left"]["dead letters of foreign topics, unread"] = found.foreign
+        if found.unread:
+            told["left"]["dead letters that do not say whose they are"] = found.unread
         return told
 
     async def _ring(self, found: Mapping[tuple[str, str], heads.Head]) -> None:
