@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import json
@@ -480,6 +481,41 @@ async def test_writes_that_were_given_up_and_land_after_an_erasure_bring_nothing
         await worked(store, bus)
     assert entry.body["state"] == erasures.DONE
     assert holders(store) == [] and await sound(store) == []
+
+
+class Standing(stores.MemoryStore):
+    """A store before whose next pack its writer stands still until `go`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stands, self.go = asyncio.Event(), None
+
+    async def put(self, key, body):
+        if self.go is not None and f"/{keys.PACKS}/" in key:
+            go, self.go = self.go, None
+            self.stands.set()
+            await go.wait()
+        return await super().put(key, body)
+
+
+async def test_the_second_date_waits_for_what_somebody_who_stood_still_has_put(monkeypatch):
+    store, bus = await kept(Standing())
+    await Producer(store, bus).publish([made.data(11, rollout="conv-c")], source="/test")
+    await record.RecordStage(store, bus).process([one async for one in bus.read("runs")])
+    go = store.go = asyncio.Event()
+    standing = asyncio.create_task(consolidate.ConsolidateStage(store, bus).work(P, M))
+    await store.stands.wait()
+    entry = await erase(store, bus, run="run-0")
+    there, hours = clock.now(), 0
+    monkeypatch.setattr(clock, "now", lambda: there + dt.timedelta(hours=hours))
+    hours = 50
+    go.set()
+    await standing
+    assert holders(store) == [keys.PACKS]
+    for hours, state in ((74, erasures.UNREACHABLE), (121, erasures.UNREACHABLE), (123, erasures.DONE)):
+        entry = await eraser.Eraser(store, bus, P).carry_on(str(entry.body["id"]))
+        assert entry.body["state"] == state, hours
+    assert holders(store) == []
 
 
 async def test_rollouts_past_their_days_are_erased_and_a_replay_brings_none_back(monkeypatch):

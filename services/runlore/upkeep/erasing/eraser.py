@@ -325,18 +325,30 @@ class Eraser:
         first = entry.body["first_at"]
         if first is None and began >= asked + (IN_HAND if entry.body["row"] else dt.timedelta()):
             told |= {"state": erasures.UNREACHABLE, "first_at": clock.now_iso()}
-        elif first is not None and began >= dt.datetime.fromisoformat(first) + LAST_LOOK:
+        elif first is not None and began >= (next_pass(entry.body) or began):
             # What this pass found late is younger than a term, and needs another.
-            if not removed["records"] and not removed["revisions"]:
-                await self._sweep()
-                told |= {"state": erasures.DONE, "second_at": clock.now_iso()}
+            if removed["records"] or removed["revisions"]:
+                told |= {"first_at": clock.now_iso(), "wait_until": None}
+            elif (until := await self._swept(dt.datetime.fromisoformat(first))) is not None:
+                told |= {"wait_until": until.isoformat(timespec="seconds")}
             else:
-                told |= {"first_at": clock.now_iso()}
+                told |= {"state": erasures.DONE, "second_at": clock.now_iso()}
         return await erasures.note(self._store, self._project, str(entry.body["id"]), told)
 
-    async def _sweep(self) -> None:
+    async def _swept(self, first: dt.datetime) -> dt.datetime | None:
+        """Sweep; and when to do it again, where something is too young to go that may hold what was erased.
+
+        Whoever read it before the first date puts his packs within a term, then finds that the head has moved.
+        """
         plan = await sweep.scan(self._store, self._project, on_progress=self._progress)
         await sweep.delete(self._store, plan, on_progress=self._progress)
+        until = (first + age.TERM + age.WINDOW).timestamp()
+        late = max((at for at in plan.written if at <= until), default=None)
+        if late is None:
+            return None
+        return (
+            dt.datetime.fromtimestamp(late, dt.UTC) + age.TERM + sweep.CLOCK_SLACK + dt.timedelta(seconds=1)
+        )
 
     def _tell(self, what: str) -> None:
         self._done += 1
@@ -348,7 +360,9 @@ def next_pass(body: Mapping[str, Any]) -> dt.datetime | None:
     if body["state"] == erasures.DONE:
         return None
     if body["first_at"] is not None:
-        return dt.datetime.fromisoformat(body["first_at"]) + LAST_LOOK
+        last = dt.datetime.fromisoformat(body["first_at"]) + LAST_LOOK
+        until = body.get("wait_until")
+        return max(last, dt.datetime.fromisoformat(until)) if until else last
     asked = dt.datetime.fromisoformat(body["asked_at"])
     return asked + (IN_HAND if body["row"] else dt.timedelta())
 
