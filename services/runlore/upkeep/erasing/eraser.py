@@ -294,11 +294,12 @@ class Eraser:
             told["seeded"] = await seeded.runs_of(self._store, self._project, floors, targets)
         can = isinstance(self._bus, bus_port.Overwrites)
         until = None
-        if found.messages and not can:
+        if (found.messages or found.letter_messages) and not can:
             until = traces.bus_until(found)
         told["left"] = {**dict(entry.body["left"]), **left}
         if until is not None:
-            told["left"]["bus messages until"] = until
+            # A later pass sees fewer of them: the letters are resolved by then.
+            told["left"]["bus messages until"] = max(until, told["left"].get("bus messages until", ""))
         if found.foreign:
             told["left"]["dead letters of foreign topics, unread"] = found.foreign
         if found.unread:
