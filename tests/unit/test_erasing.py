@@ -113,6 +113,23 @@ async def test_an_erased_rollout_is_gone_and_a_later_run_of_it_ends_erased():
     assert await sound(store, bus) == []
 
 
+@pytest.mark.parametrize("together", [False, True])
+async def test_what_an_earlier_erasure_took_over_is_erased_too(together):
+    store, bus = stores.MemoryStore(), buses.MemoryBus()
+    every = [*events(), made.data(3, rollout="conv-c", record=made.payload(3, text="a third thing"))]
+    for one in [every] if together else [[one] for one in every]:
+        await worked(store, bus, one)
+    for named, text in (
+        ({"rollout": "conv-c"}, "a third thing"),
+        ({"subject": "anna"}, NEEDLE),
+        ({"run": "run-2"}, "something else"),
+    ):
+        await erase(store, bus, **named)
+        assert holders(store, text) == [] and await erasure_invariants.check(store, P) == [], named
+    await worked(store, bus)
+    assert await selected(store) == ["conv-b"] and await sound(store, bus) == []
+
+
 async def test_a_replay_from_the_start_brings_nothing_back():
     store, bus = await kept()
     untouched = buses.MemoryBus()  # As Kafka, which lets nothing go.
