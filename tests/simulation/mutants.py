@@ -285,8 +285,8 @@ ORDER = [
         [
             (
                 revisions.write,
-                '    await store.put(keys.manifest(project, memory, body["revision"], sha256), raw)\n',
-                '    write.late = keys.manifest(project, memory, body["revision"], sha256), raw\n',
+                '    await puts.once(store, where, raw, what=f"the manifest {where}")\n',
+                "    write.late = where, raw\n",
             ),
             (
                 consolidate.ConsolidateStage._move,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import json
@@ -11,9 +12,10 @@ import pytest
 
 import made
 from runlore import clock, errors
+from runlore.bus import port as bus_port
 from runlore.commit import erasures, keys, lines, packs, revisions
 from runlore.consumers import consolidate, dead, rebuild, record
-from runlore.events import ids
+from runlore.events import envelope, ids
 from runlore.lookup import index as lookup_index
 from runlore.lookup import seeds
 from runlore.producer import Producer
@@ -109,6 +111,23 @@ async def test_an_erased_rollout_is_gone_and_a_later_run_of_it_ends_erased():
     done = await worked(store, bus, [later])
     assert done.count(record.ERASED) == 3 and holders(store) == []
     assert await sound(store, bus) == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_what_an_earlier_erasure_took_over_is_erased_too(together):
+    store, bus = stores.MemoryStore(), buses.MemoryBus()
+    every = [*events(), made.data(3, rollout="conv-c", record=made.payload(3, text="a third thing"))]
+    for one in [every] if together else [[one] for one in every]:
+        await worked(store, bus, one)
+    for named, text in (
+        ({"rollout": "conv-c"}, "a third thing"),
+        ({"subject": "anna"}, NEEDLE),
+        ({"run": "run-2"}, "something else"),
+    ):
+        await erase(store, bus, **named)
+        assert holders(store, text) == [] and await erasure_invariants.check(store, P) == [], named
+    await worked(store, bus)
+    assert await selected(store) == ["conv-b"] and await sound(store, bus) == []
 
 
 async def test_a_replay_from_the_start_brings_nothing_back():
@@ -408,6 +427,111 @@ async def test_what_a_stage_put_late_is_taken_by_the_last_pass_and_the_term_begi
             await store.delete(where)
             await store.put_if_absent(where, late)
         assert entry.body["state"] == state, days
+    assert holders(store) == []
+
+
+async def test_what_no_stage_could_read_of_an_erased_run_goes_too_and_a_replay_keeps_none_of_it():
+    store, bus = await kept()
+    broken = made.data(0, rollout="conv-a", attempt=0, record=made.payload(0, text=NEEDLE))
+    other = made.data(2, rollout="conv-b", attempt=0)
+    await bus.produce(
+        [record.message_of(envelope.of_run(one, source="/test"), "k", "runs") for one in (broken, other)]
+    )
+    await bus.produce([bus_port.Outgoing("runs", None, b"{", [])])
+    untouched = bus.copy()  # As Kafka, which lets nothing go.
+    assert (await worked(store, bus)).count(record.DEAD) == 3
+    entry = await erase(store, bus, run="run-0")
+    texts = [one.value or b"" for topic in ("runs", "dead") for one in [m async for m in bus.read(topic)]]
+    assert NEEDLE.encode() not in b"".join(texts) and entry.body["removed"]["dead letters"] == 1
+    assert entry.body["left"] == {"dead letters that do not say whose they are": 1}
+    done = await worked(store, untouched)
+    assert (done.count(record.ERASED), done.count(record.DEAD)) == (2, 2)
+    assert await sound(store, bus) == []
+
+
+class Slow(stores.MemoryStore):
+    """A store that has every write sent to it once more, later: a request that its client gave up, still under way."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent = []
+
+    async def put(self, key, body):
+        self.sent.append(lambda: super(Slow, self).put(key, body))
+        return await super().put(key, body)
+
+    async def compare_and_set(self, key, body, etag, *, guard=None):
+        self.sent.append(lambda: super(Slow, self).compare_and_set(key, body, etag))
+        return await super().compare_and_set(key, body, etag, guard=guard)
+
+    async def land(self):
+        late, self.sent = self.sent, []
+        for write in late:
+            with contextlib.suppress(errors.PreconditionFailed):
+                await write()
+
+
+@pytest.mark.parametrize("named", [{"run": "run-0"}, {"rollout": "conv-a"}, {"subject": "anna"}])
+async def test_writes_that_were_given_up_and_land_after_an_erasure_bring_nothing_back(named, monkeypatch):
+    store, bus = await kept(Slow())
+    await rebuild.Rebuild(store, bus, P, M, "side").build(rebuild.setup_of(None), reason="try")
+    shown = [await revisions.Reader(store).at(P, M, side=side) for side in (None, "side")]
+    large = made.data(
+        0, rollout="conv-a", record=made.payload(5, text=f"{NEEDLE} {'x' * 2_000_000}"), subject="anna"
+    )
+    await bus.produce(
+        [record.message_of(envelope.of_run({**large, "attempt": 2}, source="/test"), "k", "runs")]
+    )
+    assert (await worked(store, bus)).count(record.DEAD) == 1
+    assert [one.reason for one in await dead.read_all(bus)] == ["event_too_large"]
+    entry = await erase(store, bus, **named)
+    await store.land()
+    await worked(store, bus)
+    assert await sound(store) == []
+    for one in shown:
+        with pytest.raises(errors.Erased):
+            await revisions.Reader(store).load(P, M, one.number, one.sha256)
+    there = clock.now()
+    for days in (1, 4, 8):
+        monkeypatch.setattr(clock, "now", lambda days=days: there + dt.timedelta(days=days))
+        entry = await eraser.Eraser(store, bus, P).carry_on(str(entry.body["id"]))
+        await worked(store, bus)
+    assert entry.body["state"] == erasures.DONE
+    assert holders(store) == [] and await sound(store) == []
+
+
+class Standing(stores.MemoryStore):
+    """A store before whose next pack its writer stands still until `go`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stands, self.go = asyncio.Event(), None
+
+    async def put(self, key, body):
+        if self.go is not None and f"/{keys.PACKS}/" in key:
+            go, self.go = self.go, None
+            self.stands.set()
+            await go.wait()
+        return await super().put(key, body)
+
+
+async def test_the_second_date_waits_for_what_somebody_who_stood_still_has_put(monkeypatch):
+    store, bus = await kept(Standing())
+    await Producer(store, bus).publish([made.data(11, rollout="conv-c")], source="/test")
+    await record.RecordStage(store, bus).process([one async for one in bus.read("runs")])
+    go = store.go = asyncio.Event()
+    standing = asyncio.create_task(consolidate.ConsolidateStage(store, bus).work(P, M))
+    await store.stands.wait()
+    entry = await erase(store, bus, run="run-0")
+    there, hours = clock.now(), 0
+    monkeypatch.setattr(clock, "now", lambda: there + dt.timedelta(hours=hours))
+    hours = 50
+    go.set()
+    await standing
+    assert holders(store) == [keys.PACKS]
+    for hours, state in ((74, erasures.UNREACHABLE), (121, erasures.UNREACHABLE), (123, erasures.DONE)):
+        entry = await eraser.Eraser(store, bus, P).carry_on(str(entry.body["id"]))
+        assert entry.body["state"] == state, hours
     assert holders(store) == []
 
 

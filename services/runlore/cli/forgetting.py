@@ -338,7 +338,11 @@ async def _prove(out: ui.Out, home: Path | None, erased: Path | None, needles: P
                 on_progress=lambda count, what: bar.update(task, completed=count, detail=what),
             )
     scanned = ", ".join(f"{count} {what}" for what, count in sorted(found.scanned.items()))
-    out.answer({"ok": not found.problems, "scanned": found.scanned, "problems": found.problems})
+    out.answer(
+        {"ok": not found.problems, "scanned": found.scanned, "problems": found.problems, "bus": found.bus}
+    )
+    for one in found.bus:
+        out.say(f"{one['where']}: the bus keeps a message that holds one of the needles until {one['until']}")
     for one in found.problems:
         out.say(f"{one['where']}: {one['what']}")
     if found.problems:

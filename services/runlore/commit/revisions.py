@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runlore import clock, errors
-from runlore.commit import heads, keys, packs, pages, sides
+from runlore.commit import heads, keys, packs, pages, puts, sides
 from runlore.events import envelope
 from runlore.store import port
 
@@ -306,7 +306,9 @@ async def write(
     }
     raw = envelope.dump(body)
     sha256 = packs.name(raw)
-    await store.put(keys.manifest(project, memory, body["revision"], sha256), raw)
+    # If absent: a request that was given up lands later, and by then an erasure's stub may stand in its place.
+    where = keys.manifest(project, memory, body["revision"], sha256)
+    await puts.once(store, where, raw, what=f"the manifest {where}")
     named = {pack.sha256 for pack in held}
     for pack in parent.frames.packs if parent else ():
         if pack.sha256 not in named:

@@ -64,6 +64,8 @@ class Plan:
     """Objects that stay, by kind."""
     young: int = 0
     """Objects that nothing names, too young to go: work under way, or garbage of a later sweep."""
+    written: list[float] = field(default_factory=list)
+    """When each of those was written that could hold somebody's bytes, in seconds since 1970."""
 
     @property
     def bytes(self) -> int:
@@ -91,6 +93,7 @@ async def scan(
                 plan.kept[kind] = plan.kept.get(kind, 0) + 1
             elif row.modified >= oldest:
                 plan.young += 1
+                plan.written += [row.modified] if kind != keys.REQUESTS else []
             else:
                 plan.victims.append(Victim(row.key, row.size, row.modified))
     return plan

@@ -9,6 +9,7 @@ with its reason, and its offset is committed only after that is on the bus.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from collections import Counter
@@ -19,7 +20,7 @@ from typing import Any
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, heads, keys, lines, marks, redaction, revisions, rollouts
-from runlore.consumers import dead, edited, summarize
+from runlore.consumers import dead, edited, summarize, told
 from runlore.consumers.runtime import SEQUENTIAL, Runtime
 from runlore.events import envelope, ids, models, records
 from runlore.memory import redact
@@ -121,7 +122,7 @@ class RecordStage:
             try:
                 incoming = parse(message)
             except errors.Poison as exc:
-                outcomes[number] = Outcome(message, DEAD, exc)
+                outcomes[number] = await self._unread(message, exc)
             else:
                 groups.setdefault(incoming.line_of, []).append((number, incoming))
         jobs = [
@@ -142,6 +143,17 @@ class RecordStage:
         for message in messages:
             offsets[message.at] = max(offsets.get(message.at, 0), message.offset + 1)
         return Processed(ordered, offsets)
+
+    async def _unread(self, message: bus_port.Message, why: errors.Poison) -> Outcome:
+        """What becomes of what is no event: a dead letter, unless it says that it is of what was erased."""
+        said = await self._runtime.offload(told.by_one_that_is_broken, message.headers, message.value)
+        if said is not None and said.memory is not None:
+            with contextlib.suppress(errors.Fatal):  # A broken head stops those who can be read.
+                head = await summarize.read(self._store, said.project, said.memory, said.rollout)
+                rows = erasures.rows(await erasures.ledger(self._store, said.project))
+                if said.is_erased(head, rows):
+                    return Outcome(message, ERASED)
+        return Outcome(message, DEAD, why)
 
     async def _rollout(
         self, line: tuple[str, str, str], members: Sequence[tuple[int, Incoming]]

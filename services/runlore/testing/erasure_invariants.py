@@ -79,8 +79,13 @@ async def _of_memory(
         key = keys.rollout_head(project, memory, rollout)
         told[rollout] = (await heads.read(store, key, fmt=rollouts.HEAD_FORMAT)).body
     out = []
+    reader, is_newest = revisions.Reader(store), True
     try:
-        async for body in revisions.Reader(store).line(project, memory):
+        async for body in reader.line(project, memory):
+            if (is_newest or body.get("erasure")) and not body.get("erased"):
+                # Of what an erasure's revision took over no `covers` may be left that says it.
+                out += await _of_notes(reader, project, memory, body, told)
+            is_newest = False
             for row in body["covers"]:
                 taken = [run for run, _ in [*row["runs"], *row.get("edits", ())]]
                 shown = [run for run in taken if erasures.is_erased(told.get(row["rollout"], {}), run)]
@@ -89,4 +94,26 @@ async def _of_memory(
                     out.append(_violation(where, what))
     except errors.Fatal:
         return out  # Told by invariant 1 or 3.
+    return out
+
+
+async def _of_notes(
+    reader: revisions.Reader,
+    project: str,
+    memory: str,
+    body: Mapping[str, Any],
+    told: Mapping[str, Mapping[str, Any]],
+) -> list[invariants.Violation]:
+    """A revision has no notes of a rollout from before something of it was erased."""
+    number = int(body["revision"])
+    found = await reader.load(project, memory, number, str(body["sha256"]))
+    selected, coverage = found.map("selected"), found.map("coverage")
+    out = []
+    for rollout, head in sorted(told.items()):
+        covered = coverage.get(rollout)
+        if selected.get(rollout) is not None and (
+            covered is None or int(covered["counter"]) < erasures.newest(head)
+        ):
+            what = f"revision {number} has notes of rollout {rollout} from before it was erased"
+            out.append(_violation(f"{project}/{memory}", what))
     return out

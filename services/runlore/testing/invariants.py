@@ -20,7 +20,7 @@ from typing import Any
 from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, heads, keys, marks, packs, revisions, rollouts
-from runlore.consumers import approvals, consolidate, dead, record, summarize
+from runlore.consumers import approvals, consolidate, dead, record, summarize, told
 from runlore.memory import joint, rules
 from runlore.memory import notes as _notes
 from runlore.store import port as store_port
@@ -367,6 +367,16 @@ async def follows(
 # --- 4 ----------------------------------------------------------------------------------------------------
 
 
+def _was_erased(message: bus_port.Message, views: Mapping[tuple[str, str], MemoryView]) -> bool:
+    """Whether a message that is no event says that it is of what was erased."""
+    one = told.by_one_that_is_broken(message.headers, message.value)
+    view = views.get((one.project, one.memory or "")) if one is not None else None
+    if one is None or view is None:
+        return False
+    head = view.rollouts.get(one.rollout) or heads.Head("", {}, None)
+    return one.is_erased(head, view.rows)
+
+
 async def offsets_follow_effects(
     bus: bus_port.Bus, views: Mapping[tuple[str, str], MemoryView], committed: Mapping[int, int]
 ) -> list[Violation]:
@@ -384,7 +394,8 @@ async def offsets_follow_effects(
         try:
             incoming = record.parse(message)
         except errors.Poison:
-            out.append(Violation(MARKED, where, "committed, but it is neither a run nor a dead letter"))
+            if not _was_erased(message, views):
+                out.append(Violation(MARKED, where, "committed, but it is neither a run nor a dead letter"))
             continue
         project, memory, rollout = incoming.line_of
         view = views.get((project, memory))
@@ -496,7 +507,9 @@ async def every_run_reaches_an_end(
         try:
             incoming = record.parse(message)
         except errors.Poison:
-            out.append(Violation(ENDS, TOPIC, f"message {message.offset} is neither a run nor a dead letter"))
+            if not _was_erased(message, views):
+                what = f"message {message.offset} is neither a run nor a dead letter"
+                out.append(Violation(ENDS, TOPIC, what))
             continue
         view = views.get(incoming.line_of[:2])
         if view is not None and view.is_erased(incoming):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, heads, keys, rollouts
-from runlore.consumers import summarize
+from runlore.consumers import summarize, told
 from runlore.events import ids
 from runlore.memory import notes
 from runlore.store import port as store_port
@@ -177,11 +177,9 @@ async def _on_the_bus(
     """What waits on the bus, or is a dead letter, under the name."""
     memory, alias = wanted.memory, wanted.alias
 
-    def matches(incoming: traces.record.Incoming) -> bool:
-        names: Iterable[str] = (incoming.run, ids.alias(incoming.data.run_id))
-        if wanted.scope == erasures.ROLLOUT:
-            names = (incoming.data.rollout.alias,)
-        return alias in names and memory in (None, incoming.data.memory)
+    def matches(one: told.Told) -> bool:
+        named = one.rollout == alias if wanted.scope == erasures.ROLLOUT else alias in one.runs
+        return named and (memory is None or one.memory in (None, memory))
 
     return (await traces.find(store, bus, wanted.project, matches)).targets
 

@@ -106,6 +106,7 @@ class Eraser:
             "targets": [one.as_dict() for one in found],
             "runs": await self._runs(found),
             "claims": [],
+            "parts": [],
             "removed": {},
             "seeded": {"total": 0, "runs": []},
             "left": {},
@@ -255,13 +256,21 @@ class Eraser:
         rows = [row] if row is not None else []
         matches = traces.matcher(self._project, targets, rows)
         found = await traces.find(self._store, self._bus, self._project, matches)
-        noted = set((await erasures.read(self._store, self._project, str(entry.body["id"]))).body["claims"])
-        if found.claims - noted:
-            noted |= found.claims
-            await erasures.note(self._store, self._project, str(entry.body["id"]), {"claims": sorted(noted)})
-        for what, count in (await traces.erase(self._store, self._bus, found, str(entry.body["id"]))).items():
+        name = str(entry.body["id"])
+        body = (await erasures.read(self._store, self._project, name)).body
+        noted = {
+            "claims": found.claims | set(body["claims"]),
+            "parts": found.parts | set(body.get("parts", ())),
+        }
+        # Before what names them goes: a later pass looks again, as one may have been under way.
+        await erasures.note(
+            self._store, self._project, name, {what: sorted(one) for what, one in noted.items()}
+        )
+        parts = await traces.there(self._store, sorted(noted["parts"]))
+        removed["parts of dead letters"] += await erasing_rollouts.delete(self._store, parts)
+        for what, count in (await traces.erase(self._store, self._bus, found, name)).items():
             removed[what] += count
-        claims = await traces.claims_to_delete(self._store, self._project, noted, found.kept_claims)
+        claims = await traces.claims_to_delete(self._store, self._project, noted["claims"], found.kept_claims)
         removed["claims"] += await erasing_rollouts.delete(self._store, claims)
         self._tell("events")
         return found
@@ -285,13 +294,16 @@ class Eraser:
             told["seeded"] = await seeded.runs_of(self._store, self._project, floors, targets)
         can = isinstance(self._bus, bus_port.Overwrites)
         until = None
-        if found.messages and not can:
+        if (found.messages or found.letter_messages) and not can:
             until = traces.bus_until(found)
         told["left"] = {**dict(entry.body["left"]), **left}
         if until is not None:
-            told["left"]["bus messages until"] = until
+            # A later pass sees fewer of them: the letters are resolved by then.
+            told["left"]["bus messages until"] = max(until, told["left"].get("bus messages until", ""))
         if found.foreign:
             told["left"]["dead letters of foreign topics, unread"] = found.foreign
+        if found.unread:
+            told["left"]["dead letters that do not say whose they are"] = found.unread
         return told
 
     async def _ring(self, found: Mapping[tuple[str, str], heads.Head]) -> None:
@@ -314,18 +326,30 @@ class Eraser:
         first = entry.body["first_at"]
         if first is None and began >= asked + (IN_HAND if entry.body["row"] else dt.timedelta()):
             told |= {"state": erasures.UNREACHABLE, "first_at": clock.now_iso()}
-        elif first is not None and began >= dt.datetime.fromisoformat(first) + LAST_LOOK:
+        elif first is not None and began >= (next_pass(entry.body) or began):
             # What this pass found late is younger than a term, and needs another.
-            if not removed["records"] and not removed["revisions"]:
-                await self._sweep()
-                told |= {"state": erasures.DONE, "second_at": clock.now_iso()}
+            if removed["records"] or removed["revisions"]:
+                told |= {"first_at": clock.now_iso(), "wait_until": None}
+            elif (until := await self._swept(dt.datetime.fromisoformat(first))) is not None:
+                told |= {"wait_until": until.isoformat(timespec="seconds")}
             else:
-                told |= {"first_at": clock.now_iso()}
+                told |= {"state": erasures.DONE, "second_at": clock.now_iso()}
         return await erasures.note(self._store, self._project, str(entry.body["id"]), told)
 
-    async def _sweep(self) -> None:
+    async def _swept(self, first: dt.datetime) -> dt.datetime | None:
+        """Sweep; and when to do it again, where something is too young to go that may hold what was erased.
+
+        Whoever read it before the first date puts his packs within a term, then finds that the head has moved.
+        """
         plan = await sweep.scan(self._store, self._project, on_progress=self._progress)
         await sweep.delete(self._store, plan, on_progress=self._progress)
+        until = (first + age.TERM + age.WINDOW).timestamp()
+        late = max((at for at in plan.written if at <= until), default=None)
+        if late is None:
+            return None
+        return (
+            dt.datetime.fromtimestamp(late, dt.UTC) + age.TERM + sweep.CLOCK_SLACK + dt.timedelta(seconds=1)
+        )
 
     def _tell(self, what: str) -> None:
         self._done += 1
@@ -337,7 +361,9 @@ def next_pass(body: Mapping[str, Any]) -> dt.datetime | None:
     if body["state"] == erasures.DONE:
         return None
     if body["first_at"] is not None:
-        return dt.datetime.fromisoformat(body["first_at"]) + LAST_LOOK
+        last = dt.datetime.fromisoformat(body["first_at"]) + LAST_LOOK
+        until = body.get("wait_until")
+        return max(last, dt.datetime.fromisoformat(until)) if until else last
     asked = dt.datetime.fromisoformat(body["asked_at"])
     return asked + (IN_HAND if body["row"] else dt.timedelta())
 

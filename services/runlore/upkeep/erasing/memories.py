@@ -88,10 +88,25 @@ async def _look(reader: revisions.Reader, head: heads.Head, line: Line) -> None:
             taken = {run for run, _ in [*row["runs"], *row.get("edits", ())]}
             if target is not None and _names(target, line.heads[row["rollout"]], taken):
                 line.floor, is_shown = int(body["revision"]), True
+        is_others = body.get("erasure") not in (None, line.name) and not body.get("erased")
+        # What it took over was covered by revisions that are stubs now, and say nothing.
+        if is_others and await _holds(reader, body, line):
+            line.floor, is_shown = int(body["revision"]), True
         if (body.get("erased") or {}).get("erasure") == line.name:
             line.floor = int(body["revision"])
         if body.get("erasure") == line.name and not is_shown:
             line.clean = line.clean or int(body["revision"])
+
+
+async def _holds(reader: revisions.Reader, body: Mapping[str, Any], line: Line) -> bool:
+    """Whether an earlier erasure's revision has notes of the targets, from before they were erased."""
+    try:
+        found = await reader.load(line.project, line.memory, int(body["revision"]), str(body["sha256"]))
+    except errors.Erased:
+        return False
+    selected, coverage = found.map("selected"), found.map("coverage")
+    taken = [name for name in line.targets if selected.get(name) is not None]
+    return any(not _is_in_again(line.heads[name], coverage.get(name)) for name in taken)
 
 
 def _names(target: erasures.Target, head: heads.Head, taken: set[str]) -> bool:

@@ -6,6 +6,7 @@ holds no text), looked for in every object, also in what is compressed, in messa
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,11 +37,16 @@ class Proof:
 
     scanned: dict[str, int] = field(default_factory=dict)
     problems: list[dict[str, str]] = field(default_factory=list)
+    bus: list[dict[str, str]] = field(default_factory=list)
+    """Messages that hold a needle, on a bus that lets none go: with the time until which its topic keeps each."""
 
     def look(self, what: str, where: str, bodies: Iterable[bytes], needles: Sequence[bytes]) -> None:
-        self.scanned[what] = self.scanned.get(what, 0) + 1
-        if any(needle in body for body in bodies for needle in needles):
+        if self.holds(what, bodies, needles):
             self.problems.append({"where": where, "what": "it holds one of the needles"})
+
+    def holds(self, what: str, bodies: Iterable[bytes], needles: Sequence[bytes]) -> bool:
+        self.scanned[what] = self.scanned.get(what, 0) + 1
+        return any(needle in body for body in bodies for needle in needles)
 
 
 def needles_in(text: str) -> list[bytes]:
@@ -86,10 +92,17 @@ async def prove(
                 proof.look(row.key.split("/")[1], row.key, unpacked(row.key, stored.body), needles)
             done += 1
             on_progress(done, "objects")
+    is_ours = isinstance(bus, bus_port.Overwrites)
     async for topic, message in _messages(bus):
-        where = f"{topic}/{message.partition}/{message.offset}"
+        where = f"{topic.name}/{message.partition}/{message.offset}"
         raw = b"\n".join([message.key or b"", message.value or b"", *(value for _, value in message.headers)])
-        proof.look("messages", where, [raw], needles)
+        if is_ours:
+            proof.look("messages", where, [raw], needles)
+        elif proof.holds("messages", [raw], needles):
+            until = dt.datetime.fromtimestamp(message.time, dt.UTC) + dt.timedelta(
+                hours=topic.retention_hours
+            )
+            proof.bus.append({"where": where, "until": until.isoformat(timespec="seconds")})
     for name in FILES if home is not None else ():
         path = Path(home or ".") / name
         if path.is_file():
@@ -97,10 +110,10 @@ async def prove(
     return proof
 
 
-async def _messages(bus: bus_port.Bus) -> AsyncIterator[tuple[str, bus_port.Message]]:
+async def _messages(bus: bus_port.Bus) -> AsyncIterator[tuple[pipeline.Topic, bus_port.Message]]:
     for topic in pipeline.TOPICS:
         async for message in bus.read(topic.name):
-            yield topic.name, message
+            yield topic, message
 
 
 def unpacked(key: str, body: bytes) -> Iterator[bytes]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from runlore import errors, pipeline
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, keys
-from runlore.consumers import dead, record, summarize
-from runlore.events import ids
+from runlore.consumers import dead, record, told
 from runlore.store import port as store_port
 
 BATCH = 200
+READ_BYTES_MAX = 64 * 1024 * 1024
+"""Size of a dead letter's value that is looked at; of a larger one nobody here can say whose it is."""
 
 
 @dataclass
@@ -35,11 +36,15 @@ class Traces:
     """Claims that other events on the bus name."""
     newest: float = 0.0
     """When the newest of them came, in seconds since 1970."""
+    parts: set[str] = field(default_factory=set)
+    """Keys of the objects that hold letters' values."""
     foreign: int = 0
     """Dead letters of a team's own topic, whose words nobody here can read."""
+    unread: int = 0
+    """Dead letters of this project that do not say whose they are."""
 
 
-Matches = Callable[[record.Incoming], bool]
+Matches = Callable[[told.Told], bool]
 
 
 def matcher(project: str, targets: Sequence[erasures.Target], rows: Sequence[erasures.Row]) -> Matches:
@@ -49,17 +54,16 @@ def matcher(project: str, targets: Sequence[erasures.Target], rows: Sequence[era
         runs = known.get((one.memory, one.rollout), set())
         known[one.memory, one.rollout] = None if one.runs is None or runs is None else runs | set(one.runs)
 
-    def matches(incoming: record.Incoming) -> bool:
-        own, memory, rollout = incoming.line_of
-        if own != project:
+    def matches(one: told.Told) -> bool:
+        if one.project != project:
             return False
-        subject = summarize.subject_of(incoming.data.subject)
-        if any(row.holds(memory, subject, incoming.event.time) for row in rows):
+        if any(row.holds(one.memory or row.memory or "", one.subject, one.time) for row in rows):
             return True
-        if (memory, rollout) not in known:
-            return False
-        runs = known[memory, rollout]
-        return runs is None or bool(runs & {incoming.run, ids.alias(incoming.data.run_id)})
+        # An event that names no memory may be of any.
+        found = [
+            known[place] for place in known if place[1] == one.rollout and one.memory in (None, place[0])
+        ]
+        return any(runs is None or runs & set(one.runs) for runs in found)
 
     return matches
 
@@ -68,14 +72,13 @@ async def find(store: store_port.ObjectStore, bus: bus_port.Bus, project: str, m
     """Look through the topics that hold events."""
     found = Traces()
     async for message in bus.read(pipeline.RUNS.name):
-        incoming = _parsed(message)
-        if incoming is None or incoming.data.project != project:
+        one = _told(message)
+        if one is None or one.project != project:
             continue
-        claims = set(record.claims_of(incoming.data))
-        if not matches(incoming):
-            found.kept_claims |= claims
+        if not matches(one):
+            found.kept_claims |= one.claims
             continue
-        _add(found, incoming, message.time)
+        _add(found, one, message.time)
         found.messages.append(message)
     for letter in await dead.read_all(bus):
         if letter.resolution == dead.ERASED:
@@ -83,14 +86,18 @@ async def find(store: store_port.ObjectStore, bus: bus_port.Bus, project: str, m
         if letter.source is not None:
             found.foreign += 1
             continue
-        incoming = _parsed(await _as_it_came(store, letter))
-        if incoming is not None and incoming.data.project == project and matches(incoming):
-            _add(found, incoming, 0.0)
+        came = await _as_it_came(store, letter)
+        one = _told(came)
+        if one is None:
+            found.unread += came.value is not None and dead.project_of(letter) in (project, None)
+        elif one.project == project and matches(one):
+            _add(found, one, 0.0)
             found.letters.append(letter)
+            found.parts |= set(letter.pointers)
     named = {one.id for one in found.letters}
     async for message in bus.read(pipeline.DEAD.name):
-        told = dict(message.headers)
-        if told.get("rl_dead", b"").decode() in named and "rl_resolution" not in told:
+        said = dict(message.headers)
+        if said.get("rl_dead", b"").decode() in named and "rl_resolution" not in said:
             found.letter_messages.append(message)
             found.newest = max(found.newest, message.time)
     return found
@@ -98,23 +105,24 @@ async def find(store: store_port.ObjectStore, bus: bus_port.Bus, project: str, m
 
 async def _as_it_came(store: store_port.ObjectStore, letter: dead.Letter) -> bus_port.Message:
     value = None
-    with contextlib.suppress(errors.NotFound):
-        value = await dead.value_of(store, letter)
+    if letter.size <= READ_BYTES_MAX:
+        with contextlib.suppress(errors.NotFound):
+            value = await dead.value_of(store, letter)
     where = (letter.topic, letter.partition, letter.offset)
     return bus_port.Message(*where, letter.key, value, letter.headers, 0.0)
 
 
-def _parsed(message: bus_port.Message) -> record.Incoming | None:
+def _told(message: bus_port.Message) -> told.Told | None:
     try:
-        return record.parse(message)
+        return told.of(record.parse(message))
     except errors.Poison:
-        return None
+        return told.by_one_that_is_broken(message.headers, message.value)
 
 
-def _add(found: Traces, incoming: record.Incoming, time: float) -> None:
-    _, memory, rollout = incoming.line_of
-    found.targets.add(erasures.Target(memory, rollout, (incoming.run,)))
-    found.claims |= set(record.claims_of(incoming.data))
+def _add(found: Traces, one: told.Told, time: float) -> None:
+    if one.memory is not None:
+        found.targets.add(erasures.Target(one.memory, one.rollout, one.runs[:1]))
+    found.claims |= one.claims
     found.newest = max(found.newest, time)
 
 
@@ -122,11 +130,9 @@ async def erase(
     store: store_port.ObjectStore, bus: bus_port.Bus, found: Traces, name: str
 ) -> Mapping[str, int]:
     """Let the bytes of what was found go, as far as they are ours to let go; how many of each kind."""
-    pointers = sorted({one for letter in found.letters for one in letter.pointers})
-    await store.delete_many(pointers)
     for letter in found.letters:
         await dead.resolve(bus, letter, dead.ERASED, f"erasure {name}")
-    counts = {"dead letters": len(found.letters), "parts of dead letters": len(pointers)}
+    counts = {"dead letters": len(found.letters)}
     if not isinstance(bus, bus_port.Overwrites):
         return counts | {"bus messages": 0}
     blanks = [replace(one, value=None, headers=[(record.ERASED_HEADER, b"1")]) for one in found.messages]
@@ -155,8 +161,12 @@ async def claims_to_delete(
     store: store_port.ObjectStore, project: str, claims: set[str], kept: set[str]
 ) -> list[str]:
     """The keys of these claims that nothing else on the bus names, as far as they are there."""
+    return await there(store, [keys.claim(project, one) for one in sorted(claims - kept)])
+
+
+async def there(store: store_port.ObjectStore, named: Iterable[str]) -> list[str]:
+    """Those of these keys that there are. Nothing is read: one may be as large as an archive."""
     found = []
-    for key in (keys.claim(project, one) for one in sorted(claims - kept)):
-        # Nothing is read: one may be as large as an archive.
+    for key in named:
         found += [row.key async for row in store.list(key) if row.key == key]
     return found
