@@ -2,10 +2,11 @@
 
     LIST of marks, bells ─▶ due ─▶ a place ─▶ one pass ─▶ due again, if the pass left something
 
-A LIST takes a request for each project, so work goes on beside it. Places are shared out by project (`turns`): at most
-`MEMORIES_MAX` are one project's, and there are more than that. A pass is bounded, and a memory that has more to do stands
-in line again after it. What fails waits outside of the line, holds no place until it is tried again, and those that are
-tried again have half of the places at most. Marks are the truth: what is known here may be forgotten at any time.
+A LIST takes a request for each project, so work goes on beside it. Places are shared out by project (`turns`): at
+most `MEMORIES_MAX` are one project's, and there are more than that. A pass is bounded, and a memory that has more to do
+stands in line again after it. What fails waits outside of the line, holds no place until it is tried again, and those
+that are tried again have half of the places at most. Marks are the truth: what is known here may be forgotten at any
+time.
 """
 
 from __future__ import annotations
