@@ -440,11 +440,12 @@ MARKS = [
             (marks.put, 'body["counters"] = dict(counters)', "pass"),
             (
                 marks.delete,
-                "        await store.delete(mark.key)\n",
-                "        try:\n"
-                "            await store.compare_and_delete(mark.key, mark.etag)\n"
-                "        except errors.PreconditionFailed:\n"
-                "            pass\n",
+                "        await store.delete_many([mark.key for mark in marks])\n",
+                "        for mark in marks:\n"
+                "            try:\n"
+                "                await store.compare_and_delete(mark.key, mark.etag)\n"
+                "            except errors.PreconditionFailed:\n"
+                "                pass\n",
             ),
             (
                 marks.read_all,

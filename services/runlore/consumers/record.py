@@ -246,18 +246,17 @@ class RecordStage:
         by_memory: dict[tuple[str, str], dict[str, int]] = {}
         for (project, memory, rollout), counter in counters.items():
             by_memory.setdefault((project, memory), {})[rollout] = counter
-        for (project, memory), found in by_memory.items():
-            await marks.put(self._store, project, memory, found, counters=found)
+
+        async def mark(one: tuple[str, str], found: dict[str, int]) -> None:
+            await marks.put(self._store, *one, found, counters=found)
             if self._asks:
-                await marks.put(
-                    self._store,
-                    project,
-                    memory,
-                    found,
-                    counters=found,
-                    kind=keys.ASKS,
-                    sizes=(sizes or {}).get((project, memory)),
-                )
+                waits = (sizes or {}).get(one)
+                await marks.put(self._store, *one, found, counters=found, kind=keys.ASKS, sizes=waits)
+
+        # A batch of a project with many memories has about as many marks as runs.
+        await self._runtime.gather(
+            [lambda one=one, found=found: mark(one, found) for one, found in by_memory.items()]
+        )
 
     async def _bury(self, outcomes: Sequence[Outcome]) -> None:
         letters = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ log = structlog.get_logger("runlore.worker")
 
 RECONCILE_EVERY = 12
 """The index compares its rows with a LIST so many times less often than marks are listed, and less with many heads."""
+
+LOOK_SECONDS_PER_PROJECT = 0.1
+"""Marks are listed no more often than this allows: ten LISTs a second, whatever the number of projects."""
 
 RUNNING, WAITING, BLOCKED, FAILED = progress.RUNNING, progress.WAITING, progress.BLOCKED, progress.FAILED
 StageStatus, Progress = progress.StageStatus, progress.Progress
@@ -119,6 +123,9 @@ class Worker:
         self.intakes: dict[str, intake.Intake] = {}
         """The intake of each stage that runs: what is in hand, and when it last polled."""
         self._consolidating: memories.Memories | None = None
+        self._oldest: dict[tuple[str, str], float] | None = None
+        """When the oldest mark of each memory was put, as of the last look."""
+        self._projects_listed, self._salt = 0, clock.new_id()
         self._indexing = asyncio.Lock()
         self.caught_up = False
         """Whether the index agreed with a LIST of all heads once."""
@@ -170,7 +177,13 @@ class Worker:
         await self._intake("snapshot", pipeline.RUNS, self._placed).run()
 
     async def _consolidate_loop(self) -> None:
-        self._consolidating = self._memories("consolidate", self._marked, self._consolidated)
+        self._consolidating = self._memories(
+            "consolidate",
+            self._left_standing,
+            self._consolidated,
+            looked=lambda found: None,
+            least_seconds=self._look_seconds,
+        )
         # Bells only say where to look: they are committed as they come, and a memory takes as long as it takes.
         taking_in = self._intake("consolidate", pipeline.CHANGED, self._note_bells, mixed=True)
         await tasks.together([taking_in.run(), self._consolidating.run()])
@@ -215,8 +228,7 @@ class Worker:
             work=lambda project, memory: self._work_memory(stage, (project, memory), work),
             stopping=self.stopping,
             interval_seconds=self._settings.marks_interval_seconds,
-            looked=lambda found: self._forget_but(stage, found),
-            **more,
+            **{"looked": lambda found: self._forget_but(stage, found), **more},
         )
 
     async def _reconcile_loop(self) -> None:
@@ -356,6 +368,27 @@ class Worker:
         standing = await marks.standing(self._store)
         telemetry.marks_standing([one for rows in standing.values() for one in rows])
         return sorted(standing, key=lambda one: (min(standing[one]), one))
+
+    async def _left_standing(self) -> list[memories.One]:
+        """Every memory whose oldest mark stood at the look before, too; at the first look, every one that has a mark.
+
+        What is newer has rung, and is the work of who heard it. With all of it, every worker would work every memory
+        with the others: each writes a revision, and the head takes one.
+        """
+        projects = await marks.projects(self._store)
+        standing = await marks.standing(self._store, among=projects)
+        telemetry.marks_standing([one for rows in standing.values() for one in rows])
+        before, self._oldest = self._oldest, {one: min(rows) for one, rows in standing.items()}
+        self._projects_listed = len(projects)
+        self._forget_but("consolidate", set(standing))
+        found = [one for one, at in self._oldest.items() if before is None or before.get(one) == at]
+        # In an order of its own: workers that take in the same order meet at each memory.
+        return sorted(found, key=lambda one: hashlib.sha256("/".join((self._salt, *one)).encode()).digest())
+
+    def _look_seconds(self) -> float:
+        """How long it must be between two looks: each takes a LIST for each project, and bells bring what is new."""
+        most = self._settings.heads_interval_seconds_max
+        return min(most, self._projects_listed * LOOK_SECONDS_PER_PROJECT)
 
     async def _consolidated(self, project: str, memory: str) -> bool:
         """One pass over a memory's marks; whether there are more."""

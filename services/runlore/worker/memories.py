@@ -2,16 +2,18 @@
 
     LIST of marks, bells ─▶ due ─▶ a place ─▶ one pass ─▶ due again, if the pass left something
 
-Places are shared out by project (`turns`): at most `MEMORIES_MAX` are one project's, and there are more than that. A
-pass is bounded, and a memory that has more to do stands in line again after it. What fails waits outside of the line,
-holds no place until it is tried again, and those that are tried again have half of the places at most. Marks are the
-truth: what is known here may be forgotten at any time.
+A LIST takes a request for each project, so work goes on beside it. Places are shared out by project (`turns`): at
+most `MEMORIES_MAX` are one project's, and there are more than that. A pass is bounded, and a memory that has more to do
+stands in line again after it. What fails waits outside of the line, holds no place until it is tried again, and those
+that are tried again have half of the places at most. Marks are the truth: what is known here may be forgotten at any
+time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,6 +24,8 @@ MEMORIES_MAX = 4
 """Memories of one project that are worked at the same time: one with a slow model does not stall the others."""
 PLACES_MAX = 6
 """Memories that are: a project that has none at work need not wait for another's."""
+WAIT_SECONDS_MAX = 60.0
+"""How long nothing but a bell, an end or the stop wakes it."""
 LOOK_SECONDS_MIN = 0.05
 """Between two LISTs of marks, however soon something becomes due."""
 
@@ -49,16 +53,21 @@ class Memories:
         stopping: asyncio.Event,
         interval_seconds: float,
         looked: Callable[[set[One]], None] = lambda found: None,
+        least_seconds: Callable[[], float] = lambda: 0.0,
         wakes_at: Callable[[], dt.datetime | None] = lambda: None,
     ) -> None:
         """`marked`: what has a mark, the longest waiting first. `work`: one pass; whether it left something.
 
-        `looked` is told what has a mark. `wakes_at`: when, by the last look, something that waits becomes due before
-        the next look.
+        `looked` is told what has a mark. `least_seconds`: between two looks, by what the last one cost.
+        `wakes_at`: when, by the last look, something that waits becomes due before the next look.
         """
         self._retries, self._stopping = retries, stopping
         self._marked, self._work, self._looked = marked, work, looked
-        self._wakes_at, self._interval_seconds = wakes_at, interval_seconds
+        self._wakes_at, self._interval_seconds, self._least_seconds = (
+            wakes_at,
+            interval_seconds,
+            least_seconds,
+        )
         self._due: dict[One, None] = {}
         """The longest waiting first."""
         self._again: dict[One, _Again] = {}
@@ -75,12 +84,17 @@ class Memories:
     async def run(self) -> None:
         """Work what is due until `stopping` is set; then end what is in hand."""
         next_look = clock.monotonic()
+        looking: asyncio.Task[None] | None = None
         try:
             while not self._stopping.is_set():
-                if clock.monotonic() >= next_look:
-                    await self._look()
-                    next_look = clock.monotonic() + self._until_look()
                 self._rung.clear()
+                if looking is not None and looking.done():
+                    looking.result()
+                    looking, next_look = None, clock.monotonic() + self._until_look()
+                if looking is None and clock.monotonic() >= next_look:
+                    # Beside the work: it takes a LIST for each project, and places must not stand empty meanwhile.
+                    looking, next_look = asyncio.create_task(self._look()), math.inf
+                    looking.add_done_callback(lambda task: self._rung.set())
                 while (one := self._next()) is not None:
                     self._begin(one)
                 # A bell, the end of a memory's work, the stop, a try that is due, or the next look at the marks.
@@ -90,9 +104,10 @@ class Memories:
             if self._at_work:
                 await asyncio.wait(set(self._at_work.values()))
         finally:
-            for task in self._at_work.values():
+            left = [*self._at_work.values(), *([looking] if looking is not None else [])]
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*self._at_work.values(), return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _look(self) -> None:
         try:
@@ -104,16 +119,16 @@ class Memories:
 
     def _until_look(self) -> float:
         """Seconds until marks are listed again."""
-        wakes_at = self._wakes_at()
+        interval, wakes_at = max(self._interval_seconds, self._least_seconds()), self._wakes_at()
         if wakes_at is None:
-            return self._interval_seconds
+            return interval
         soon = (wakes_at - clock.now()).total_seconds()
-        return min(self._interval_seconds, max(LOOK_SECONDS_MIN, soon))
+        return min(interval, max(LOOK_SECONDS_MIN, soon))
 
     def _seconds_to(self, next_look: float) -> float:
         now = clock.monotonic()
         tries = [one.until for one in self._again.values() if one.until > now]
-        return min([next_look, *tries]) - now
+        return min([next_look, *tries, now + WAIT_SECONDS_MAX]) - now
 
     def _next(self) -> One | None:
         """The memory that is worked next; None where none may begin now."""
