@@ -68,7 +68,7 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
         "subject": meta.subject,
         "ended_at": _ended_at(meta, payload),
         "agents": [text.inline(agent, 80) for agent in meta.agents[:8]],
-        "state": text.inline(str(terminal.get("terminal_state") or values.UNKNOWN), 40),
+        "state": text.inline(str(terminal.get("terminal_state") or ""), 40) or values.UNKNOWN,
         "exception": text.inline(str(terminal.get("exception_type") or ""), 80),
         "items": len(items),
         "calls": len(made),

@@ -337,6 +337,13 @@ def test_a_time_that_is_none_is_unknown_and_makes_no_heading(at):
     assert not any(at in part.text for part in parts.values())
 
 
+@pytest.mark.parametrize("state", [" ", "\u2028", None, 0, []], ids=repr)
+def test_an_end_that_says_nothing_is_unknown(state):
+    """Found by fuzzing: a blank one made a row of the selection that the guards refuse."""
+    known = records.learn([records.summary(records.user("Hello there"), state=state)])
+    assert guards.check(None, known, render.parts(known, records.LAYOUT)) == []
+
+
 def test_a_digest_keeps_within_its_size():
     from runlore.memory import digest
 
