@@ -317,7 +317,7 @@ def key_of(data: models.RunCompleted | models.MemoryEdited) -> str:
 
 def event_of(raw: bytes, source: str) -> envelope.Event:
     """The event on a line. Raises `errors.Poison`."""
-    document = envelope.load(raw, "the line")
+    document = envelope.strict(raw, "the line")
     if isinstance(document, dict) and "specversion" in document:
         return envelope.from_structured(document)
     if not isinstance(document, dict):

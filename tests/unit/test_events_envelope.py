@@ -105,6 +105,22 @@ def test_bytes_that_are_not_json_are_bad_json(value):
         envelope.parse(headers(), value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b'{"usage":{"requests":%s}}' % one for one in (b"NaN", b"Infinity", b"-Infinity", b"1e999")),
+        b'{"project":"acme","project":"other"}',
+        b'{"a":[{"b":1,"b":1}]}',
+    ],
+)
+def test_what_two_readers_could_read_differently_is_bad_json(value):
+    with pytest.raises(errors.BadJson):
+        envelope.parse(headers(), value)
+    structured = b'{"specversion":"1.0","id":"e","source":"/s","type":"t","data":%s}' % value
+    with pytest.raises(errors.BadJson):
+        envelope.parse([("content-type", b"application/cloudevents+json")], structured)
+
+
 def test_a_tombstone_is_no_event():
     with pytest.raises(errors.InvalidEvent):
         envelope.parse(headers(), None)

@@ -7,7 +7,6 @@ this version of Runlore does not know survive every move, because the next body 
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,9 +53,12 @@ def parse(key: str, stored: port.Stored | None, *, fmt: str) -> Head:
     if stored is None:
         return Head(key, {}, None)
     try:
-        body = json.loads(stored.body)
+        body = envelope.kept(stored.body)
         found = body["format"]
-    except (ValueError, KeyError, TypeError):
+        # Every version of every format has it, and no move may begin from one that is not there.
+        if type(body.get("counter", 0)) is not int or body.get("counter", 0) < 0:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise errors.Corrupt(f"the head {key} is not a head", key=key) from None
     if found != fmt:
         raise errors.Fatal(

@@ -16,7 +16,6 @@ would be seen nowhere. A head says whether it ever forgot one (`forgot`): until 
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -277,7 +276,7 @@ async def outcome(store: port.ObjectStore, key: str) -> dict[str, Any]:
     """What an outcome says. Raises `errors.Corrupt`."""
     stored = await store.get(key)
     try:
-        body = json.loads(stored.body) if stored else None
+        body = envelope.kept(stored.body) if stored else None
         if body["format"] != OUTCOME_FORMAT:
             raise ValueError
         return body

@@ -7,7 +7,6 @@ name, exactly when nothing it names is uncovered. Each of these words closes a h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -106,13 +105,18 @@ async def read_all(
 
 def parse(key: str, raw: bytes) -> Mark:
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         optional = {
             name: body[name] for name in ("releases", "approves", "reason", "counters") if name in body
         }
         sizes = {rollout: dict(runs) for rollout, runs in body.get("sizes", {}).items()}
         is_refresh = bool(body.get("refresh", False))
         put_at = str(body.get("put_at", ""))
+        counts = [*body.get("counters", {}).values(), *body.get("releases", {}).values()]
+        lists = [list(some) for some in body.get("approves", {}).values()]
+        texts = [*body["rollouts"], *(one for some in lists for one in some)]
+        if any(type(one) is not int for one in counts) or any(type(one) is not str for one in texts):
+            raise ValueError
         return Mark(key, tuple(body["rollouts"]), put_at, **optional, sizes=sizes, is_refresh=is_refresh)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise errors.Corrupt(f"the mark {key} is not a mark", key=key) from None

@@ -14,7 +14,6 @@ Where a frame lies is no part of any id: it is in the pack's own index, so repac
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,8 @@ PACKS_MAX = 12
 """Packs that one manifest names at most: a bound on the reads of a seed."""
 DEAD_BYTES_SLACK = 64 * 1024
 """Dead bytes that a manifest's packs may hold beyond their live bytes before they are repacked."""
+INDEX_BYTES_MAX = 64 * 1024 * 1024
+"""Largest index of a pack, inflated, in bytes: some 700,000 frames."""
 FRAME_BYTES_MAX = 256 * 1024 * 1024
 """Largest content of one frame, in bytes: a bound against a forged pack that inflates without end."""
 
@@ -90,9 +91,18 @@ def decode(sha256: str, raw: bytes) -> Pack:
     """The pack in `raw`, verified against its name. Raises `errors.Corrupt`."""
     if name(raw) != sha256 or not raw.startswith(MAGIC):
         raise errors.Corrupt(f"pack {sha256[:12]} has other bytes than its name says")
-    (length,) = struct.unpack(">I", raw[-4:])
-    index = json.loads(zlib.decompress(raw[-4 - length : -4]))
-    return Pack(sha256, raw, {frame: (int(at), int(size)) for frame, (at, size) in index.items()})
+    try:
+        (length,) = struct.unpack(">I", raw[-4:])
+        inflate = zlib.decompressobj()
+        tail = inflate.decompress(raw[-4 - length : -4], INDEX_BYTES_MAX)
+        if not inflate.eof:
+            raise ValueError
+        index = {frame: (int(at), int(size)) for frame, (at, size) in envelope.kept(tail).items()}
+        if any(at < 0 or size < 0 or at + size > len(raw) for at, size in index.values()):
+            raise ValueError
+    except (zlib.error, struct.error, ValueError, TypeError, AttributeError, OverflowError):
+        raise errors.Corrupt(f"the index of pack {sha256[:12]} can not be read") from None
+    return Pack(sha256, raw, index)
 
 
 class Frames:

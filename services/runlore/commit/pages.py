@@ -8,10 +8,10 @@ A change to one entry of n then writes O(√n) bytes. Pages are read when asked 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from runlore import errors
 from runlore.commit import packs
 from runlore.events import envelope
 
@@ -20,13 +20,21 @@ ROOT_ENTRY_BYTES = 68
 
 
 class PagedMap:
-    """A map over pages fetched by name; `flush` gives the root of its present content and its new pages."""
+    """A map over pages fetched by name; `flush` gives the root of its present content and its new pages.
+
+    Raises `errors.Corrupt` where a root or a page is none.
+    """
 
     def __init__(self, root: dict[str, Any] | None, fetch: Callable[[str], bytes]) -> None:
         root = root or {"pages": [None], "count": 0, "bytes": 0}
-        self._names: list[str | None] = list(root["pages"])
-        self._count = int(root["count"])
-        self._bytes = int(root["bytes"])
+        try:
+            self._names: list[str | None] = list(root["pages"])
+            self._count = int(root["count"])
+            self._bytes = int(root["bytes"])
+            if not self._names or any(type(name) not in (str, type(None)) for name in self._names):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise errors.Corrupt("the root of a revision's map can not be read") from None
         self._fetch = fetch
         self._loaded: dict[int, dict[str, Any]] = {}
         self._changed: set[int] = set()
@@ -105,8 +113,18 @@ class PagedMap:
     def _page(self, at: int) -> dict[str, Any]:
         if at not in self._loaded:
             page = self._names[at]
-            self._loaded[at] = json.loads(self._fetch(page)) if page else {}
+            self._loaded[at] = _decoded(self._fetch(page)) if page else {}
         return self._loaded[at]
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
+    try:
+        page = envelope.kept(raw)
+    except ValueError:
+        page = None
+    if not isinstance(page, dict):
+        raise errors.Corrupt("a page of a revision's map can not be read")
+    return page
 
 
 def _weight(key: str, value: Any) -> int:

@@ -7,8 +7,6 @@ interface of a project holds it. It protects nothing but what short secrets coul
 
 from __future__ import annotations
 
-import json
-
 from runlore import clock, errors
 from runlore.commit import keys, puts
 from runlore.events import envelope, ids
@@ -73,7 +71,7 @@ async def read(store: port.ObjectStore, project: str) -> bytes:
 def parse(where: str, raw: bytes) -> bytes:
     """The key in `raw`. Raises `errors.Corrupt`, and never says what is there."""
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         found = bytes.fromhex(body["key"])
         if body["format"] == FORMAT and len(found) == KEY_BYTES:
             return found

@@ -7,7 +7,6 @@ one prefix.
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -93,11 +92,16 @@ class Reader:
             raise errors.Corrupt(
                 f"revision {number} of {project}/{memory}: its manifest has other bytes", key=key
             )
-        body = json.loads(stored.body)
-        if body.get("format") != MANIFEST_FORMAT:
-            raise errors.Fatal(
-                f"revision {number} of {project}/{memory} has the format {body.get('format')!r}"
-            )
+        try:
+            body = envelope.kept(stored.body)
+            fmt = body["format"]
+            whole = fmt != MANIFEST_FORMAT or _is_whole(body)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise errors.Corrupt(f"revision {number} of {project}/{memory}: its manifest is none", key=key)
+        if fmt != MANIFEST_FORMAT:
+            raise errors.Fatal(f"revision {number} of {project}/{memory} has the format {fmt!r}")
         return body
 
     async def load(self, project: str, memory: str, number: int, sha256: str) -> Revision:
@@ -230,10 +234,23 @@ def stub_of(body: Mapping[str, Any], erasure: str, at: str) -> bytes:
     return envelope.dump({"format": STUB_FORMAT, **kept, "erased": told})
 
 
+def _is_whole(body: Mapping[str, Any]) -> bool:
+    """Whether a manifest has what every reader takes from it."""
+    parent = body["parent"]
+    numbers = [body["revision"], *([parent["revision"]] if parent else [])]
+    names = [*(pack["sha256"] for pack in body["packs"]), *([parent["manifest"]] if parent else [])]
+    maps = [body["maps"][name] for name in MAPS]
+    return (
+        all(type(one) is int and one > 0 for one in numbers)
+        and all(type(one) is str for one in names)
+        and all(isinstance(one, dict) for one in maps)
+    )
+
+
 def stub_in(raw: bytes) -> dict[str, Any] | None:
     """A stub as a manifest that holds nothing; None where these are other bytes."""
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         if body["format"] != STUB_FORMAT:
             return None
     except (ValueError, KeyError, TypeError):

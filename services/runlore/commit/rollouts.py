@@ -8,7 +8,6 @@ A record is one object: a line of metadata, then the run's own line, exactly as 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +52,10 @@ def decode(key: str, raw: bytes) -> Record:
     """The record in `raw`. Raises `errors.Corrupt`."""
     try:
         head, line = raw.decode("ascii").split("\n", 1)
-        meta = json.loads(head)
+        meta = envelope.kept(head)
         if meta.pop("format") != RECORD_FORMAT:
+            raise ValueError
+        if type(meta["attempt"]) is not int or not {"run", "received"} <= meta.keys():
             raise ValueError
         return Record(meta, line.removesuffix("\n"))
     except (ValueError, KeyError, TypeError, AttributeError):

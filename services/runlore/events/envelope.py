@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,41 @@ def load(raw: bytes, what: str) -> Any:
         raise errors.BadJson(f"{what} is not valid JSON: {reason}") from None
 
 
+def strict(raw: bytes, what: str) -> Any:
+    """JSON of an event, as RFC 8259 has it: what two readers could read differently is refused.
+
+    So no name may stand twice in an object, and no number be none (`NaN`, `Infinity`, `1e999`). A record's own line, a
+    text within the event, is kept as the SDK's readers take it. Raises `errors.BadJson`.
+    """
+    try:
+        return json.loads(raw, parse_constant=_number, parse_float=_number, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as exc:
+        reason = "nested too deeply" if isinstance(exc, RecursionError) else str(exc)
+        raise errors.BadJson(f"{what} is not valid JSON: {reason}") from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("it holds a number that no JSON number is, or none that can be counted with")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def kept(raw: bytes | str) -> Any:
+    """JSON from bytes that may be damaged: `ValueError` is all that it raises, also where it is nested too deeply."""
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def parse(headers: Headers, value: bytes | None) -> Event:
     """The event of one message. Raises a `Poison` that says what is wrong with it."""
     if value is None:
@@ -70,9 +106,9 @@ def parse(headers: Headers, value: bytes | None) -> Event:
         raise errors.EventTooLarge(f"the event has {len(value)} bytes; the limit is {EVENT_BYTES_MAX}")
     named = {name.lower(): _text(name, raw) for name, raw in headers}
     if named.get("content-type", "").startswith(_STRUCTURED):
-        return from_structured(load(value, "the event"))
+        return from_structured(strict(value, "the event"))
     attributes = {name[3:]: text for name, text in named.items() if name.startswith("ce_")}
-    return _event(attributes, load(value, "the event's data"))
+    return _event(attributes, strict(value, "the event's data"))
 
 
 def from_structured(document: Any) -> Event:

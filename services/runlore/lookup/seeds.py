@@ -171,6 +171,16 @@ async def open_seed(reader: revisions.Reader, seed: Seed) -> Opened:
 
 
 def open_revision(revision: revisions.Revision, seed: Seed) -> Opened:
+    """What a seed holds of a revision. Raises `errors.Corrupt`."""
+    try:
+        return _opened(revision, seed)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise errors.Corrupt(
+            f"revision {revision.number} of {revision.project}/{revision.memory} can not be read"
+        ) from None
+
+
+def _opened(revision: revisions.Revision, seed: Seed) -> Opened:
     layout = revision.body["layout"]
     parts = visible_parts(revision, subject=seed.subject, rollout=seed.rollout)
     composed = render.compose(
@@ -190,7 +200,7 @@ def visible_parts(
     for key, entry in revision.map("files").items():
         owner, whom = entry.get("rollout"), entry.get("subject")
         if render.is_visible(owner, whom, for_subject=subject, for_rollout=rollout):
-            why = [tuple(span) for span in json.loads(revision.frames.content(entry["why"]))]
+            why = [tuple(span) for span in envelope.kept(revision.frames.content(entry["why"]))]
             parts[key] = render.Part(
                 text=revision.text(entry["sha256"]), rollout=owner, subject=whom, why=why
             )

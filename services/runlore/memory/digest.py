@@ -42,6 +42,7 @@ ENUMERATED_MIN = 3
 
 _PATH = re.compile(r"(?:[\w@%+.~-]*/)*[\w@%+~-][\w@%+.~-]*\.[A-Za-z][\w]{0,7}")
 _WORD = re.compile(r"[^\W\d_]+")
+_TIME = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ][\d:.,+Z-]{1,40})?", re.ASCII)
 _OWN = ("MEMORY.md", "memory_summary.md", "raw_memories", "rollout_summaries", "phase_two_selection.json")
 """The SDK's names for what we wrote. A call that names one looks memory up, or edits it: nothing to remember."""
 _PLACES = ("workdir", "working_directory", "cwd")
@@ -67,7 +68,7 @@ def of(line: str, meta: values.RunMeta) -> dict[str, Any]:
         "subject": meta.subject,
         "ended_at": _ended_at(meta, payload),
         "agents": [text.inline(agent, 80) for agent in meta.agents[:8]],
-        "state": text.inline(str(terminal.get("terminal_state") or values.UNKNOWN), 40),
+        "state": text.inline(str(terminal.get("terminal_state") or ""), 40) or values.UNKNOWN,
         "exception": text.inline(str(terminal.get("exception_type") or ""), 80),
         "items": len(items),
         "calls": len(made),
@@ -104,7 +105,8 @@ def _payload(line: str) -> dict[str, Any]:
 
 def _ended_at(meta: values.RunMeta, payload: dict[str, Any]) -> str:
     told = meta.ended_at if meta.ended_at != values.UNKNOWN else payload.get("updated_at")
-    return text.inline(told, 40) if isinstance(told, str) and told.strip() else values.UNKNOWN
+    # Of anything else (`yesterday`) a heading would be made that no file of memory has, and its rollout held for it.
+    return told if isinstance(told, str) and _TIME.fullmatch(told) else values.UNKNOWN
 
 
 def _bounded(digest: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ helps the next run, whose values are others.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ COMMAND_CHARS_MAX = 160
 SOURCE_CHARS_MIN = 4
 SOURCE_LEAVES_MAX = 4_000
 """Leaves of earlier answers that are searched for where a value came from."""
+
+WHOLE = "arguments"
+"""How a change is called that is of no argument by name: the call was given a bare text or number."""
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -51,7 +55,7 @@ def of(
     if not paths or len(paths) > CHANGES_MAX:
         return None
     changes = [_change(context, failing, working, path) for path in paths]
-    if all(_says_nothing(failing, working, change) for change in changes):
+    if all(map(functools.partial(_says_nothing, failing, working), paths, changes)):
         return None
     return {"changes": _by_list(changes), "item": working.index}
 
@@ -83,7 +87,7 @@ def _change(context: Context, failing: calls.Call, working: calls.Call, path: st
     before, after = _values(failing, path), _values(working, path)
     added = list((Counter(after) - Counter(before)).elements())
     dropped = list((Counter(before) - Counter(after)).elements())
-    change: dict[str, Any] = {"path": path[-VALUE_CHARS_MAX:], "how": _how(before, after)}
+    change: dict[str, Any] = {"path": path[-VALUE_CHARS_MAX:] or WHOLE, "how": _how(before, after)}
     if dropped:
         change["was"] = text.inline(dropped[0], VALUE_CHARS_MAX)
     if added:
@@ -92,9 +96,9 @@ def _change(context: Context, failing: calls.Call, working: calls.Call, path: st
     return {name: value for name, value in change.items() if value}
 
 
-def _says_nothing(failing: calls.Call, working: calls.Call, change: dict[str, Any]) -> bool:
+def _says_nothing(failing: calls.Call, working: calls.Call, path: str, change: dict[str, Any]) -> bool:
     """Whether all that is known is that some long text was replaced by another."""
-    both = _values(failing, change["path"]) + _values(working, change["path"])
+    both = _values(failing, path) + _values(working, path)
     is_long = any(len(value) > VALUE_CHARS_MAX or "\n" in value for value in both)
     return is_long and change["how"] == "set" and not change.get("from")
 

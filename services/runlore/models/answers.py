@@ -92,7 +92,7 @@ async def read(store: store_port.ObjectStore, project: str, name: str) -> Kept |
 def parse(key: str, raw: bytes) -> Kept:
     """The answer in an object's bytes. Raises `errors.Corrupt`."""
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         if body["format"] != FORMAT or keys.answer(key.split("/")[0], body["name"]) != key:
             raise ValueError
         if not isinstance(body["result"], dict):
@@ -114,7 +114,7 @@ def parse(key: str, raw: bytes) -> Kept:
 def about(raw: bytes) -> dict[str, Any] | None:
     """Whose records decided the answer in an object's bytes; None where it does not say."""
     try:
-        found = json.loads(raw).get("about")
+        found = envelope.kept(raw).get("about")
     except (ValueError, AttributeError):
         return None
     return found if isinstance(found, dict) else None

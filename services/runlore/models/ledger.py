@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -280,7 +279,7 @@ async def month_of_all(
 def parse(key: str, raw: bytes) -> spend.Body:
     """The month in an object's bytes. Raises `errors.Corrupt`; `errors.Fatal` on a newer format."""
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         if body["format"] != spend.FORMAT:
             raise errors.Fatal(
                 f"{key} has the format {body['format']!r}; this Runlore reads {spend.FORMAT!r}",
@@ -291,7 +290,7 @@ def parse(key: str, raw: bytes) -> spend.Body:
         if not all(isinstance(body[name], dict) for name in ("days", "open", "deferred")):
             raise TypeError
         return body
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise errors.Corrupt(
             f"the ledger {key} is not one",
             hint="deleting it forgets what that month cost",

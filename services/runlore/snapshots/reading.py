@@ -73,8 +73,11 @@ def decode_root(raw: bytes) -> Root:
             raise errors.Fatal(
                 f"a root has the format {body['format']!r}; this Runlore reads {ROOT_FORMAT!r}"
             )
-        refs = tuple(IndexRef(names.check_pack(p), int(at), int(size)) for p, at, size in body["indexes"])
-        if len(refs) > INDEXES_MAX or any(ref.at < 0 or ref.bytes < 0 for ref in refs):
+        refs = tuple(IndexRef(names.check_pack(p), at, size) for p, at, size in body["indexes"])
+        # As much as the largest index takes as it is stored, where nothing of it can be made smaller.
+        most = packs.INDEX_BYTES_MAX
+        whole = all(type(n) is int and n >= 0 for ref in refs for n in (ref.at, ref.bytes))
+        if len(refs) > INDEXES_MAX or not whole or any(ref.at >= 2**63 or ref.bytes > most for ref in refs):
             raise errors.Corrupt("a root names indexes that can not be")
         return Root(body["record"].encode("ascii"), refs, body["base"], body["saved_at"])
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
@@ -456,5 +459,13 @@ async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return [await call for call in calls]
+        return await _in_turn(calls)
     return list(await asyncio.gather(*calls))
+
+
+async def _in_turn(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    try:
+        return [await call for call in calls]
+    finally:
+        for call in calls:
+            call.close()  # Those behind one that failed; nothing happens to the others.

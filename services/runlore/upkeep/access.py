@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -138,7 +137,7 @@ def redacted(key_id: str, prefix: str = "rl") -> str:
 
 def _parsed(where: str, raw: bytes) -> Key:
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         if body.pop("format") == FORMAT and f"/{body['id']}.json" in where and body["scope"] in SCOPES:
             return Key(**body)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -196,7 +195,7 @@ async def secret(store: port.ObjectStore, name: str) -> bytes:
 
 def _secret_of(where: str, raw: bytes) -> bytes:
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         found = bytes.fromhex(body["secret"])
         if body["format"] == SECRET_FORMAT and len(found) == SECRET_BYTES:
             return found

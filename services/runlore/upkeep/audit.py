@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
 import os
 import pwd
 import socket
@@ -24,6 +23,7 @@ import structlog
 
 from runlore import clock, errors
 from runlore.commit import keys
+from runlore.events import envelope
 from runlore.memory import redact
 from runlore.settings import Settings
 from runlore.store import port
@@ -239,7 +239,7 @@ def parse(key: str, raw: bytes) -> dict[str, Any]:
     }
     name, _, part = key.rpartition("/")[2].removesuffix(".json").partition(".")
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         if body["format"] == FORMAT and body["id"] == name and all(one in body for one in wanted[part]):
             return body
     except (ValueError, KeyError, TypeError):

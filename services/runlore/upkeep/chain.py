@@ -13,7 +13,6 @@ writes down (number, hash) elsewhere, and asks for it (`verify`).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from runlore import errors
 from runlore.commit import puts
+from runlore.events import envelope
 from runlore.store import port
 
 READ_BATCH = 200
@@ -269,7 +269,7 @@ def body_of(key: str, raw: bytes, *, fmt: str, what: str) -> dict[str, Any]:
     """What an entry says, without its format, if its bytes are those of its name. Raises `errors.Corrupt`."""
     number, _, sha256 = key.rpartition("/")[2].removesuffix(".json").partition("-")
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         whole = hashlib.sha256(raw).hexdigest() == sha256
         if whole and body.pop("format") == fmt and body["number"] == int(number):
             return dict(body)

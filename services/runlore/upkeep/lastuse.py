@@ -7,7 +7,6 @@ It is for people who clean up. Nothing rests on it: where it can not be written 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -58,7 +57,7 @@ async def of(store: port.ObjectStore, key_ids: Iterable[str]) -> dict[str, str]:
         wanted, await store.get_many([keys.last_use(one) for one in wanted]), strict=True
     ):
         try:
-            if stored is not None and (body := json.loads(stored.body))["format"] == FORMAT:
+            if stored is not None and (body := envelope.kept(stored.body))["format"] == FORMAT:
                 found[key_id] = str(body["at"])
         except (ValueError, KeyError, TypeError):
             continue

@@ -11,7 +11,6 @@ A worker looks every `REFRESH_SECONDS`: one LIST, and a GET for what is new. Wor
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +138,7 @@ async def read_all(store: port.ObjectStore, known: Mapping[str, Pause] | None = 
 def parse(key: str, stored: port.Stored) -> Pause:
     """Raises `errors.Corrupt`: what may be a pause must not be passed over."""
     try:
-        body = json.loads(stored.body)
+        body = envelope.kept(stored.body)
         pause = Pause(
             str(body["stage"]),
             body["project"],

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -186,7 +185,7 @@ _EMPTY: dict[str, Any] = {"format": FORMAT, "done": False, "until": None, "tries
 def parse(key: str, raw: bytes) -> dict[str, Any]:
     """An alert's mark. Raises `errors.Corrupt`; `errors.Fatal` on a newer format."""
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         if body["format"] != FORMAT:
             raise errors.Fatal(f"{key} has the format {body['format']!r}; this Runlore reads {FORMAT!r}")
         if isinstance(body["told"], list) and isinstance(body["tries"], int) and "until" in body:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import json
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -164,7 +163,7 @@ async def read_all(store: port.ObjectStore) -> list[Seen]:
 def parse(key: str, stored: port.Stored) -> Seen:
     """Raises `errors.Corrupt`."""
     try:
-        body = json.loads(stored.body)
+        body = envelope.kept(stored.body)
         if body["format"] != FORMAT or keys.worker(body["worker"]) != key:
             raise ValueError
         return Seen(

@@ -13,7 +13,7 @@ import records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runlore.memory import rules
+from runlore.memory import guards, render, rules
 
 EACH_WORLD = pytest.mark.parametrize("world", records.WORLDS, ids=lambda world: world.name)
 
@@ -312,6 +312,36 @@ def test_an_empty_or_broken_record_has_an_empty_digest():
 def test_no_item_however_odd_breaks_the_digest_or_the_tree(odd):
     made = rules.digest(json.dumps({"input": [odd], "generated_items": odd}), records.meta())
     records.tree(records.learn([rules.build([made])]), rollout="r1")
+
+
+@pytest.mark.parametrize("wrong", ["alpha", 7], ids=["text", "number"])
+def test_a_call_whose_arguments_are_no_object_teaches_its_fix_as_any_other(wrong):
+    """Found by fuzzing: such a run was a dead letter, as the rules failed on it."""
+    learnt = records.summary(
+        records.user("Look it up."),
+        records.call("lookup", wrong, {"error": "there is no such key"}, id="a"),
+        records.call("lookup", "beta-77", {"rows": 3}, id="b"),
+    )
+    ((change,),) = [fix["changes"] for fix in fixes(learnt)]
+    assert change["path"] == "arguments" and change["is"] == "beta-77"
+    assert any("arguments" in text for text in records.tree(records.learn([learnt])).values())
+
+
+@pytest.mark.parametrize("at", ["yesterday", "2026-03-01T10:00\n# x", "### now", "12345678901"])
+def test_a_time_that_is_none_is_unknown_and_makes_no_heading(at):
+    """Found by fuzzing: it became a heading that no file of memory has, and the guards held its rollout for good."""
+    about = records.meta(ended_at="unknown")
+    known = records.learn([records.summary(records.user("Hello there"), about=about, at=at)])
+    parts = render.parts(known, records.LAYOUT)
+    assert guards.check(None, known, parts) == []
+    assert not any(at in part.text for part in parts.values())
+
+
+@pytest.mark.parametrize("state", [" ", "\u2028", None, 0, []], ids=repr)
+def test_an_end_that_says_nothing_is_unknown(state):
+    """Found by fuzzing: a blank one made a row of the selection that the guards refuse."""
+    known = records.learn([records.summary(records.user("Hello there"), state=state)])
+    assert guards.check(None, known, render.parts(known, records.LAYOUT)) == []
 
 
 def test_a_digest_keeps_within_its_size():

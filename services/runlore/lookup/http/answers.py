@@ -371,7 +371,7 @@ async def object_of(request: Request) -> dict[str, Any]:
     from runlore.events import envelope
 
     raw = await body_of(request, services.SMALL_JSON_BYTES_MAX)
-    body = envelope.load(raw, "the body") if raw.strip() else {}
+    body = envelope.strict(raw, "the body") if raw.strip() else {}
     if not isinstance(body, dict):
         raise errors.InvalidInput("the body is not a JSON object")
     return body

@@ -127,7 +127,7 @@ def _trace(request: Request) -> list[tuple[str, bytes]]:
 
 def _prepare(raw: bytes, project: str, idempotency_key: str | None, key: bytes | None) -> _Prepared:
     """What came, checked and made an event. Blocking. Raises a `Poison`, or `errors.Forbidden`."""
-    document = envelope.load(raw, "the body")
+    document = envelope.strict(raw, "the body")
     if not isinstance(document, dict):
         raise errors.InvalidEvent("the body is not a JSON object")
     if records.is_too_deep(document):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from runlore import errors
 from runlore.commit import erasures
-from runlore.events import ids
+from runlore.events import envelope, ids
 from runlore.upkeep.erasing import eraser
 
 FORMAT = "runlore.erasure-receipt/1"
 KEPT = ("id", "project", "scope", "name", "memory", "snapshots", "strict", "asked_at", "state")
+REPLAYED = ("targets", "row", "removed", "revisions", "seeded", "left")
+"""What else an entry is made of again."""
 ELSEWHERE = (
     "copies that agents and clients fetched: seeds, restored workspaces, caches, outboxes",
     "what a model's provider keeps of what it was asked",
@@ -46,9 +47,11 @@ def of(body: Mapping[str, Any]) -> dict[str, Any]:
 def parse(raw: bytes | str) -> dict[str, Any]:
     """A receipt as it was printed or kept. Raises `errors.InvalidInput`."""
     try:
-        body = json.loads(raw)
+        body = envelope.kept(raw)
         body = body.get("receipt", body)
         if body["format"] != FORMAT or body["scope"] not in erasures.SCOPES:
+            raise ValueError
+        if not {*KEPT, *REPLAYED} <= body.keys():
             raise ValueError
         ids.check_name(body["project"], "project")
         for one in body["targets"]:

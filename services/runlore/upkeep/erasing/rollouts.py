@@ -7,7 +7,6 @@ The head first: from then on no writer that read it before can move it, and none
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from runlore.commit import erasures, heads, keys, marks
 from runlore.commit import rollouts as commit_rollouts
 from runlore.consumers import summarize
 from runlore.consumers.runtime import Runtime
-from runlore.events import models
+from runlore.events import envelope, models
 from runlore.models import answers
 from runlore.store import port
 
@@ -128,7 +127,7 @@ async def meta_of(store: port.ObjectStore, key: str) -> dict[str, Any]:
         stored = await store.get(key)
         raw = stored.body if stored else None
     try:
-        found = json.loads((raw or b"").split(b"\n", 1)[0])
+        found = envelope.kept((raw or b"").split(b"\n", 1)[0])
         return found if isinstance(found, dict) else {}
     except ValueError:
         return {}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runlore.commit import erasures, keys
+from runlore.events import envelope
 from runlore.store import port
 from runlore.upkeep.erasing import rollouts as erasing_rollouts
 
@@ -49,7 +49,7 @@ def seed_of(seed_id: Any) -> tuple[str, int] | None:
         return None
     text = seed_id.removeprefix("s1.").partition(".")[0]
     try:
-        said = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        return str(said[1]), int(said[2])
+        said = envelope.kept(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        return (str(said[1]), said[2]) if type(said[2]) is int else None
     except (ValueError, binascii.Error, IndexError, TypeError, KeyError):
         return None
