@@ -26,8 +26,8 @@ ACME = "/v1/projects/acme"
 class Served:
     """A service with a client, and the pipeline behind it."""
 
-    def __init__(self, made, client):
-        self.service, self.client = made, client
+    def __init__(self, made, client, application):
+        self.service, self.client, self.app = made, client, application
         self.store, self.bus = made.store, made.bus
 
     async def work(self, *, memories=("support",), project="acme"):
@@ -79,10 +79,11 @@ async def served(tmp_path, *, store=None, bus=None, **more):
     store, bus = store or MemoryStore(), bus or MemoryBus()
     found = lists.Lists(tmp_path / "index.db", store, refresh_seconds=0)
     made = service.Service(store, bus, found, tmp_path / "uploads", **more)
-    transport = httpx2.ASGITransport(app.make(made), raise_app_exceptions=False)
+    application = app.make(made)
+    transport = httpx2.ASGITransport(application, raise_app_exceptions=False)
     try:
         async with httpx2.AsyncClient(transport=transport, base_url=BASE) as client:
-            yield Served(made, client)
+            yield Served(made, client, application)
     finally:
         await found.close()
 

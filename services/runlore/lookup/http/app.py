@@ -116,14 +116,15 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return found
 
 
+_FAULT = "What may pass (503, `Retry-After`), did not come in time (504), or is a bug (500)."
+_PROBLEM = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {
-        "description": "A problem (RFC 9457), with its `kind`.",
-        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
+    "4XX": {"description": "A problem (RFC 9457), with its `kind`.", "content": _PROBLEM},
+    "5XX": {"description": _FAULT, "content": _PROBLEM},
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "An error, as OpenAI's API tells one.", "model": organization_shapes.Error}
+    "4XX": {"description": "An error, as OpenAI's API tells one.", "model": organization_shapes.Error},
+    "5XX": {"description": _FAULT, "model": organization_shapes.Error},
 }
 PROBLEM_SCHEMA = {
     "type": "object",
@@ -145,7 +146,9 @@ def _probes(app: FastAPI) -> None:
     async def livez() -> Response:
         return JSONResponse({"live": True, "reasons": []}, headers={"Cache-Control": "no-store"})
 
-    @app.get("/readyz", tags=["probes"], summary="Whether it can do its work, and why not")
+    not_yet = {503: {"description": "It can not, and why."}}
+
+    @app.get("/readyz", tags=["probes"], summary="Whether it can do its work, and why not", responses=not_yet)
     async def readyz(request: Request) -> Response:
         reasons = await not_ready(request.app.state.service)
         body = {"ready": not reasons, "reasons": reasons}

@@ -112,7 +112,12 @@ def cut(
 # --- admin keys ---------------------------------------------------------------------------------------------
 
 
-@router.post("/admin_api_keys", summary="Make an admin key", responses=shapes.answers(theirs.AdminKeyMade))
+@router.post(
+    "/admin_api_keys",
+    summary="Make an admin key",
+    responses=shapes.answers(theirs.AdminKeyMade),
+    openapi_extra=shapes.takes(AdminKeyBody),
+)
 async def create_admin_key(request: Request, admin: callers.Administering) -> Response:
     given = await body_of(request, AdminKeyBody)
     made, token = await administrator(request, admin).create_admin_key(
@@ -174,7 +179,12 @@ async def _implied(request: Request, project: str) -> organizations.Project:
     return organizations.Project(id=project, name=project, created_at=seen)
 
 
-@router.post("/projects", summary="Make a project", responses=shapes.answers(theirs.Project))
+@router.post(
+    "/projects",
+    summary="Make a project",
+    responses=shapes.answers(theirs.Project),
+    openapi_extra=shapes.takes(ProjectBody),
+)
 async def create_project(request: Request, admin: callers.Administering) -> Response:
     given = await body_of(request, ProjectBody)
     return await told(request, theirs.project(await administrator(request, admin).create_project(given.name)))
@@ -202,7 +212,12 @@ async def project(request: Request, admin: callers.Administering, project_id: ca
     return await told(request, theirs.project(await project_of(request, project_id)))
 
 
-@router.post("/projects/{project_id}", summary="Rename a project", responses=shapes.answers(theirs.Project))
+@router.post(
+    "/projects/{project_id}",
+    summary="Rename a project",
+    responses=shapes.answers(theirs.Project),
+    openapi_extra=shapes.takes(ProjectBody),
+)
 async def update_project(
     request: Request, admin: callers.Administering, project_id: callers.Segment
 ) -> Response:
@@ -231,6 +246,7 @@ async def archive_project(
     "/projects/{project_id}/service_accounts",
     summary="Make a service account, with a key unless told otherwise",
     responses=shapes.answers(theirs.AccountMade),
+    openapi_extra=shapes.takes(AccountBody),
 )
 async def create_account(
     request: Request, admin: callers.Administering, project_id: callers.Segment
@@ -288,6 +304,7 @@ async def account(
     "/projects/{project_id}/service_accounts/{account_id}",
     summary="Another name or role of a service account",
     responses=shapes.answers(theirs.Account),
+    openapi_extra=shapes.takes(AccountChange),
 )
 async def update_account(
     request: Request, admin: callers.Administering, project_id: callers.Segment, account_id: callers.Segment
@@ -316,6 +333,7 @@ async def delete_account(
     "/projects/{project_id}/service_accounts/{account_id}/api_keys",
     summary="Make a key of a service account",
     responses=shapes.answers(theirs.KeyMade),
+    openapi_extra=shapes.takes(KeyBody),
 )
 async def create_key(
     request: Request, admin: callers.Administering, project_id: callers.Segment, account_id: callers.Segment
@@ -399,6 +417,7 @@ async def key(
     "/projects/{project_id}/api_keys/{key_id}",
     summary="Another scope or end of a service account's key",
     responses=shapes.answers(theirs.ProjectKey),
+    openapi_extra=shapes.takes(KeyChange),
 )
 async def update_key(
     request: Request, admin: callers.Administering, project_id: callers.Segment, key_id: callers.Segment
@@ -457,6 +476,7 @@ async def rate_limits(
     "/projects/{project_id}/rate_limits/{rate_limit_id}",
     summary="Say what a project may ask for in a minute",
     responses=shapes.answers(theirs.RateLimit),
+    openapi_extra=shapes.takes(RateLimitBody),
 )
 async def update_rate_limit(
     request: Request,

@@ -76,7 +76,12 @@ async def user(request: Request, admin: callers.Administering, user_id: callers.
     return await told(request, theirs.user(people.user_of(await _organization(request), user_id)))
 
 
-@router.post("/users/{user_id}", summary="Another role of a user", responses=shapes.answers(theirs.User))
+@router.post(
+    "/users/{user_id}",
+    summary="Another role of a user",
+    responses=shapes.answers(theirs.User),
+    openapi_extra=shapes.takes(UserChange),
+)
 async def update_user(request: Request, admin: callers.Administering, user_id: callers.Segment) -> Response:
     given = await body_of(request, UserChange)
     made = await people.change_role(administrator(request, admin), user_id, given.role)
@@ -100,6 +105,7 @@ async def delete_user(request: Request, admin: callers.Administering, user_id: c
     "/projects/{project_id}/users",
     summary="Make a user one of a project's",
     responses=shapes.answers(theirs.ProjectUser),
+    openapi_extra=shapes.takes(MemberBody),
 )
 async def create_member(
     request: Request, admin: callers.Administering, project_id: callers.Segment
@@ -146,6 +152,7 @@ async def member(
     "/projects/{project_id}/users/{user_id}",
     summary="Another role of a user in a project",
     responses=shapes.answers(theirs.ProjectUser),
+    openapi_extra=shapes.takes(MemberChange),
 )
 async def update_member(
     request: Request, admin: callers.Administering, project_id: callers.Segment, user_id: callers.Segment
@@ -171,7 +178,12 @@ async def delete_member(
 # --- invitations --------------------------------------------------------------------------------------------
 
 
-@router.post("/invites", summary="Invite somebody", responses=shapes.answers(theirs.Invite))
+@router.post(
+    "/invites",
+    summary="Invite somebody",
+    responses=shapes.answers(theirs.Invite),
+    openapi_extra=shapes.takes(InviteBody),
+)
 async def create_invite(request: Request, admin: callers.Administering) -> Response:
     given = await body_of(request, InviteBody)
     made, token = await people.invite(
@@ -231,6 +243,7 @@ async def delete_invite(
     "/invites/accept",
     summary="Become a user: the bearer token is the invitation's",
     responses=shapes.answers(theirs.Accepted),
+    openapi_extra=shapes.takes(AcceptBody),
 )
 async def accept_invite(request: Request) -> Response:
     token = callers.token_of(request)

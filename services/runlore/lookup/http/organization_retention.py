@@ -35,6 +35,7 @@ async def retention(request: Request, admin: callers.Administering) -> Response:
     "/data_retention",
     summary="Say how long rollouts are kept, where a project does not say",
     responses=shapes.answers(theirs.OrganizationRetention),
+    openapi_extra=shapes.takes(RetentionBody),
 )
 async def update_retention(request: Request, admin: callers.Administering) -> Response:
     given = await body_of(request, RetentionBody)
@@ -61,6 +62,7 @@ async def project_retention(
     "/projects/{project_id}/data_retention",
     summary="Say how long a project's rollouts are kept",
     responses=shapes.answers(theirs.ProjectRetention),
+    openapi_extra=shapes.takes(RetentionBody),
 )
 async def update_project_retention(
     request: Request, admin: callers.Administering, project_id: callers.Segment

@@ -41,12 +41,16 @@ def _whose(request: Request) -> str | None:
 Whose = Annotated[str | None, Depends(_whose)]
 
 
-def _route(method: str, path: str, does: str, answer: type[BaseModel]) -> Callable[[Handler], Handler]:
+def _route(
+    method: str, path: str, does: str, answer: type[BaseModel], takes: type[BaseModel] | None = None
+) -> Callable[[Handler], Handler]:
     """Register a handler for the organization and for a project. `does` says what, with `{whose}` in it."""
 
     def register(handler: Handler) -> Handler:
         for prefix, name in (("", "the organization"), (OF_PROJECT, "a project")):
-            extra: dict[str, Any] = {"openapi_extra": {"parameters": [IN_PATH]}} if prefix else {}
+            extra: dict[str, Any] = {"parameters": [IN_PATH]} if prefix else {}
+            if takes is not None:
+                extra |= shapes.takes(takes)
             router.add_api_route(
                 prefix + path,
                 handler,
@@ -54,7 +58,7 @@ def _route(method: str, path: str, does: str, answer: type[BaseModel]) -> Callab
                 name=f"project_{handler.__name__}" if prefix else handler.__name__,
                 summary=does.format(whose=name),
                 responses=shapes.answers(answer),
-                **extra,
+                openapi_extra=extra,
             )
         return handler
 
@@ -109,7 +113,7 @@ async def spend_limit(request: Request, admin: callers.Administering, whose: Who
     return await _told_limit(request, whose, spendlimits.limit_of(await _holder(request, whose)))
 
 
-@_route("POST", LIMIT, "Set the spend limit of {whose}", theirs.SpendLimit)
+@_route("POST", LIMIT, "Set the spend limit of {whose}", theirs.SpendLimit, takes=LimitBody)
 async def update_spend_limit(request: Request, admin: callers.Administering, whose: Whose) -> Response:
     given = await body_of(request, LimitBody)
     made = await spendlimits.set_limit(administrator(request, admin), whose, given.threshold_amount)
@@ -149,7 +153,7 @@ async def list_spend_alerts(
     return await told(request, theirs.page(found, has_more=more))
 
 
-@_route("POST", ALERTS, "Make a spend alert of {whose}", theirs.SpendAlert)
+@_route("POST", ALERTS, "Make a spend alert of {whose}", theirs.SpendAlert, takes=AlertBody)
 async def create_spend_alert(request: Request, admin: callers.Administering, whose: Whose) -> Response:
     given = await body_of(request, AlertBody)
     made = await spendlimits.create_alert(
@@ -170,7 +174,9 @@ async def spend_alert(
     return await told(request, theirs.spend_alert(kept, of=_of(whose)))
 
 
-@_route("POST", f"{ALERTS}/{{alert_id}}", "Change a spend alert of {whose}", theirs.SpendAlert)
+@_route(
+    "POST", f"{ALERTS}/{{alert_id}}", "Change a spend alert of {whose}", theirs.SpendAlert, takes=AlertBody
+)
 async def update_spend_alert(
     request: Request, admin: callers.Administering, whose: Whose, alert_id: callers.Segment
 ) -> Response:

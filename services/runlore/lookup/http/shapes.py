@@ -287,4 +287,27 @@ def answers(model: type[BaseModel], status: int = 200) -> dict[int | str, dict[s
 def content(media_type: str, what: str) -> dict[int | str, dict[str, Any]]:
     """The same of one that is no JSON."""
     schema = {"type": "string"} if media_type.startswith("text/") else {"type": "string", "format": "binary"}
-    return {200: {"description": what, "content": {media_type: {"schema": schema}}}}
+    found: dict[int | str, dict[str, Any]] = {
+        200: {"description": what, "content": {media_type: {"schema": schema}}}
+    }
+    if not media_type.startswith("text/"):
+        found[206] = {**found[200], "description": "The part that `Range` asked for"}
+    return {**found, 304: {"description": "As `If-None-Match` has it"}}
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """What a route says of the JSON that it takes, where it reads the body itself."""
+    schema = model.model_json_schema()
+    # A document knows no definitions but its own: they are few and small, so they stand where they are used.
+    schema = _inlined(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_inlined(one, definitions) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inlined(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(one, definitions) for name, one in value.items()}
