@@ -11,9 +11,10 @@ from runlore.commit import keys, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import erasure_invariants, invariants, side_invariants, snapshot_invariants
-from runlore.upkeep import audit, logs, pauses
+from runlore.upkeep import audit, logs, pauses, repair
 
 LOGGED = "the logs of what people did and of seeds are whole"
+LOST = "heads are there"
 READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
 
 
@@ -73,6 +74,14 @@ async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invar
         found += await snapshot_invariants.check(store, project)
         found += await side_invariants.check(store, project)
         found += await erasure_invariants.check(store, project)
+        # Of rollouts the other checkers tell: while they are at work, a record may be there before its head.
+        kinds = (repair.LEDGER, repair.MEMORY, repair.WORKSPACE)
+        try:
+            lost = await repair.Repair(store, bus).run(project, kinds=kinds)
+        except errors.Fatal as exc:
+            found.append(invariants.Violation(LOST, f"{project}/", exc.message))
+            continue
+        found += [invariants.Violation(LOST, one.where, f"{one.what} (`runlore repair`)") for one in lost]
     return found
 
 
