@@ -112,6 +112,13 @@ locals {
       delete = []
     }
 
+    # `runlore repair`: makes lost heads again. It deletes nothing, and the store refuses to it what is there already.
+    repairer = {
+      read   = ["rollouts", "records", "marks", "memories", "manifests", "packs", "snapshots", "blobs", "workspaces", "outcomes", "asks", "erasures", "acts"]
+      write  = ["rollouts", "marks", "memories", "workspaces", "outcomes", "asks", "erasures", "acts"]
+      delete = []
+    }
+
     # `runlore forget` and `runlore upkeep`: the only role that may delete records, and the sweep's rights with it. What it
     # writes are heads that say what was erased, revisions without it, and stubs in place of those that were shown it.
     eraser = {

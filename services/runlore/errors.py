@@ -581,6 +581,12 @@ class Corrupt(Fatal):
     kind = "corrupt"
 
 
+class HeadLost(Fatal):
+    """A head is not there, while what it named is; `runlore repair` makes it again."""
+
+    kind = "head_lost"
+
+
 class GuardFailed(RunloreError):
     """A new revision did not pass the guards."""
 

@@ -19,6 +19,7 @@ from runlore.cli import (
     operate,
     people,
     pipeline,
+    repairing,
     retention,
     review,
     serve,
@@ -77,6 +78,7 @@ workspaces.register(app, snapshots.app)
 topics.register(app)
 control.register(app)
 audit.register(app)
+repairing.register(app)
 forgetting.register(app)
 asks.register(app)
 sources.register(app)

@@ -16,6 +16,8 @@ from runlore.commit import age, puts
 from runlore.events import envelope
 from runlore.store import port
 
+LEAP = 1_000_000
+"""How far beyond what is known of a lost head's counter the next one begins: moves that left no trace are fewer."""
 CONFLICT_RETRIES_MAX = 8
 """How often one move is sent again after a 409 or a 503 (nothing landed) before the caller starts over."""
 
@@ -69,10 +71,17 @@ def parse(key: str, stored: port.Stored | None, *, fmt: str) -> Head:
 
 
 async def move(
-    store: port.ObjectStore, head: Head, changes: Changes, *, fmt: str, began: dt.datetime | None = None
+    store: port.ObjectStore,
+    head: Head,
+    changes: Changes,
+    *,
+    fmt: str,
+    began: dt.datetime | None = None,
+    above: int = 0,
 ) -> Head:
     """Move `head` by one: its body with `changes` over it and its counter raised.
 
+    `above`: a counter that this line has had already, where the head was lost or put back: the new one lies beyond it.
     `began` is when the writer first read what the new version refers to, where that was before it read this
     head. Raises `errors.HeadMoved` when another writer was first, or when the reply was lost: either way the
     caller starts again from the head, and finds there whether its own write landed. Raises
@@ -85,7 +94,8 @@ async def move(
         now = clock.now()
         stamp = now.isoformat(timespec="microseconds")
         changed = changes(stamp) if callable(changes) else changes
-        body = {**head.body, **changed, "format": fmt, "counter": head.counter + 1, "moved_at": stamp}
+        body = {**head.body, **changed, "format": fmt, "counter": max(head.counter, above) + 1}
+        body["moved_at"] = stamp
         raw, guard = envelope.dump(body), age.guard(began, now)
         try:
             etag = await store.compare_and_set(head.key, raw, head.etag, guard=guard)

@@ -226,6 +226,22 @@ class Reader:
             at, sha256 = (int(parent["revision"]), str(parent["manifest"])) if parent else (0, None)
 
 
+async def refuse_lost(reader: Reader, project: str, memory: str) -> None:
+    """Raises `errors.HeadLost` where a memory without a head had one: a second line would hide what it had learnt.
+
+    A first revision alone says nothing: whoever wrote it may have died before there was a head.
+    """
+    async for row in reader.store.list(keys.manifests(project, memory)):
+        number, _, sha256 = row.key.rpartition("/")[2].partition("-")
+        # A side line's lie among them, and have a head of their own.
+        if int(number) > 1 and not (await reader.manifest(project, memory, int(number), sha256)).get("side"):
+            raise errors.HeadLost(
+                f"the head of memory {project}/{memory} is gone, and revision {int(number)} of it is there",
+                hint="`runlore repair` says what it was, and makes it again",
+                key=keys.memory_head(project, memory),
+            )
+
+
 def stub_of(body: Mapping[str, Any], erasure: str, at: str) -> bytes:
     """What is left of a manifest once its revision was erased: its number, its parent, when it was made."""
     kept = {name: body.get(name) for name in STUB_KEEPS}

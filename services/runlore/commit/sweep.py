@@ -133,6 +133,10 @@ async def _of_memories(
     reader = revisions.Reader(store)
     prefix = f"{plan.project}/{keys.MEMORIES}/"
     memories = [row.key.rpartition("/")[2].removesuffix(".json") async for row in store.list(prefix)]
+    listed = [row.key.split("/")[3] async for row in store.list(f"{plan.project}/{keys.MANIFESTS}/")]
+    for memory in sorted({*listed} - {*memories}):
+        # What a lost head named would look like what nothing names.
+        await revisions.refuse_lost(reader, plan.project, memory)
     for memory in memories:
         plan.heads += 1
         async for body in reader.line(plan.project, memory):

@@ -120,9 +120,12 @@ class ConsolidateStage:
         if not found:
             return Pass()
         head = await self._reader.head(project, memory)
+        if not head.counter:
+            await revisions.refuse_lost(self._reader, project, memory)
         named = sorted({rollout for mark in found for rollout in mark.rollouts})
         inputs = await self._inputs(project, memory, named, marks.covered_from(found))
         before = await self._reader.current(head, project, memory)
+        inputs = await self._regained(project, memory, before, inputs)
         held: dict[str, Any] = dict(head.body.get("held", {}))
         pending = uncovered(before, held, released(held, found), inputs)
         batch, later = pending[:ROLLOUTS_PER_REVISION_MAX], pending[ROLLOUTS_PER_REVISION_MAX:]
@@ -158,6 +161,30 @@ class ConsolidateStage:
         ]
         found = await self._runtime.gather(jobs)
         return {name: head for name, head in zip(named, found, strict=True) if head.counter}
+
+    async def _regained(
+        self,
+        project: str,
+        memory: str,
+        before: revisions.Revision | None,
+        inputs: Mapping[str, heads.Head],
+    ) -> dict[str, heads.Head]:
+        """`inputs`, where heads that stand behind what the revision covers of them are made anew from their records.
+
+        Such a head was lost, or put back from an older copy of the store. *Otherwise:* its counter says that all of it
+        is covered, its mark is deleted, and the run that came since is in no revision.
+        """
+        if before is None:
+            return dict(inputs)
+        coverage, out = before.map("coverage"), dict(inputs)
+        for name, head in inputs.items():
+            known = coverage.get(name)
+            if known is not None and is_behind(head, known):
+                log.warning("the head of a rollout was lost or put back: made anew", rollout=name)
+                out[name] = await summarize.regain(
+                    self._store, project, memory, name, self._runtime, above=int(known["counter"])
+                )
+        return out
 
     async def _move(
         self,
@@ -206,6 +233,14 @@ class ConsolidateStage:
         bell = models.Changed(kind="memory", project=project, memory=memory, counter=head.counter)
         await record.ring(self._bus, [bell])
         return Pass(number, tuple(sorted(accepted)), tuple(sorted(guilty))), head
+
+
+def is_behind(head: heads.Head, covered: Mapping[str, Any]) -> bool:
+    """Whether a rollout's head stands before what a revision covers of it, or is another one at the same counter."""
+    counter = int(covered["counter"])
+    if head.counter == counter:
+        return bool(head.body.get("updated_at") != covered["updated_at"])
+    return head.counter < counter
 
 
 def released(held: Mapping[str, Any], found: Iterable[marks.Mark]) -> set[str]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from runlore import errors
+from runlore import clock, errors
 from runlore.commit import erasures, heads, keys, rollouts
 from runlore.consumers.runtime import Runtime
 from runlore.events import envelope, ids
@@ -77,11 +78,16 @@ async def read(store: port.ObjectStore, project: str, memory: str, rollout: str)
 
 
 async def advance(
-    store: port.ObjectStore, head: heads.Head, records: Sequence[rollouts.Record], runtime: Runtime
+    store: port.ObjectStore,
+    head: heads.Head,
+    records: Sequence[rollouts.Record],
+    runtime: Runtime,
+    *,
+    above: int = 0,
 ) -> heads.Head:
     """Move a rollout's head so that it covers `records`; the head itself where it does already.
 
-    Raises `errors.HeadMoved` (start again from the head).
+    `above`: a counter that it has had already (see `regain`). Raises `errors.HeadMoved` (start again from the head).
     """
     runs: dict[str, Any] = dict(head.body.get("runs", {}))
     fresh: list[rollouts.Record] = []
@@ -91,7 +97,7 @@ async def advance(
         where = place(runs.get(record.run), record.attempt, record.received, record.run)
         if where == COVERED:
             continue
-        runs[record.run] = note(runs.get(record.run), record, head.counter + 1)
+        runs[record.run] = note(runs.get(record.run), record, max(head.counter, above) + 1)
         changed = True
         if where in (NEW, NEWER):
             fresh = [one for one in fresh if one.run != record.run] + [record]
@@ -116,7 +122,7 @@ async def advance(
         "runs": runs,
         "summary": summary,
     }
-    return await heads.move(store, head, changes, fmt=rollouts.HEAD_FORMAT)
+    return await heads.move(store, head, changes, fmt=rollouts.HEAD_FORMAT, above=above)
 
 
 async def bring_up(
@@ -138,8 +144,7 @@ async def bring_up(
             key
             for run, attempts in sorted(listed.items())
             for attempt, key in sorted(attempts.items())
-            if not _has(head.body.get("runs", {}).get(run), attempt)
-            and not erasures.is_erased(head.body, run)
+            if not has(head.body.get("runs", {}).get(run), attempt) and not erasures.is_erased(head.body, run)
         ]
         if not missing:
             return head
@@ -148,6 +153,34 @@ async def bring_up(
             return await advance(store, head, records, runtime)
         except errors.HeadMoved:
             continue
+    raise errors.StoreUnavailable(f"the head of rollout {rollout} in {project}/{memory} is contended")
+
+
+async def regain(
+    store: port.ObjectStore, project: str, memory: str, rollout: str, runtime: Runtime, *, above: int
+) -> heads.Head:
+    """The rollout's head made anew from every record that a LIST shows, with a counter far beyond `above`.
+
+    For a head that was lost, or put back from an older copy, while a revision covers the rollout further: with a lower
+    counter its runs would count as covered, and no revision would take them in. Every run counts as new.
+    """
+    for restart in range(RESTARTS_MAX):
+        head = await read(store, project, memory, rollout)
+        listed = await rollouts.recorded(store, project, memory, rollout)
+        wanted = [
+            key
+            for run, attempts in sorted(listed.items())
+            if not erasures.is_erased(head.body, run)
+            for _, key in sorted(attempts.items())
+        ]
+        blank = {**head.body, "runs": {}, "summary": None}
+        records = await load(store, wanted)
+        if not records:
+            return head
+        try:
+            return await advance(store, replace(head, body=blank), records, runtime, above=above + heads.LEAP)
+        except errors.HeadMoved:
+            await clock.sleep(0.005 * restart * clock.jitter())
     raise errors.StoreUnavailable(f"the head of rollout {rollout} in {project}/{memory} is contended")
 
 
@@ -277,7 +310,7 @@ def _same_rules(summary: Mapping[str, Any] | None) -> bool:
     return summary is not None and summary.get("engine") == rules.ENGINE
 
 
-def _has(entry: Mapping[str, Any] | None, attempt: int) -> bool:
+def has(entry: Mapping[str, Any] | None, attempt: int) -> bool:
     return entry is not None and (
         int(entry["attempt"]) == attempt or any(int(at) == attempt for at, _, _ in entry.get("earlier", ()))
     )

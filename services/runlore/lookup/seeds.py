@@ -147,6 +147,9 @@ async def resolve(
     elif workspace.get("ref"):
         number, manifest = 0, ""
     else:
+        if not head:
+            # An agent that is told that there is nothing would begin without what was learnt, and say nothing of it.
+            await revisions.refuse_lost(reader, project, memory)
         return None
     return Seed(
         project=project,
@@ -166,8 +169,23 @@ async def open_seed(reader: revisions.Reader, seed: Seed) -> Opened:
     """The seed's files, composed from the parts that it may see. Reads and verifies every one."""
     if not seed.revision:
         return Opened(seed, {}, 0, models.Layout().model_dump())
-    revision = await reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
-    return open_revision(revision, seed)
+    return open_revision(await load(reader, seed), seed)
+
+
+async def load(reader: revisions.Reader, seed: Seed) -> revisions.Revision:
+    """The seed's revision. Raises `errors.NotFound` where the store is from before it, else as `Reader.load`."""
+    try:
+        return await reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
+    except errors.Corrupt:
+        head = await reader.head(seed.project, seed.memory)
+        newest = int(head.body.get("revision") or 0)
+        if newest >= seed.revision:
+            raise
+        raise errors.NotFound(
+            f"this seed is of revision {seed.revision} of {seed.project}/{seed.memory}, which stands at {newest}: "
+            "the store was put back to an older copy since",
+            hint="ask for a new seed; what came since comes back with a replay, if the bus still has it",
+        ) from None
 
 
 def open_revision(revision: revisions.Revision, seed: Seed) -> Opened:

@@ -89,7 +89,7 @@ class MemoryView:
         entry = head.body["runs"].get(run) if head else None
         if head is not None and erasures.is_erased(head.body, run):
             return "erased"
-        if not summarize._has(entry, attempt):
+        if not summarize.has(entry, attempt):
             return None
         assert entry is not None
         if int(entry["attempt"]) > attempt:

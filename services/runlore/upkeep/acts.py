@@ -103,6 +103,8 @@ async def append(store: port.ObjectStore, kind: str, body: Mapping[str, Any]) ->
     for attempt in range(RESTARTS_MAX):
         head = await heads.read(store, keys.acts_head(), fmt=FORMAT)
         state = _state(head)
+        if head.etag is None:
+            await _refuse_lost(store)
         # Another was first, or a reply was lost, of any try before: then the chain holds its entry.
         for made in tried:
             if await LOG.holds(store, state.tip, made):
@@ -118,6 +120,52 @@ async def append(store: port.ObjectStore, kind: str, body: Mapping[str, Any]) ->
             tried.append(place)
             await puts.wait(min(attempt, WAIT_EXPONENT_MAX))
     raise errors.StoreUnavailable("many write to the log of acts at the same time", hint="try again")
+
+
+async def _refuse_lost(store: port.ObjectStore) -> None:
+    """Raises `errors.HeadLost` where there is no head, and was one: another chain would hide all that this one told."""
+    if any(number > 1 for number in await LOG.names(store)):
+        raise errors.HeadLost(
+            f"the head of {WHAT} is gone, and its entries are there",
+            hint="`runlore repair` makes it again",
+            key=keys.acts_head(),
+        )
+
+
+async def lost(store: port.ObjectStore) -> tuple[str, chain.Tip | None] | None:
+    """What of a lost head can be told: words, and the newest entry of a whole chain; None: nothing is lost.
+
+    The newest of them may be of a writer that died before it moved the head: it was about to. Two of one number are of
+    two writers that met, and then the one that the log had is not known.
+    """
+    if (await heads.read(store, keys.acts_head(), fmt=FORMAT)).etag is not None:
+        return None
+    names = await LOG.names(store)
+    if not any(number > 1 for number in names):
+        return None
+    number = max(names)
+    found = []
+    for key in names[number]:
+        tip = chain.Tip(number, key.rpartition("-")[2].removesuffix(".json"))
+        try:
+            async for _ in LOG.newest_first(store, tip):
+                pass
+        except errors.Corrupt as exc:
+            return f"its head is gone, and {exc.message}", None
+        found.append(tip)
+    if len(found) > 1:
+        return f"its head is gone, and {len(found)} writers met at entry {number}", None
+    return f"its head is gone; {number} entries are whole", found[0]
+
+
+async def make_head(store: port.ObjectStore, tip: chain.Tip) -> None:
+    """Put the head that names `tip`, where there is none."""
+    entry = await chain.Reader(LOG, store).at(tip)
+    act = entry.act if entry.kind == ANCHOR else tip
+    body = {"tip": _told(tip), "act": _told(act), "latest": entry.latest}
+    head = await heads.read(store, keys.acts_head(), fmt=FORMAT)
+    if head.etag is None:
+        await heads.move(store, head, body, fmt=FORMAT, above=tip.number)
 
 
 def _next(

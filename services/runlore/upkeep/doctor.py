@@ -41,7 +41,7 @@ class Check:
 
 async def examine(settings: Settings) -> list[Check]:
     """Every check, each with its result in words; none raises."""
-    from runlore.upkeep import deployment
+    from runlore.upkeep import ages, deployment
 
     checks = [_python(), _clock(), _sqlite()]
     root = settings.root
@@ -61,6 +61,8 @@ async def examine(settings: Settings) -> list[Check]:
             if answers:
                 checks += await deployment.of_store(opened.store, settings)
             checks += await deployment.of_bus(opened.bus, settings)
+            if answers:
+                checks.append(await tried("store and log", lambda: ages.check(opened.store, opened.bus)))
             checks += await deployment.of_model(settings)
             if answers:
                 checks += await deployment.of_workers(opened.store, settings)

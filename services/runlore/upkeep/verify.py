@@ -17,9 +17,10 @@ from runlore.testing import (
     side_invariants,
     snapshot_invariants,
 )
-from runlore.upkeep import audit, logs, pauses
+from runlore.upkeep import audit, logs, pauses, repair
 
 LOGGED = "the logs of what people did and of seeds are whole"
+LOST = "heads are there"
 READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
 
 
@@ -80,6 +81,14 @@ async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invar
         found += await side_invariants.check(store, project)
         found += await line_invariants.earlier_revisions_keep_their_packs(store, project)
         found += await erasure_invariants.check(store, project)
+        # Of rollouts the other checkers tell: while they are at work, a record may be there before its head.
+        kinds = (repair.LEDGER, repair.MEMORY, repair.WORKSPACE)
+        try:
+            lost = await repair.Repair(store, bus).run(project, kinds=kinds)
+        except errors.Fatal as exc:
+            found.append(invariants.Violation(LOST, f"{project}/", exc.message))
+            continue
+        found += [invariants.Violation(LOST, one.where, f"{one.what} (`runlore repair`)") for one in lost]
     return found
 
 

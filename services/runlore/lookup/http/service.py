@@ -198,7 +198,7 @@ class Service:
         return seeds.Opened(seed, opened.files, opened.notes, opened.layout), rows
 
     async def _opened(self, seed: seeds.Seed) -> tuple[tuple[seeds.Opened, list[dict[str, Any]]], int]:
-        revision = await self.reader.load(seed.project, seed.memory, seed.revision, seed.manifest)
+        revision = await seeds.load(self.reader, seed)
 
         def work() -> tuple[seeds.Opened, list[dict[str, Any]]]:
             made = seeds.open_revision(revision, seed)
