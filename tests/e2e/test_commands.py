@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,7 +14,6 @@ import sys
 
 import homes
 import pytest
-from typer.testing import CliRunner
 
 import made
 from runlore.cli import main
@@ -283,10 +284,10 @@ def test_as_a_process_stdout_holds_the_same_object_and_nothing_else(words, fille
 
 
 @pytest.mark.parametrize("words", [words for words, _ in leaves()], ids=" ".join)
-def test_every_command_has_help_with_an_example_and_help_for_every_option(words):
+def test_every_command_has_help_with_an_example_and_help_for_every_option(words, tmp_path):
     command = dict(leaves())[words]
-    told = CliRunner().invoke(main.app, [*words, "--help"])
-    assert told.exit_code == 0
+    told = homes.Home(tmp_path / "absent").call(*words, "--help").out
+    assert f"runlore {' '.join(words)} " in told.splitlines()[0]
     if not getattr(command, "commands", {}):
         assert f"Example: runlore {' '.join(words)}" in command.help
         assert {"--json", "--home"} <= {name for one in command.params for name in one.opts} or words == (
@@ -294,6 +295,17 @@ def test_every_command_has_help_with_an_example_and_help_for_every_option(words)
         )
     for one in command.params:
         assert getattr(one, "help", None), f"{one.name} of {words} has no help"
+
+
+def test_a_process_that_makes_only_the_command_it_runs_says_what_all_of_them_together_say():
+    for words, _ in leaves():
+        said = []
+        for app in (main.command(), main.command(words[0])):
+            with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
+                app([*words, "--help"], prog_name="runlore")
+            said.append(out.getvalue())
+        assert said[0] == said[1] != "", words
+    assert main.command("no-such-command") is main.command("--help") is main.command()
 
 
 def test_options_before_a_groups_command_count_for_it(filled, tmp_path):

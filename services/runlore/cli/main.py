@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import re
 import sys
@@ -104,15 +106,33 @@ def _shorten(group: typer.Typer) -> None:
 _shorten(app)
 
 
-def command() -> typer.core.TyperGroup:
-    """The commands as an object, for what describes them: docs and tests."""
-    return typer.main.get_command(app)  # type: ignore[return-value]
+def _alone(first: str) -> typer.Typer:
+    """The app with nothing but what `first` names; where that is nothing, the whole app, which says so."""
+    alone = copy.copy(app)
+    alone.registered_commands = [
+        one
+        for one in app.registered_commands
+        if first == (one.name or typer.main.get_command_name(one.callback.__name__))
+    ]
+    alone.registered_groups = [one for one in app.registered_groups if first == one.name]
+    return alone if alone.registered_commands or alone.registered_groups else app
+
+
+@functools.lru_cache(maxsize=128)
+def command(first: str = "") -> typer.core.TyperGroup:
+    """The commands as an object, for what describes them (docs and tests); with `first`, that one alone.
+
+    A process makes only what it runs: typer looks at the type of every option of every command, and of all
+    of them that takes longer than many a command.
+    """
+    alone = _alone(first)
+    return command() if first and alone is app else typer.main.get_command(alone)  # type: ignore[return-value]
 
 
 def main() -> None:
     """The entry point of the `runlore` script."""
     try:
-        app()
+        command(*sys.argv[1:2])()
     except SystemExit as exc:
         # A usage error is told by typer, on stderr; who asked for JSON gets its object too.
         usage = getattr(exc.__context__, "format_message", None)
