@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fleet
 import toy
 
+from runlore.consumers import record
+from runlore.lookup import index as lookup_index
 from runlore.worker import intake
 
 SEEDS_DEFAULT = 1000
@@ -43,12 +45,27 @@ def prepared(seed, mutant=None):
         if not fleet.is_real(seed):
             toy.install(patch)
         patch.setattr(intake, "COMMIT_SECONDS", fleet.scale_of(seed).commit)
+        patch.setattr(record, "parse", _once(record.parse))
+        patch.setattr(lookup_index.sqlitefile, "connect", fleet.small_pages(lookup_index.sqlitefile.connect))
         if mutant is not None:
             mutant(patch)
         try:
             yield
         finally:
             structlog.configure(**before)
+
+
+def _once(parse):
+    """Each message is parsed once: the checkers look at all of them at every commit."""
+    parsed = {}
+
+    def parse_once(message):
+        name = (message.at, message.offset, message.value)
+        if name not in parsed:
+            parsed[name] = parse(message)
+        return parsed[name]
+
+    return parse_once
 
 
 def run(seed, *, without=(), mutant=None):
