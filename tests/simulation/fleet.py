@@ -84,7 +84,11 @@ DENSE = Scale(
     900.0,
     {"marks_interval_seconds": 20.0, "poll_timeout_seconds": 30.0},
     commit=20.0,
-    rates=cluster.Rates(crash_seconds=60.0, pause_seconds=90.0, jump_seconds=120.0, partitions_seconds=900.0,
+    rates=cluster.Rates(
+        crash_seconds=60.0,
+        pause_seconds=90.0,
+        jump_seconds=120.0,
+        partitions_seconds=900.0,
         disk_seconds=120.0,
         full_seconds=45.0,
     ),
