@@ -21,7 +21,7 @@ from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, heads, keys, marks, packs, revisions, rollouts
 from runlore.consumers import approvals, consolidate, dead, record, summarize
-from runlore.memory import joint, rules
+from runlore.memory import guards, joint, render, rules
 from runlore.memory import notes as _notes
 from runlore.store import port as store_port
 from runlore.testing import checks
@@ -30,7 +30,7 @@ DANGLING = "1 heads name what exists"
 ONCE = "2 every run takes effect once"
 ONE_LINE = "3 revisions form one line"
 MARKED = "4 offsets follow effects and marks"
-HELD = "8 held rollouts have a reason"
+HELD = "8 what is shown passed the guards, what is held has a reason"
 APART = "9 projects and subjects are apart"
 ERASED = "10 what was erased stays away"
 SEEDS = "11 seeds give the same bytes"
@@ -409,6 +409,26 @@ async def offsets_follow_effects(
 
 
 @checks.of(HELD)
+async def revisions_pass_the_guards(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
+    """What a head names holds nothing that the guards let no person pass; older rules had other guards."""
+    if view.revision is None or view.revision.body.get("engine") != rules.ENGINE:
+        return []
+    try:
+        shown = {path: _part(view.revision, one) for path, one in view.revision.map("files").items()}
+        found = guards.check(None, consolidate.load_state(view.revision).notes, shown)
+    except errors.Fatal:
+        return []  # Told by invariant 1.
+    # A secret that a newer detector knows is for `runlore rescan`.
+    told = [one for one in found if one.kind not in (*guards.SOFT, "secret")]
+    return [Violation(HELD, view.name, f"revision {view.revision.number}: {one.message}") for one in told]
+
+
+def _part(revision: revisions.Revision, entry: Mapping[str, Any]) -> render.Part:
+    why = [tuple(span) for span in json.loads(revision.text(entry["why"]))]
+    return render.Part(revision.text(entry["sha256"]), entry.get("rollout"), entry.get("subject"), why)
+
+
+@checks.of(HELD)
 async def held_rollouts_have_a_reason(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
     """What waits for a person says since when and why, and for which version."""
     out = []
@@ -525,6 +545,7 @@ CHECKERS: tuple[Checker, ...] = (
     heads_name_what_exists,
     runs_take_effect_once,
     revisions_form_one_line,
+    revisions_pass_the_guards,
     held_rollouts_have_a_reason,
     projects_and_subjects_are_apart,
 )
