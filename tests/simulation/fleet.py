@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import sqlite3
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,14 @@ DENSE = Scale(
     900.0,
     {"marks_interval_seconds": 20.0, "poll_timeout_seconds": 30.0},
     commit=20.0,
-    rates=cluster.Rates(crash_seconds=60.0, pause_seconds=90.0, jump_seconds=120.0, partitions_seconds=900.0),
+    rates=cluster.Rates(
+        crash_seconds=60.0,
+        pause_seconds=90.0,
+        jump_seconds=120.0,
+        partitions_seconds=900.0,
+        disk_seconds=120.0,
+        full_seconds=45.0,
+    ),
 )
 LONG = Scale(
     "long",
@@ -99,6 +107,8 @@ LONG = Scale(
         long_pause=0.5,
         jump_seconds=DAY,
         partitions_seconds=6 * DAY,
+        disk_seconds=DAY,
+        full_seconds=0.2 * DAY,
     ),
 )
 
@@ -151,6 +161,57 @@ class SimEngine:
         return None
 
 
+class DiskIndex(lookup_index.Index):
+    """The production index on a disk that may be full: then SQLite itself says so where the file would grow."""
+
+    def __init__(self, path, world, name):
+        self._world, self._name = world, name
+        super().__init__(path)
+
+    def _prepare(self):
+        if self._name in self._world.full and not self.path.exists():
+            self._world.happened[cluster.FULL_OWN] += 1
+            full = sqlite3.OperationalError("database or disk is full")
+            full.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise full
+        made = super()._prepare()
+        # Nothing here outlives the schedule, so nothing has to be on the disk for sure.
+        made.conn.execute("PRAGMA synchronous=OFF")
+        self._limit(made, self._name in self._world.full)
+        return made
+
+    def is_full(self, is_full):
+        self._limit(self._db, is_full)
+
+    @staticmethod
+    def _limit(made, is_full):
+        # SQLite takes no limit below what the file has.
+        made.conn.execute(f"PRAGMA max_page_count={1 if is_full else 2**30}")
+
+    @contextlib.contextmanager
+    def _file(self):
+        try:
+            with super()._file():
+                yield
+        except errors.StoreUnavailable as exc:
+            self._world.happened[cluster.FULL_OWN] += (
+                exc.__cause__.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+            )
+            raise
+
+
+def small_pages(connect):
+    """SQLite files whose every few rows need a page more, so that a full disk is felt."""
+
+    def connected(*args, **more):
+        made = connect(*args, **more)
+        made.execute("PRAGMA synchronous=OFF")
+        made.execute("PRAGMA page_size=512")
+        return made
+
+    return connected
+
+
 class Fleet:
     """One schedule. With `real` memory is what it is in production, and a model summarizes and brings together."""
 
@@ -163,6 +224,7 @@ class Fleet:
         self.named = set()
         self.seen = []
         self.stopping = []
+        self.indexes = {}
 
     def run(self):
         """Its world, after everything was checked. Raises `Broken`."""
@@ -171,6 +233,7 @@ class Fleet:
             self.world = cluster.Cluster(
                 loop, self.seed, rates=self.scale.rates, watch=self.watch, without=self.without
             )
+            self.world.on_disk = self._on_disk
             try:
                 main = loop.create_task(self._drive(), context=self.world.context)
                 loop.run_until_complete(main)
@@ -253,14 +316,17 @@ class Fleet:
         raise Watched([invariants.Violation(invariants.ENDS, "workers", "they do not stop")])
 
     async def _replay(self, workers):
-        for group in ("record", "snapshot"):
-            await self.world.bus.rewind(group=group, topic="runs")
+        await self.world.replay("runs", ("record", "snapshot"))
         self.stopping.clear()
         self.world.tell("--- the topic is replayed from its start ---")
         for name in workers:
             self.world.start(name, self._worker(name))
         await self._until(self.scale.settle)
         await self._stop(workers)
+
+    def _on_disk(self, name, is_full):
+        if name in self.indexes:
+            self.indexes[name].is_full(is_full)
 
     # --- processes ----------------------------------------------------------------------------------------
 
@@ -279,7 +345,7 @@ class Fleet:
                 name, "index deleted", 0.2 if self.world.rates is not cluster.CALM else 0
             ):
                 _delete(path)
-            index = lookup_index.Index(path)
+            index = self.indexes[name] = DiskIndex(path, self.world, name)
             try:
                 has_model = self.real and stages != ["index"]
                 engine = SimEngine(self.world, self.world.members[name].process.name)
@@ -295,6 +361,8 @@ class Fleet:
                 )
                 await one.run()
             finally:
+                if self.indexes.get(name) is index:
+                    del self.indexes[name]
                 index.close()
 
         return main

@@ -57,7 +57,7 @@ class Erasing(Scenario):
             for key, body in simulation.store.snapshot().items()
             if NEEDLE.encode() in body
         ]
-        if found:
+        if found := harness.heard(found):
             raise Broken(found, simulation)
 
 

@@ -56,6 +56,13 @@ def messages(seed):
     return sent
 
 
+def scenario_of(seed):
+    """Three processes, a dozen faults of every kind."""
+    faults = Faults(crashes=3, lost=4, refused=6)
+    processes = [worker(1), worker(2), consolidator(3)]
+    return Scenario(messages(seed), processes=processes, faults=faults, list_page=2)
+
+
 def seeds():
     if SEEDS:
         return [[int(seed) for seed in SEEDS.split(",")]]
@@ -65,10 +72,7 @@ def seeds():
 @pytest.mark.parametrize("group", seeds(), ids=lambda group: f"{group[0]}-{group[-1]}")
 def test_a_long_run_with_random_faults_ends_as_an_undisturbed_one(group):
     for seed in group:
-        faults = Faults(crashes=3, lost=4, refused=6)
-        processes = [worker(1), worker(2), consolidator(3)]
-        scenario = Scenario(messages(seed), processes=processes, faults=faults, list_page=2)
         try:
-            scenario.run(Dice(seed))
+            scenario_of(seed).run(Dice(seed))
         except AssertionError as exc:
             raise AssertionError(f"seed {seed}: {exc}") from exc

@@ -118,6 +118,8 @@ def install(monkeypatch):
     monkeypatch.setattr(consolidate, "joint", joint)
     monkeypatch.setattr(promote, "joint", joint)
     monkeypatch.setattr(invariants, "joint", joint)
+    judges = SimpleNamespace(check=check, Violation=guards.Violation, SOFT=guards.SOFT)
+    monkeypatch.setattr(invariants, "guards", judges)
     monkeypatch.setattr(consolidate, "operations", SimpleNamespace(propose=propose, apply=apply))
     monkeypatch.setattr(consolidate, "render", SimpleNamespace(parts=parts, Part=Part, Memo=object))
     monkeypatch.setattr(consolidate, "guards", SimpleNamespace(check=check, Violation=guards.Violation))

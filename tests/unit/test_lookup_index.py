@@ -147,6 +147,18 @@ def test_a_file_that_another_process_writes_is_not_taken_for_a_damaged_one(index
     assert index.apply([rollout("b")]) == 1 and len(index.etags([rollout(name).key for name in "ab"])) == 2
 
 
+def test_a_disk_that_was_full_as_the_first_rows_came_hides_none_later(index):
+    """sqlite-utils tries out once what SQLite can do; tried on a full disk that said no, and new rows were dropped."""
+    index._db.conn.execute(
+        "PRAGMA max_page_count=1"
+    )  # None below what the file has is taken: it can not grow.
+    with pytest.raises(errors.StoreUnavailable, match="full"):
+        index.apply([rollout(f"r{number}", text="y" * 500) for number in range(40)])
+    index._db.conn.execute("PRAGMA max_page_count=1000000")
+    assert index.apply([rollout(f"r{number}") for number in range(5)]) == 5
+    assert {row["rollout"] for row in index.rollouts("acme", "support")} == {"r0", "r1", "r2", "r3", "r4"}
+
+
 async def test_comparing_with_a_list_takes_in_what_differs_and_nothing_else(index):
     store = stores.MemoryStore()
     for number in range(10):

@@ -93,6 +93,18 @@ class IndexRemade(errors.Retryable):
     kind = "index_remade"
 
 
+class _Rows(Database):
+    """sqlite-utils, but what SQLite can do is known: `STRICT` in `_SCHEMA` is newer than `ON CONFLICT`.
+
+    Left to itself the library tries it out at the first rows, by making a table. On a full disk that fails, and for as long
+    as the file is open new rows are dropped, though nothing says so (`INSERT OR IGNORE` of a row without its columns).
+    """
+
+    @property
+    def supports_on_conflict(self) -> bool:
+        return True
+
+
 class Index:
     """The index file at `path`. Not safe for two threads; each process may open its own."""
 
@@ -146,7 +158,7 @@ class Index:
             connection.execute("PRAGMA synchronous=NORMAL")
             # What is deleted leaves no bytes in free pages.
             connection.execute("PRAGMA secure_delete=ON")
-            return Database(connection)
+            return _Rows(connection)
         except BaseException:
             connection.close()
             raise

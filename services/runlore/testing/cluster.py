@@ -11,17 +11,21 @@ time after that. Between any two of these moments others go on. And:
 - a write's answer is lost: it has landed, never will, or lands up to a signature's window later; a guarded write that
   arrives later than that after it was signed is refused by the store;
 - 409: nothing landed; 503: nothing happened; slow: seconds to minutes;
+- a disk is full for a while: a process's own (its index), or the one on which store and bus lie; what is there can be
+  read and deleted, and nothing is added;
 - a doorbell is lost, whatever was said of it;
 - a poll says that nothing is there, or gives a part of what is; a commit or a produce fails, before or after its
   effect; a group is shared out anew in the middle of work, a member that was away is left out; partitions are added.
 
-Each fault has a name, so that a failing schedule can be run again without some of them (`without`).
+Each fault has a name, so that a failing schedule can be run again without some of them (`without`). What came of them is
+counted by kind (`happened`, `KINDS`): a fault that is only drawn proves nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import datetime as dt
 import hashlib
 from collections import Counter
@@ -44,8 +48,25 @@ RESTART_SECONDS = (0.5, 30.0)
 SIGNATURE_SECONDS_MAX = age.WINDOW.total_seconds()
 """How old a guarded request's signature may be before the store refuses it; no request is under way for longer."""
 REFUSES_OLD_SIGNATURES = True
+FREEING = ("delete", "compare_and_delete")
+"""What a full disk takes all the same."""
 REQUEST_SECONDS_MAX = 60.0
 """After so long a client gives a request up."""
+HOME = "home"
+"""The disk on which the store and the bus of one machine lie."""
+
+CRASH, PAUSE, LONG_PAUSE = "crash", "pause", "pause longer than T"
+REFUSED, CONFLICT, SLOW, LOST = "503", "409", "slow", "lost reply"
+LATE, TOO_OLD = "late write", "signature too old"
+FULL, FULL_OWN = "full disk", "full disk of an index"
+STALE, TORN, NO_BELL = "stale poll", "torn poll", "doorbell lost"
+AGAIN, REPLAY, REORDER = "redelivery", "replay from the start", "reorder"
+REBALANCE, PARTITIONS, JUMP = "rebalance mid-write", "partition added", "clock jump"
+KINDS = (
+    *(CRASH, LOST, LATE, CONFLICT, REFUSED, SLOW, STALE, TORN, NO_BELL, AGAIN, REPLAY, REORDER, REBALANCE),
+    *(PARTITIONS, JUMP, PAUSE, LONG_PAUSE, TOO_OLD, FULL, FULL_OWN),
+)
+"""What may go wrong, as it is counted where it takes effect."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +88,12 @@ class Rates:
     partitions_seconds: float = 3600.0
     at_request: float = 0.002
     """Chance that a process dies, or stands still, just as it sends a request: most of its time it is idle."""
+    disk_seconds: float = 900.0
+    full_seconds: float = 30.0
+    """How long a disk is full, on average."""
 
 
-CALM = Rates(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+CALM = Rates(*[0.0] * len(dataclasses.fields(Rates)))
 Watch = Callable[[str, str, bytes | None], None]
 """Told of each write that landed: (kind, key, what was there before)."""
 
@@ -132,7 +156,16 @@ class Cluster:
         self.members: dict[str, Member] = {}
         self.trace: list[str] = []
         self.faults: list[str] = []
-        """The faults that happened, by name, in order."""
+        """The faults that were drawn, by name, in order."""
+        self.happened: Counter[str] = Counter()
+        """How often each kind of fault took effect (`KINDS`)."""
+        self.full: set[str] = set()
+        """Disks that are full now: members' own by name, and `HOME`."""
+        self.on_disk: Callable[[str, bool], None] = lambda name, is_full: None
+        """Told when a member's own disk is full, and when it is not any more."""
+        self.writing: Counter[str] = Counter()
+        """Writes that each process waits for."""
+        self._sent_at: dict[tuple[str, bytes | None], float] = {}
         self.failed: list[BaseException] = []
         """What no process may raise: an invariant that broke, or an error that nobody foresaw."""
         self.over = False
@@ -172,6 +205,8 @@ class Cluster:
     def calm(self) -> None:
         """From here on nothing goes wrong any more."""
         self.rates = CALM
+        for name in sorted(self.full):
+            self._freed(name)
         for member in self.members.values():
             member.clock.skew_seconds = 0.0
             if member.process.paused:
@@ -225,6 +260,7 @@ class Cluster:
         if member.done or member.process.dead:
             return
         self.tell(f"{member.process.name} dies")
+        self.happened[CRASH] += 1
         member.process.dead = True
         for group in self.groups.values():
             group.lost(member.process)
@@ -239,6 +275,7 @@ class Cluster:
         if member.done or process.dead or process.paused:
             return
         self.tell(f"{process.name} stands still for {seconds:.0f} s")
+        self.happened[LONG_PAUSE if seconds > age.TERM.total_seconds() else PAUSE] += 1
         process.paused = True
         for group in self.groups.values():
             group.lost(process)
@@ -271,15 +308,21 @@ class Cluster:
             "pause": rates.pause_seconds,
             "jump": rates.jump_seconds,
             "partitions": rates.partitions_seconds,
+            "disk": rates.disk_seconds,
         }
         await asyncio.gather(*(self._disturb(kind, mean, names) for kind, mean in kinds.items() if mean))
 
     async def _disturb(self, kind: str, mean: float, names: Sequence[str]) -> None:
         while self.rates is not CALM:
             await asyncio.sleep(self.between(kind, 0.2, 1.8) * mean)
-            whom = self.members[names[int(self.draw(f"{kind}/whom") * len(names))]]
-            if self.rates is CALM or not self.goes_wrong("world", f"{kind} of {whom.name}", 1.0):
+            chosen = [*names, HOME] if kind == "disk" else names
+            name = chosen[int(self.draw(f"{kind}/whom") * len(chosen))]
+            if self.rates is CALM or not self.goes_wrong("world", f"{kind} of {name}", 1.0):
                 continue
+            if kind == "disk":
+                self.fill(name)
+                continue
+            whom = self.members[name]
             if kind == "crash":
                 self.kill(whom)
             elif kind == "pause":
@@ -287,14 +330,46 @@ class Cluster:
             elif kind == "jump":
                 whom.clock.skew_seconds = self._skew(whom.process.name)
                 self.tell(f"the clock of {whom.process.name} is off by {whom.clock.skew_seconds:.1f} s")
+                self.happened[JUMP] += 1
             else:
                 self.add_partitions(1)
 
     def add_partitions(self, count: int) -> None:
         self.bus.add_partitions(count)
         self.tell("a partition is added")
+        self.happened[PARTITIONS] += 1
         for group in self.groups.values():
             group.unsettled()
+
+    def fill(self, name: str) -> None:
+        """A disk is full for a while."""
+        if name in self.full:
+            return
+        seconds = self.between("disk/seconds", 0.2, 1.8) * self.rates.full_seconds
+        self.tell(f"the disk of {name} is full for {seconds:.0f} s")
+        self.full.add(name)
+        self.on_disk(name, True)
+        self.later(seconds, lambda: self._freed(name))
+
+    def _freed(self, name: str) -> None:
+        if name in self.full:
+            self.tell(f"the disk of {name} has room again")
+            self.full.discard(name)
+            self.on_disk(name, False)
+
+    def lands(self, key: tuple[str, bytes | None], sent_at: float) -> None:
+        """A message lands on the bus: before it, one of the same key may have that was sent later."""
+        newest = self._sent_at.get(key, 0.0)
+        self.happened[REORDER] += sent_at < newest
+        self._sent_at[key] = max(newest, sent_at)
+
+    async def replay(self, topic: str, groups: Sequence[str]) -> None:
+        """Let these groups begin at the start of a topic again. None of their members may be at work."""
+        for name in groups:
+            await self.bus.rewind(group=name, topic=topic)
+            if (name, topic) in self.groups:
+                self.groups[name, topic].forget()
+        self.happened[REPLAY] += 1
 
     # --- one request --------------------------------------------------------------------------------------
 
@@ -318,11 +393,13 @@ class Cluster:
         stream, rates = process.name, self.rates
         there, back = self.between(stream, 0.002, 0.05), self.between(stream, 0.002, 0.05)
         if kind != "poll" and self.goes_wrong(stream, "slow", rates.slow):
+            self.happened[SLOW] += 1
             there += self.draw(stream) ** 4 * SIGNATURE_SECONDS_MAX
             back += self.draw(stream) ** 4 * REQUEST_SECONDS_MAX
         refused = self.goes_wrong(stream, "503", rates.refused)
         conflict = kind in CONDITIONAL and self.goes_wrong(stream, "409", rates.refused / 2)
         lost = writes and self.goes_wrong(stream, "lost", rates.lost)
+        full = writes and HOME in self.full and kind not in FREEING
         fate = self.draw(f"{stream}/fate")
         if lost and fate > 0.6:
             there += self.draw(stream) * SIGNATURE_SECONDS_MAX
@@ -346,13 +423,18 @@ class Cluster:
                 return  # It had not left.
             if guarded and self.loop.time() - sent_at > SIGNATURE_SECONDS_MAX and REFUSES_OLD_SIGNATURES:
                 self.tell(f"{process.name}: {kind} {what} [its signature is too old]")
+                self.happened[TOO_OLD] += 1
                 return reply(None, errors.StoreUnavailable("RequestTimeTooSkewed"), back)
             result, error = self._perform(process, kind, what, perform, writes)
+            self.happened[LATE] += writes and answer.done()
             if not lost:
                 reply(result, error, back)
 
-        if refused or conflict:
-            self.tell(f"{process.name}: {kind} {what} [{'409' if conflict else '503'}]")
+        self.happened[LOST] += lost and not (refused or conflict or full)
+        if refused or conflict or full:
+            why = CONFLICT if conflict else FULL if full else REFUSED
+            self.tell(f"{process.name}: {kind} {what} [{why}]")
+            self.happened[why] += 1
             reply(None, errors.WriteConflict() if conflict else refused_as(), there + back)
         elif lost and fate < 0.3:
             self.tell(f"{process.name}: {kind} {what} [lost]")
@@ -363,7 +445,11 @@ class Cluster:
                 gave_up = lost_as() if writes else refused_as()
                 reply(None, gave_up, REQUEST_SECONDS_MAX if not lost else 0.1 + back)
             self.later(there, land)
-        return await answer
+        self.writing[process.name] += writes
+        try:
+            return await answer
+        finally:
+            self.writing[process.name] -= writes
 
     def _interrupted(self, process: Process, fate: float) -> float:
         """A process may die or stand still just as it sends: how much later its request leaves because of that."""

@@ -122,12 +122,20 @@ class SimBus(Watched):
         if topics == pipeline.CHANGED.name and self._cluster.goes_wrong(
             self._process.name, "bell lost", self._cluster.rates.bells
         ):
+            self._cluster.happened["doorbell lost"] += 1
             return []
+        sent_at = self._cluster.loop.time()
+
+        def perform() -> list[tuple[TopicPartition, int]]:
+            for message in messages:
+                self._cluster.lands((message.topic, message.key), sent_at)
+            return finish(self._inner.produce(messages))
+
         placed = await self._cluster.request(
             self._process,
             "produce",
             topics,
-            lambda: finish(self._inner.produce(messages)),
+            perform,
             writes=True,
             lost_as=errors.BusUnavailable,
             refused_as=errors.BusUnavailable,
@@ -164,7 +172,28 @@ class Group:
     topic: str
     consumers: list[SimConsumer] = field(default_factory=list)
     generation: int = 0
+    given: dict[TopicPartition, int] = field(default_factory=dict)
+    """Up to where each partition was handed out once."""
+    _newest: dict[bytes | None, float] = field(default_factory=dict)
+    """Of each key, the time of the newest message that was handed out."""
     _is_due: bool = False
+
+    def handed_out(self, page: Sequence[Message]) -> None:
+        """Note what is seen a second time, and what comes after a message of its key that is newer."""
+        happened = self.cluster.happened
+        for message in page:
+            if message.offset < self.given.get(message.at, 0):
+                happened["redelivery"] += 1
+                continue
+            self.given[message.at] = message.offset + 1
+            newest = self._newest.get(message.key, 0.0)
+            happened["reorder"] += message.time < newest
+            self._newest[message.key] = max(newest, message.time)
+
+    def forget(self) -> None:
+        """It begins at the start again: what it sees then is a replay."""
+        self.given.clear()
+        self._newest.clear()
 
     def join(self, consumer: SimConsumer) -> None:
         if consumer not in self.consumers:
@@ -201,6 +230,8 @@ class Group:
         self.generation += 1
         mine = self.generation
         consumers = list(self.consumers)
+        if any(self.cluster.writing[consumer.process.name] for consumer in consumers):
+            self.cluster.happened["rebalance mid-write"] += 1
         revoked = {consumer: consumer.revoke() for consumer in consumers}
         if revoked:
             await asyncio.wait(revoked.values(), timeout=REBALANCE_SECONDS_MAX)
@@ -302,15 +333,21 @@ class SimConsumer:
             return []
         stream, rates = self.process.name, self._cluster.rates
         if self._cluster.goes_wrong(stream, "stale poll", rates.stale):
+            there = any(self._cluster.bus.page(at, offset, 1) for at, offset in self._positions.items())
+            self._cluster.happened["stale poll"] += there
             return []
-        if self._cluster.goes_wrong(stream, "torn poll", rates.stale):
-            records_max = 1
+        torn = self._cluster.goes_wrong(stream, "torn poll", rates.stale)
+        wanted, records_max = records_max, 1 if torn else records_max
         found: list[Message] = []
         for at in sorted(self._positions.keys() - self._paused):
             page = self._cluster.bus.page(at, self._positions[at], records_max - len(found))
             if page:
                 self._positions[at] = page[-1].offset + 1
                 found += page
+        if torn:
+            more = any(self._cluster.bus.page(at, offset, 1) for at, offset in self._positions.items())
+            self._cluster.happened["torn poll"] += more and len(found) < wanted
+        self._group.handed_out(found)
         return found
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:

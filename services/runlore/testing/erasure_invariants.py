@@ -12,7 +12,7 @@ from typing import Any
 from runlore import errors
 from runlore.commit import erasures, heads, keys, lines, revisions, rollouts
 from runlore.store import port
-from runlore.testing import invariants
+from runlore.testing import checks, invariants
 
 
 async def check(store: port.ObjectStore, project: str) -> list[invariants.Violation]:
@@ -24,6 +24,7 @@ async def check(store: port.ObjectStore, project: str) -> list[invariants.Violat
     return found
 
 
+@checks.of(invariants.ERASED)
 async def of_entry(
     store: port.ObjectStore, project: str, entry: Mapping[str, Any]
 ) -> list[invariants.Violation]:

@@ -9,6 +9,7 @@ meet in one state.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -85,22 +86,37 @@ class Explored:
     complete: int
     pruned: int
     states: int
+    whole: bool = True
+    """Whether these are all that there are."""
 
     @property
     def schedules(self) -> int:
         return self.complete + self.pruned
 
 
-def explore(run: Callable[[Gen], None], *, schedules_max: int) -> Explored:
-    """Run `run` for every sequence of choices. Raises `AssertionError` past `schedules_max` runs."""
+RAN: Counter[str] = Counter()
+"""What all explorations of this process came to: `schedules`, and of them those that were `complete`."""
+
+
+def explore(run: Callable[[Gen], None], *, schedules_max: int, partly: bool = False) -> Explored:
+    """Run `run` for every sequence of choices.
+
+    Past `schedules_max` runs it raises `AssertionError`; with `partly` it ends there, and says so.
+    """
     gen = Gen()
     complete = pruned = 0
+    whole = True
     while not gen.done():
         if complete + pruned >= schedules_max:
-            raise AssertionError(f"more than {schedules_max} schedules: bound the scenario")
+            if not partly:
+                raise AssertionError(f"more than {schedules_max} schedules: bound the scenario")
+            whole = False
+            break
         try:
+            RAN["schedules"] += 1
             run(gen)
             complete += 1
+            RAN["complete"] += 1
         except Pruned:
             pruned += 1
-    return Explored(complete, pruned, len(gen.seen))
+    return Explored(complete, pruned, len(gen.seen), whole)

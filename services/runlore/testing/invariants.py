@@ -21,15 +21,16 @@ from runlore import errors
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, heads, keys, marks, packs, revisions, rollouts
 from runlore.consumers import approvals, consolidate, dead, record, summarize, told
-from runlore.memory import joint, rules
+from runlore.memory import guards, joint, render, rules
 from runlore.memory import notes as _notes
 from runlore.store import port as store_port
+from runlore.testing import checks
 
 DANGLING = "1 heads name what exists"
 ONCE = "2 every run takes effect once"
 ONE_LINE = "3 revisions form one line"
 MARKED = "4 offsets follow effects and marks"
-HELD = "8 held rollouts have a reason"
+HELD = "8 what is shown passed the guards, what is held has a reason"
 APART = "9 projects and subjects are apart"
 ERASED = "10 what was erased stays away"
 SEEDS = "11 seeds give the same bytes"
@@ -190,6 +191,7 @@ def _of(found: Iterable[str], memory: str) -> Iterable[str]:
 # --- 1 ----------------------------------------------------------------------------------------------------
 
 
+@checks.of(DANGLING)
 async def heads_name_what_exists(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
     """A head must name a manifest that exists and verifies; a manifest must name only objects that exist."""
     out = []
@@ -217,6 +219,7 @@ async def heads_name_what_exists(store: store_port.ObjectStore, view: MemoryView
 # --- 2 ----------------------------------------------------------------------------------------------------
 
 
+@checks.of(ONCE)
 async def runs_take_effect_once(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
     """What a rollout's head says is a function of its records: no run twice, none missing, none older."""
     out = []
@@ -269,6 +272,7 @@ async def _rebuilt(
 # --- 3 ----------------------------------------------------------------------------------------------------
 
 
+@checks.of(ONE_LINE)
 async def revisions_form_one_line(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
     """From the head back to revision 1, each manifest names the one before it, and coverage only grows."""
     out: list[Violation] = []
@@ -301,6 +305,7 @@ async def revisions_form_one_line(store: store_port.ObjectStore, view: MemoryVie
             return out
 
 
+@checks.of(ONE_LINE)
 def moved_well(key: str, before: bytes | None, after: bytes | None) -> list[Violation]:
     """A head moves by exactly one from the version that was there, and is never deleted.
 
@@ -330,6 +335,7 @@ def moved_well(key: str, before: bytes | None, after: bytes | None) -> list[Viol
     return out
 
 
+@checks.of(ONE_LINE)
 async def follows(
     store: store_port.ObjectStore, project: str, memory: str, before: bytes | None, after: bytes
 ) -> list[Violation]:
@@ -377,6 +383,7 @@ def _was_erased(message: bus_port.Message, views: Mapping[tuple[str, str], Memor
     return one.is_erased(head, view.rows)
 
 
+@checks.of(MARKED)
 async def offsets_follow_effects(
     bus: bus_port.Bus, views: Mapping[tuple[str, str], MemoryView], committed: Mapping[int, int]
 ) -> list[Violation]:
@@ -412,6 +419,27 @@ async def offsets_follow_effects(
 # --- 8, 9, 11 ---------------------------------------------------------------------------------------------
 
 
+@checks.of(HELD)
+async def revisions_pass_the_guards(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
+    """What a head names holds nothing that the guards let no person pass; older rules had other guards."""
+    if view.revision is None or view.revision.body.get("engine") != rules.ENGINE:
+        return []
+    try:
+        shown = {path: _part(view.revision, one) for path, one in view.revision.map("files").items()}
+        found = guards.check(None, consolidate.load_state(view.revision).notes, shown)
+    except errors.Fatal:
+        return []  # Told by invariant 1.
+    # A secret that a newer detector knows is for `runlore rescan`.
+    told = [one for one in found if one.kind not in (*guards.SOFT, "secret")]
+    return [Violation(HELD, view.name, f"revision {view.revision.number}: {one.message}") for one in told]
+
+
+def _part(revision: revisions.Revision, entry: Mapping[str, Any]) -> render.Part:
+    why = [tuple(span) for span in json.loads(revision.text(entry["why"]))]
+    return render.Part(revision.text(entry["sha256"]), entry.get("rollout"), entry.get("subject"), why)
+
+
+@checks.of(HELD)
 async def held_rollouts_have_a_reason(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
     """What waits for a person says since when and why, and for which version."""
     out = []
@@ -425,6 +453,7 @@ async def held_rollouts_have_a_reason(store: store_port.ObjectStore, view: Memor
     return out
 
 
+@checks.of(APART)
 async def projects_and_subjects_are_apart(store: store_port.ObjectStore, view: MemoryView) -> list[Violation]:
     """Every object is of where it lies; a part about a subject rests on that subject's rollouts."""
     out = []
@@ -454,6 +483,7 @@ async def projects_and_subjects_are_apart(store: store_port.ObjectStore, view: M
     return out
 
 
+@checks.of(SEEDS)
 async def seeds_give_the_same_bytes(
     store: store_port.ObjectStore, project: str, memory: str, number: int, manifest: str
 ) -> list[Violation]:
@@ -475,6 +505,7 @@ async def seeds_give_the_same_bytes(
 # --- 12 ---------------------------------------------------------------------------------------------------
 
 
+@checks.of(ENDS)
 def every_mark_is_worked(view: MemoryView) -> list[Violation]:
     """Once faults stop and all work is done, no mark is left and nothing waits."""
     out = []
@@ -491,6 +522,7 @@ def every_mark_is_worked(view: MemoryView) -> list[Violation]:
     return out
 
 
+@checks.of(ENDS)
 async def every_run_reaches_an_end(
     bus: bus_port.Bus, views: Mapping[tuple[str, str], MemoryView]
 ) -> list[Violation]:
@@ -526,11 +558,13 @@ CHECKERS: tuple[Checker, ...] = (
     heads_name_what_exists,
     runs_take_effect_once,
     revisions_form_one_line,
+    revisions_pass_the_guards,
     held_rollouts_have_a_reason,
     projects_and_subjects_are_apart,
 )
 
 
+@checks.of(DANGLING)
 async def objects_have_their_names(store: store_port.ObjectStore, project: str) -> list[Violation]:
     """Every content-named object of a project has the bytes that its name promises. Reads everything."""
     out = []
@@ -551,6 +585,7 @@ async def objects_have_their_names(store: store_port.ObjectStore, project: str) 
     return out
 
 
+@checks.of(DANGLING)
 async def rollout_names_what_exists(
     store: store_port.ObjectStore, project: str, memory: str, rollout: str, head: bytes
 ) -> list[Violation]:
@@ -566,6 +601,7 @@ async def rollout_names_what_exists(
     ]
 
 
+@checks.of(DANGLING)
 async def manifest_names_what_exists(
     store: store_port.ObjectStore, project: str, manifest: bytes
 ) -> list[Violation]:

@@ -17,6 +17,7 @@ from runlore.commit import erasures, heads, keys, lines, rollouts
 from runlore.consumers import dead, record, snapshot
 from runlore.snapshots import names, packs, reading
 from runlore.store import port as store_port
+from runlore.testing import checks
 from runlore.testing.invariants import DANGLING, Violation
 
 BASES = "5 a snapshot head moves only from the base that was seen"
@@ -39,6 +40,7 @@ async def check(store: store_port.ObjectStore, project: str) -> list[Violation]:
     return found
 
 
+@checks.of(BASES)
 def body_makes_sense(key: str, body: Mapping[str, Any]) -> list[Violation]:
     """What a head says of itself: versions only grow, a child never moved it, each run stands in one place."""
     out = []
@@ -59,6 +61,7 @@ def body_makes_sense(key: str, body: Mapping[str, Any]) -> list[Violation]:
     return out
 
 
+@checks.of(KEPT)
 async def refs_are_whole(store: store_port.ObjectStore, project: str, head: heads.Head) -> list[Violation]:
     """Every snapshot that a head names, or named within its term, has its packs, and trees that name only what is
     in them."""
@@ -78,6 +81,7 @@ async def refs_are_whole(store: store_port.ObjectStore, project: str, head: head
     return out
 
 
+@checks.of(RESTORABLE)
 async def trees_are_whole(where: str, opened: reading.Opened) -> list[Violation]:
     """Every tree of a snapshot can be read, and every chunk that it names lies in a pack."""
     label = opened.ref.id[:12]
@@ -95,6 +99,7 @@ async def trees_are_whole(where: str, opened: reading.Opened) -> list[Violation]
     return [Violation(RESTORABLE, where, f"{label}: {len(missing)} chunks are in no pack")] if missing else []
 
 
+@checks.of(DANGLING)
 async def packs_have_their_names(store: store_port.ObjectStore, project: str) -> list[Violation]:
     """Every pack has the bytes that its name promises. Reads everything."""
     out = []
@@ -113,6 +118,7 @@ async def packs_have_their_names(store: store_port.ObjectStore, project: str) ->
     return out
 
 
+@checks.of(PLACED)
 async def every_workspace_reaches_an_end(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[Violation]:
     """Each workspace of each event on the bus is on its line, or the event is dead. Only once work is settled."""
     buried = {letter.id for letter in await dead.read_all(bus)}
@@ -146,6 +152,7 @@ async def _is_erased(store: store_port.ObjectStore, incoming: record.Incoming, l
     return any(erasures.is_erased(body, incoming.run) for body in (head.body, line.body))
 
 
+@checks.of(BASES)
 def moved_well(key: str, before: bytes | None, after: bytes | None) -> list[Violation]:
     """A line's head moves by one, from the base that it says, and is never deleted. For whoever sees every write."""
     if after is None:
@@ -168,6 +175,7 @@ def moved_well(key: str, before: bytes | None, after: bytes | None) -> list[Viol
     return out
 
 
+@checks.of(BASES)
 async def forgets_nothing(
     store: store_port.ObjectStore, key: str, before: bytes | None, after: bytes
 ) -> list[Violation]:

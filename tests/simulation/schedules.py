@@ -1,0 +1,17 @@
+"""How many schedules each of these tests explores at least: 10,000 in all, in every run of the suite.
+
+Counted where they are explored (`exhaust.RAN`) and held to by `conftest.py`, test by test: a sum over processes that run
+the tests at one time is not needed. A schedule is one sequence of outcomes, to its end or to a state that was met before.
+"""
+
+from __future__ import annotations
+
+IN_ALL = 10_000
+LEAST = {
+    "test_every_interleaving.py::test_the_two_loops_of_one_worker_in_every_order_with_a_crash": 3000,
+    "test_every_interleaving.py::test_the_power_goes_at_every_point_of_two_workers": 1000,
+    "test_every_interleaving.py::test_two_workers_left_for_each_other_at_every_call": 2000,
+    "test_every_interleaving.py::test_two_workers_that_poll_differently": 600,
+    "test_every_interleaving.py::test_two_workers_of_which_one_dies_and_comes_back": 1000,
+    "test_every_interleaving.py::test_two_recorders_of_one_rollout_with_a_lost_reply": 3000,
+}

@@ -1,0 +1,63 @@
+"""Every invariant has a checker, and a mutant of the production code that its checkers alone see."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import harness
+import proof
+import pytest
+import schedules
+import test_snapshot_stage
+from harness import Scenario, event, worker
+
+from runlore.testing import checks
+from runlore.testing.world import finish
+from runlore.upkeep import verify
+
+
+def names(row):
+    return f"{row.number}-{row.mutant.hole}".replace(" ", "-")
+
+
+def test_the_table_has_every_invariant_of_the_design_once_and_each_has_a_checker():
+    assert [row.number for row in proof.TABLE] == sorted(proof.said()) == list(range(1, 13))
+    for row in proof.TABLE:
+        assert proof.checkers(row.number), f"nothing checks invariant {row.number}"
+
+
+@pytest.mark.parametrize("row", proof.TABLE, ids=names)
+def test_a_mutant_of_each_invariant_is_seen_by_its_own_checkers_alone(row, monkeypatch):
+    row.explore()  # Without the mutant it holds.
+    row.mutant.apply(monkeypatch)
+    with pytest.raises(harness.Broken) as told:
+        row.explore()
+    assert {harness.number_of(one) for one in told.value.violations} == {row.number}, told.value
+    monkeypatch.setattr(harness, "DEAF", {row.number})
+    row.explore()
+
+
+def test_what_verify_checks_is_what_the_table_says(monkeypatch):
+    monkeypatch.setattr(checks, "RAN", type(checks.RAN)())
+    simulation = Scenario([event("a"), *test_snapshot_stage.chain()], processes=[worker()])._begin()
+    for key, body in test_snapshot_stage.refs()[0].items():
+        finish(simulation.store.put(key, body))
+    simulation.spawn("all", worker())
+    simulation.run()
+    simulation.spawn("snapshots", test_snapshot_stage.worker())
+    simulation.run()
+    checks.RAN.clear()
+    assert finish(verify.verify(simulation.store, simulation.bus)).violations == []
+    ran = {int(name.split()[0]) for name, count in checks.RAN.items() if count}
+    assert ran | {10} == proof.IN_VERIFY
+
+
+def test_the_suite_explores_ten_thousand_schedules():
+    """Each of these tests fails if it explores fewer (`conftest.py`): so the sum holds however they are spread."""
+    for name in schedules.LEAST:
+        file, _, test = name.partition("::")
+        assert hasattr(importlib.import_module(Path(file).stem), test), f"there is no {name}"
+    assert sum(schedules.LEAST.values()) >= schedules.IN_ALL
+
+
