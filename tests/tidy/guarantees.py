@@ -224,6 +224,17 @@ def figures():
     return found
 
 
+def kept():
+    """What the kept run says of each invariant, by number."""
+    return {one["number"]: one for one in (figures() or {"invariants": ()})["invariants"]}
+
+
+def checkers_of(one):
+    """Its checkers by `module.function`: those above, then what the kept run had besides."""
+    more = kept().get(one.number, {}).get("checkers", ())
+    return [*one.checkers, *(name for name in more if name not in one.checkers)]
+
+
 def checker(name):
     """A checker by `module.function`."""
     module, _, function = name.partition(".")
@@ -263,33 +274,35 @@ def _names(code):
 
 def proof_table():
     """A row for each invariant: its promise, whether `verify` asks it, and how often the last run did."""
-    checks = {one["number"]: f"{one['checks']:,}" for one in (figures() or {"invariants": ()})["invariants"]}
+    checks = {number: f"{one['checks']:,}" for number, one in kept().items()}
     by_verify = verified()
     out = [
         "| | promise | checkers, of which `runlore verify` runs | checks in the last run |",
         "|---|---|---|---|",
     ]
     for one in PROOFS:
-        ours = sum(name in by_verify for name in one.checkers)
+        ours = sum(name in by_verify for name in checkers_of(one))
         told_of = f"[{one.promise}](#{anchor(one.section)})"
-        cells = (one.number, told_of, f"{len(one.checkers)}, {ours}", checks.get(one.number, "–"))
+        cells = (one.number, told_of, f"{len(checkers_of(one))}, {ours}", checks.get(one.number, "–"))
         out.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(out)
 
 
 def proof_of(section):
     """What proves the promises of a section: checkers, holes that are put back, tests beyond the simulation."""
-    ran, by_verify = figures() or {"invariants": ()}, verified()
-    kept = {one["number"]: one["mutants"] for one in ran["invariants"]}
+    by_verify = verified()
     out = ["**Proof.**", ""]
     for one in (one for one in PROOFS if one.section == section):
         parts = [
-            (words, [f"`{name.partition('.')[2]}`" for name in one.checkers if (name in by_verify) is asked])
+            (
+                words,
+                [f"`{name.partition('.')[2]}`" for name in checkers_of(one) if (name in by_verify) is asked],
+            )
             for asked, words in ((True, "also by `runlore verify`"), (False, "in the simulation alone"))
         ]
         checked = "; ".join(f"{', '.join(names)} ({words})" for words, names in parts if names)
         holes = [hole.removeprefix("test_mutant_").replace("_", " ") for _, hole in one.holes]
-        holes += [hole for hole in kept.get(one.number, ()) if hole not in holes]
+        holes += [hole for hole in kept().get(one.number, {}).get("mutants", ()) if hole not in holes]
         found = f" Found when put back: {'; '.join(holes)}." if holes else ""
         files = dict.fromkeys(f"`tests/{name.partition('::')[0]}`" for name in one.tests)
         out.append(f"- {one.number}, {one.promise}: {checked}.{found} Beyond that: {', '.join(files)}.")

@@ -29,7 +29,8 @@ RAN = {
     "random": {"seeds": 20},
     "exhaustive": [{"scenario": "three runs, three crashes", "schedules": 1_000}],
     "faults": {"lost reply": 2, "crash": 12_345},
-    "invariants": [{"number": 6, "name": "6 what is published can be restored", "mutants": ["a hole"], "checks": 7}],
+    "invariants": [{"number": 6, "name": "6 what is published can be restored", "mutants": ["a hole"], "checks": 7,
+                    "checkers": ["invariants.another", "snapshot_invariants.trees_are_whole"]}],
     "broken": [],
 }  # fmt: skip
 
@@ -98,6 +99,7 @@ def test_a_hole_of_a_kept_run_is_in_its_row_and_in_the_simulation(monkeypatch, t
     guarantees.FIGURES.write_text(json.dumps(RAN), "utf-8")
     assert re.search(r"^\| 6 \| .+ \| 7 \|$", guarantees.proof_table(), re.M)
     (row,) = [one for one in guarantees.proof_of(guarantees.PROOFS[5].section).splitlines() if "- 6, " in one]
+    assert "`trees_are_whole` (also by `runlore verify`); `another` (in the sim" in row
     assert "Found when put back: a hole." in row
 
 
@@ -111,6 +113,13 @@ def test_the_holes_and_checkers_of_the_kept_run_exist():
         assert one["checks"] > 0 and one["mutants"] and one["checkers"], one["name"]
         for hole in one["mutants"]:
             assert hole in texts or hole.replace(" ", "_") in texts, hole
+        for name in one["checkers"]:
+            module, _, function = name.partition(".")
+            assert (
+                hasattr(guarantees.MODULES[module], function)
+                if module in guarantees.MODULES
+                else function in texts
+            )
     assert ran["schedules"] >= 100_000
 
 
