@@ -326,22 +326,24 @@ def told(ran):
     """A kept run in words and tables."""
     whole, seeds = ran["deployments"], ran.get("random", {"seeds": 0})
     broken = len(ran["broken"])
-    days = ran["simulated_seconds"] / 86_400
+    days, minutes = ran["simulated_seconds"] / 86_400, round(ran["wall_seconds"] / 60)
+    whole_ones = sum(one["whole"] for one in ran["exhaustive"])
     out = [
         f"**{ran['schedules']:,} schedules, {ran['steps']:,} steps, {sum(ran['faults'].values()):,} faults: "
-        f"{broken or 'no'} violation{'s' * (broken != 1)}.** On {ran['date']}, in {ran['wall_seconds'] / 60:,.0f} "
-        f"minutes with {ran['processes']} processes ({ran['schedules_per_minute']:,} schedules a minute).",
+        f"{broken or 'no'} violation{'s' * (broken != 1)}.** On {ran['date']}, in {minutes:,} minutes "
+        f"with processes: {ran['processes']} ({ran['schedules_per_minute']:,} schedules a minute). All figures are in "
+        "`docs/figures/simulation.json`.",
         "",
         "| kind of schedule | how many |",
         "|---|---|",
-        f"| small: every crash point, every interleaving, every lost reply of a scenario ({len(ran['exhaustive'])} "
-        f"scenarios) | {sum(one['schedules'] for one in ran['exhaustive']):,} |",
+        f"| small: every crash point, interleaving or lost reply of a scenario ({len(ran['exhaustive'])} scenarios, "
+        f"{whole_ones} of them to their end) | {sum(one['schedules'] for one in ran['exhaustive']):,} |",
         f"| one stage or two, many runs, random faults | {seeds['seeds']:,} |",
         f"| whole deployments of processes in simulated time ({whole['dense']:,} of ten minutes, {whole['long']:,} of "
         f"two weeks; {whole['erasing']:,} with an erasure, {whole['real_memory']:,} with the real memory and a model) "
         f"| {whole['seeds']:,} |",
         "",
-        f"Together they simulate {days:,.0f} days. What was done to them:",
+        f"Together they simulate {days:,.0f} days. What was done to whole deployments:",
         "",
         "| fault | times |",
         "|---|---|",
