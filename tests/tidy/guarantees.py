@@ -331,13 +331,13 @@ def told(ran):
     out = [
         f"**{ran['schedules']:,} schedules, {ran['steps']:,} steps, {sum(ran['faults'].values()):,} faults: "
         f"{broken or 'no'} violation{'s' * (broken != 1)}.** On {ran['date']}, in {minutes:,} minutes "
-        f"with processes: {ran['processes']} ({ran['schedules_per_minute']:,} schedules a minute). All figures are in "
+        f"by {ran['processes']} at once ({ran['schedules_per_minute']:,} schedules a minute). All figures are in "
         "`docs/figures/simulation.json`.",
         "",
         "| kind of schedule | how many |",
         "|---|---|",
-        f"| small: every crash point, interleaving or lost reply of a scenario ({len(ran['exhaustive'])} scenarios, "
-        f"{whole_ones} of them to their end) | {sum(one['schedules'] for one in ran['exhaustive']):,} |",
+        f"| small: every crash point, interleaving or lost reply ({whole_ones} scenarios to their end, "
+        f"{len(ran['exhaustive']) - whole_ones} up to a bound) | {sum(one['schedules'] for one in ran['exhaustive']):,} |",
         f"| one stage or two, many runs, random faults | {seeds['seeds']:,} |",
         f"| whole deployments of processes in simulated time ({whole['dense']:,} of ten minutes, {whole['long']:,} of "
         f"two weeks; {whole['erasing']:,} with an erasure, {whole['real_memory']:,} with the real memory and a model) "
