@@ -327,7 +327,7 @@ def told(ran):
     whole, seeds = ran["deployments"], ran.get("random", {"seeds": 0})
     broken = len(ran["broken"])
     days, minutes = ran["simulated_seconds"] / 86_400, round(ran["wall_seconds"] / 60)
-    whole_ones = sum(one["whole"] for one in ran["exhaustive"])
+    small, whole_ones = ran["exhaustive"], sum(one["whole"] for one in ran["exhaustive"])
     out = [
         f"**{ran['schedules']:,} schedules, {ran['steps']:,} steps, {sum(ran['faults'].values()):,} faults: "
         f"{broken or 'no'} violation{'s' * (broken != 1)}.** On {ran['date']}, in {minutes:,} minutes "
@@ -337,7 +337,7 @@ def told(ran):
         "| kind of schedule | how many |",
         "|---|---|",
         f"| small: every crash point, interleaving or lost reply ({whole_ones} scenarios to their end, "
-        f"{len(ran['exhaustive']) - whole_ones} up to a bound) | {sum(one['schedules'] for one in ran['exhaustive']):,} |",
+        f"{len(small) - whole_ones} up to a bound) | {sum(one['schedules'] for one in small):,} |",
         f"| one stage or two, many runs, random faults | {seeds['seeds']:,} |",
         f"| whole deployments of processes in simulated time ({whole['dense']:,} of ten minutes, {whole['long']:,} of "
         f"two weeks; {whole['erasing']:,} with an erasure, {whole['real_memory']:,} with the real memory and a model) "
