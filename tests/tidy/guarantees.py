@@ -224,6 +224,17 @@ def figures():
     return found
 
 
+def kept():
+    """What the kept run says of each invariant, by number."""
+    return {one["number"]: one for one in (figures() or {"invariants": ()})["invariants"]}
+
+
+def checkers_of(one):
+    """Its checkers by `module.function`: those above, then what the kept run had besides."""
+    more = kept().get(one.number, {}).get("checkers", ())
+    return [*one.checkers, *(name for name in more if name not in one.checkers)]
+
+
 def checker(name):
     """A checker by `module.function`."""
     module, _, function = name.partition(".")
@@ -263,33 +274,35 @@ def _names(code):
 
 def proof_table():
     """A row for each invariant: its promise, whether `verify` asks it, and how often the last run did."""
-    checks = {one["number"]: f"{one['checks']:,}" for one in (figures() or {"invariants": ()})["invariants"]}
+    checks = {number: f"{one['checks']:,}" for number, one in kept().items()}
     by_verify = verified()
     out = [
         "| | promise | checkers, of which `runlore verify` runs | checks in the last run |",
         "|---|---|---|---|",
     ]
     for one in PROOFS:
-        ours = sum(name in by_verify for name in one.checkers)
+        ours = sum(name in by_verify for name in checkers_of(one))
         told_of = f"[{one.promise}](#{anchor(one.section)})"
-        cells = (one.number, told_of, f"{len(one.checkers)}, {ours}", checks.get(one.number, "–"))
+        cells = (one.number, told_of, f"{len(checkers_of(one))}, {ours}", checks.get(one.number, "–"))
         out.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(out)
 
 
 def proof_of(section):
     """What proves the promises of a section: checkers, holes that are put back, tests beyond the simulation."""
-    ran, by_verify = figures() or {"invariants": ()}, verified()
-    kept = {one["number"]: one["mutants"] for one in ran["invariants"]}
+    by_verify = verified()
     out = ["**Proof.**", ""]
     for one in (one for one in PROOFS if one.section == section):
         parts = [
-            (words, [f"`{name.partition('.')[2]}`" for name in one.checkers if (name in by_verify) is asked])
+            (
+                words,
+                [f"`{name.partition('.')[2]}`" for name in checkers_of(one) if (name in by_verify) is asked],
+            )
             for asked, words in ((True, "also by `runlore verify`"), (False, "in the simulation alone"))
         ]
         checked = "; ".join(f"{', '.join(names)} ({words})" for words, names in parts if names)
         holes = [hole.removeprefix("test_mutant_").replace("_", " ") for _, hole in one.holes]
-        holes += [hole for hole in kept.get(one.number, ()) if hole not in holes]
+        holes += [hole for hole in kept().get(one.number, {}).get("mutants", ()) if hole not in holes]
         found = f" Found when put back: {'; '.join(holes)}." if holes else ""
         files = dict.fromkeys(f"`tests/{name.partition('::')[0]}`" for name in one.tests)
         out.append(f"- {one.number}, {one.promise}: {checked}.{found} Beyond that: {', '.join(files)}.")
@@ -313,22 +326,24 @@ def told(ran):
     """A kept run in words and tables."""
     whole, seeds = ran["deployments"], ran.get("random", {"seeds": 0})
     broken = len(ran["broken"])
-    days = ran["simulated_seconds"] / 86_400
+    days, minutes = ran["simulated_seconds"] / 86_400, round(ran["wall_seconds"] / 60)
+    small, whole_ones = ran["exhaustive"], sum(one["whole"] for one in ran["exhaustive"])
     out = [
         f"**{ran['schedules']:,} schedules, {ran['steps']:,} steps, {sum(ran['faults'].values()):,} faults: "
-        f"{broken or 'no'} violation{'s' * (broken != 1)}.** On {ran['date']}, in {ran['wall_seconds'] / 60:,.0f} "
-        f"minutes with {ran['processes']} processes ({ran['schedules_per_minute']:,} schedules a minute).",
+        f"{broken or 'no'} violation{'s' * (broken != 1)}.** On {ran['date']}, in {minutes:,} minutes "
+        f"by {ran['processes']} at once ({ran['schedules_per_minute']:,} schedules a minute). All figures are in "
+        "`docs/figures/simulation.json`.",
         "",
         "| kind of schedule | how many |",
         "|---|---|",
-        f"| small: every crash point, every interleaving, every lost reply of a scenario ({len(ran['exhaustive'])} "
-        f"scenarios) | {sum(one['schedules'] for one in ran['exhaustive']):,} |",
+        f"| small: every crash point, interleaving or lost reply ({whole_ones} scenarios to their end, "
+        f"{len(small) - whole_ones} up to a bound) | {sum(one['schedules'] for one in small):,} |",
         f"| one stage or two, many runs, random faults | {seeds['seeds']:,} |",
         f"| whole deployments of processes in simulated time ({whole['dense']:,} of ten minutes, {whole['long']:,} of "
         f"two weeks; {whole['erasing']:,} with an erasure, {whole['real_memory']:,} with the real memory and a model) "
         f"| {whole['seeds']:,} |",
         "",
-        f"Together they simulate {days:,.0f} days. What was done to them:",
+        f"Together they simulate {days:,.0f} days. What was done to whole deployments:",
         "",
         "| fault | times |",
         "|---|---|",

@@ -27,9 +27,10 @@ RAN = {
     "schedules_per_minute": 103,
     "deployments": {"seeds": 10, "dense": 7, "long": 3, "erasing": 2, "real_memory": 1},
     "random": {"seeds": 20},
-    "exhaustive": [{"scenario": "three runs, three crashes", "schedules": 1_000}],
+    "exhaustive": [{"scenario": "three runs, three crashes", "schedules": 1_000, "whole": True}],
     "faults": {"lost reply": 2, "crash": 12_345},
-    "invariants": [{"number": 6, "name": "6 what is published can be restored", "mutants": ["a hole"], "checks": 7}],
+    "invariants": [{"number": 6, "name": "6 what is published can be restored", "mutants": ["a hole"], "checks": 7,
+                    "checkers": ["invariants.another", "snapshot_invariants.trees_are_whole"]}],
     "broken": [],
 }  # fmt: skip
 
@@ -87,7 +88,7 @@ def test_a_kept_run_is_told_with_its_faults_its_checks_and_what_broke():
     assert "**1,030 schedules, 61,234 steps, 12,347 faults: no violations.**" in told
     assert "(7 of ten minutes, 3 of two weeks; 2 with an erasure, 1 with the real memory and a model)" in told
     assert told.index("| crash | 12,345 |") < told.index("| lost reply | 2 |")
-    assert "10,000 days" in told
+    assert "10,000 days" in told and "(1 scenarios to their end, 0 up to a bound) | 1,000 |" in told
     wrong = {"kind": "deployment", "name": "17", "what": "a run has no end"}
     broken = guarantees.told({**RAN, "broken": [wrong]})
     assert "faults: 1 violation.**" in broken and "- broken: deployment 17: a run has no end" in broken
@@ -98,6 +99,7 @@ def test_a_hole_of_a_kept_run_is_in_its_row_and_in_the_simulation(monkeypatch, t
     guarantees.FIGURES.write_text(json.dumps(RAN), "utf-8")
     assert re.search(r"^\| 6 \| .+ \| 7 \|$", guarantees.proof_table(), re.M)
     (row,) = [one for one in guarantees.proof_of(guarantees.PROOFS[5].section).splitlines() if "- 6, " in one]
+    assert "`trees_are_whole` (also by `runlore verify`); `another` (in the sim" in row
     assert "Found when put back: a hole." in row
 
 
@@ -111,6 +113,13 @@ def test_the_holes_and_checkers_of_the_kept_run_exist():
         assert one["checks"] > 0 and one["mutants"] and one["checkers"], one["name"]
         for hole in one["mutants"]:
             assert hole in texts or hole.replace(" ", "_") in texts, hole
+        for name in one["checkers"]:
+            module, _, function = name.partition(".")
+            assert (
+                hasattr(guarantees.MODULES[module], function)
+                if module in guarantees.MODULES
+                else function in texts
+            )
     assert ran["schedules"] >= 100_000
 
 

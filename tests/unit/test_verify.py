@@ -35,6 +35,38 @@ async def test_a_pack_that_an_earlier_revision_alone_needs_is_missed(monkeypatch
     assert "revision 1" in found.what
 
 
+class Reads(stores.MemoryStore):
+    """Notes what is read of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = set()
+
+    async def get(self, key, **more):
+        self.read.add(key.split("/")[0])
+        return await super().get(key, **more)
+
+
+async def test_of_one_project_a_lost_run_is_told_and_nothing_of_the_others_is_read():
+    store, bus = Reads(), buses.MemoryBus()
+    for number, project in enumerate((P, "globex")):
+        await Producer(store, bus).publish([made.data(number, project=project)], source="/test")
+        await record.RecordStage(store, bus).process([one async for one in bus.read("runs")])
+        await consolidate.ConsolidateStage(store, bus).work(project, M)
+    for key in store.snapshot():
+        if key.startswith(P):
+            await store.delete(key)
+    bus.note_commit(
+        "record", {one.at: one.offset + 1 async for one in bus.read("runs")}
+    )  # All counts as worked.
+    (lost,) = (await verify.verify(store, bus)).violations
+    assert lost.invariant == invariants.MARKED and "run-0 is not recorded" in lost.what
+    assert (await verify.verify(store, bus, project=P)).violations == [lost]
+    store.read.clear()
+    assert not (await verify.verify(store, bus, project="globex")).violations
+    assert store.read == {"globex"}
+
+
 async def made_by(store):
     """The packs in the order in which the revisions were made."""
     found = [body async for body in revisions.Reader(store).line(P, M)]

@@ -105,15 +105,19 @@ class MemoryView:
 
 
 async def check(
-    store: store_port.ObjectStore, bus: bus_port.Bus | None = None, *, settled: bool = False
+    store: store_port.ObjectStore,
+    bus: bus_port.Bus | None = None,
+    *,
+    settled: bool = False,
+    only: str | None = None,
 ) -> list[Violation]:
-    """Every violation that is found in a home."""
+    """Every violation that is found in a home; or in one project of it, and then nothing of the others is read."""
     found: list[Violation] = []
     views: dict[tuple[str, str], MemoryView] = {}
     # Read first: what is committed now has its effect in everything that is read later.
     committed = await bus.committed(group=GROUP, topic=TOPIC) if bus is not None else {}
     for project in await projects(store):
-        for view in await look(store, project):
+        for view in await look(store, project) if only in (None, project) else ():
             views[view.project, view.memory] = view
             found += view.broken
             for checker in CHECKERS:
@@ -121,7 +125,7 @@ async def check(
             if settled:
                 found += every_mark_is_worked(view)
     if bus is not None:
-        found += await offsets_follow_effects(bus, views, committed)
+        found += await offsets_follow_effects(bus, views, committed, only=only)
         if settled:
             found += await every_run_reaches_an_end(bus, views)
     return found
@@ -385,7 +389,11 @@ def _was_erased(message: bus_port.Message, views: Mapping[tuple[str, str], Memor
 
 @checks.of(MARKED)
 async def offsets_follow_effects(
-    bus: bus_port.Bus, views: Mapping[tuple[str, str], MemoryView], committed: Mapping[int, int]
+    bus: bus_port.Bus,
+    views: Mapping[tuple[str, str], MemoryView],
+    committed: Mapping[int, int],
+    *,
+    only: str | None = None,
 ) -> list[Violation]:
     """Below the committed offsets every message has its effect; what is left to do for it is in a mark."""
     out = []
@@ -405,7 +413,9 @@ async def offsets_follow_effects(
                 out.append(Violation(MARKED, where, "committed, but it is neither a run nor a dead letter"))
             continue
         project, memory, rollout = incoming.line_of
-        view = views.get((project, memory))
+        if only not in (None, project):
+            continue
+        where, view = f"{project}/{memory}: {where}", views.get((project, memory))
         if view is not None and view.is_erased(incoming):
             continue
         attempts = view.records.get(rollout, {}).get(incoming.run, {}) if view else {}

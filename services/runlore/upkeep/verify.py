@@ -59,13 +59,14 @@ async def verify(
         out.violations += await snapshot_invariants.packs_have_their_names(store, name)
         out.violations += await _readable(store, keys.audit(name), audit.parse)
         out.violations += await _readable(store, keys.answers(name), answers.parse)
-    out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
-    out.violations += await _readable(store, keys.pauses(), _pause)
-    out.violations += await _readable(store, keys.redactions(), redaction.parse)
-    out.violations += await _logged(store)
-    found = await _check(store, bus)
+    if project is None:
+        out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
+        out.violations += await _readable(store, keys.pauses(), _pause)
+        out.violations += await _readable(store, keys.redactions(), redaction.parse)
+        out.violations += await _logged(store)
+    found = await _check(store, bus, project)
     if found:
-        again = set(await _check(store, bus))
+        again = set(await _check(store, bus, project))
         out.violations += [one for one in found if one in again]
     if project is not None:
         out.violations = [
@@ -74,9 +75,13 @@ async def verify(
     return out
 
 
-async def _check(store: store_port.ObjectStore, bus: bus_port.Bus) -> list[invariants.Violation]:
-    found = await invariants.check(store, bus)
+async def _check(
+    store: store_port.ObjectStore, bus: bus_port.Bus, only: str | None
+) -> list[invariants.Violation]:
+    found = await invariants.check(store, bus, only=only)
     for project in await invariants.projects(store):
+        if only not in (None, project):
+            continue
         found += await snapshot_invariants.check(store, project)
         found += await side_invariants.check(store, project)
         found += await line_invariants.earlier_revisions_keep_their_packs(store, project)
