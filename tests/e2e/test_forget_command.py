@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import homes
 import pytest
@@ -50,6 +51,53 @@ def test_a_rollout_is_forgotten_proven_gone_and_a_redelivery_does_not_bring_it_b
     assert home.json("verify", "--erased", receipt, "--needle-file", needles)["ok"]
     acts = home.json("audit")["acts"]
     assert [one["what"] for one in acts] == ["forget resume", "forget"] and NEEDLE not in json.dumps(acts)
+
+
+@pytest.mark.parametrize(
+    ("what", "of"), [("the store", "before the runs"), ("the whole home", "before the erasures")]
+)
+def test_after_a_restore_its_receipts_and_a_replay_bring_nothing_back(tmp_path, what, of):
+    home = homes.Home(tmp_path / "home")
+    home.emit(made.lines([made.event(9, rollout="conv-9")]))
+    home.up_once()
+    copies = [home.copy("before the runs")]
+    said = {"conv-1": NEEDLE, "conv-2": "her street is Lindenweg", "conv-3": "he is allergic to nuts"}
+    for number, (rollout, text) in enumerate(said.items(), 1):
+        told = made.payload(number, text=text)
+        home.emit(made.lines([made.event(number, rollout=rollout, subject=f"s-{number}", record=told)]))
+        home.emit(made.lines([made.event(number + 30, rollout=rollout, subject=f"s-{number}")]))
+    home.up_once()
+    copies.append(home.copy("before the erasures"))
+    receipts, needles = [], tmp_path / "needles"
+    needles.write_text("\n".join(said.values()))
+    for named in (("--run", "run-1"), ("--rollout", "conv-2"), ("--subject", "s-3")):
+        receipts.append(tmp_path / named[1])
+        told = home.json("forget", "--project", "acme", *named, "--reason", "ticket", "--yes")
+        receipts[-1].write_text(json.dumps(told))
+    copy = next(one for one in copies if one.root.name == of)
+    if what == "the store":
+        shutil.rmtree(home.root / "store")
+        shutil.copytree(copy.root / "store", home.root / "store")
+    else:
+        home = copy
+    # It says which receipts are needed; they go in before a worker starts.
+    assert all(not home.json("verify", "--erased", one, code=6)["ok"] for one in receipts)
+    for one in receipts:
+        home.json("forget", "--again", one, "--reason", "restored")
+    home.json("replay", "--from", "beginning", "--reason", "restored")
+    home.up_once()
+    # An event that had come after the copy is there again; what was erased is not.
+    home.emit(
+        made.lines([made.event(1, rollout="conv-1", subject="s-1", record=made.payload(1, text=NEEDLE))])
+    )
+    assert home.up_once()["erased"] == 1
+    home.json("forget", "--project", "acme", "--resume", "--reason", "restored")
+    for one in receipts:
+        assert home.json("verify", "--erased", one, "--needle-file", needles)["ok"]
+    assert home.json("search", "heliotrope", "--subject", "s-1")["results"] == []
+    assert [one["state"] for one in home.json("explain", "run-31")["runs"]] == ["consolidated"]
+    assert [one["state"] for one in home.json("explain", "run-33")["runs"]] == ["erased"]
+    home.verified()
 
 
 def test_what_can_not_be_meant_is_refused(home, tmp_path):
