@@ -115,6 +115,9 @@ def test_what_can_not_be_meant_is_refused(home, tmp_path):
 def test_upkeep_says_what_is_due_and_erases_what_is_past_its_days(home):
     due = home.json("upkeep", "--keep-days", "1", "--dry-run")["projects"]
     assert [(one["project"], one["past"]) for one in due] == [("acme", 2)]
+    assert {one["rollout"] for one in due[0]["rollouts"]} == {"conv-1", "conv-2"}
+    assert "would erase support/conv-1" in home.call("upkeep", "--keep-days", "1", "--dry-run").out
+    home.call("upkeep", "--per-second", "0", "--dry-run", code=2)
     home.call("admin", "retention", "set", "acme", "--keep", "--reason", "kept for ever")
     assert home.json("upkeep", "--keep-days", "1", "--dry-run")["projects"][0]["past"] == 0
     home.call("admin", "retention", "set", "acme", "--days", "30", "--reason", "policy 12")
