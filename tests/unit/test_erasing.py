@@ -544,6 +544,8 @@ async def test_rollouts_past_their_days_are_erased_and_a_replay_brings_none_back
     assert [one async for one in retention.due(store, P, days=31)] == []
     one = eraser.Eraser(store, bus, P)
     entry = await one.begin_retention(retention.targets(past), days=30)
+    # Whoever dies here has asked for it: the next one goes on, and asks for nothing twice.
+    assert eraser.whole_rollouts_of(await eraser.unfinished(store, P)) == {(M, "conv-a")}
     await one.carry_on(str(entry.body["id"]))
     assert holders(store) == [] and [one async for one in retention.due(store, P, days=30)] == []
     await worked(store, bus, events())

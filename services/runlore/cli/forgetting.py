@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from runlore.cli import ui
 
 if TYPE_CHECKING:
+    from runlore.store.port import ObjectStore
     from runlore.upkeep.erasing.asking import Wanted
     from runlore.upkeep.erasing.eraser import Eraser
     from runlore.wiring import Home
@@ -29,8 +31,11 @@ MemoryOption = Annotated[
     str | None,
     typer.Option("--memory", "-m", help="Only in this memory; alone: the whole of it.", show_default=False),
 ]
-RATE = 200
-"""Objects that upkeep deletes in a second, unless it is told otherwise."""
+RATE = 500
+"""Requests to the store that upkeep makes in a second at most, unless it is told otherwise."""
+TOLD_MAX = 20
+LISTED_MAX = 1000
+"""Rollouts past their days that a dry run lists."""
 
 
 def register(app: typer.Typer) -> None:
@@ -134,12 +139,13 @@ async def _forget(
     _tell(out, entry.body)
 
 
-def _eraser(opened: Home, project: str, show: Any = None) -> Eraser:
+def _eraser(opened: Home, project: str, show: Any = None, *, store: ObjectStore | None = None) -> Eraser:
+    """`store`: in place of the home's own, where it is to be asked less often."""
     from runlore.upkeep.erasing import eraser
     from runlore.worker import concurrency
 
     return eraser.Eraser(
-        opened.store,
+        store or opened.store,
         opened.bus,
         project,
         runtime=concurrency.runtime(1),
@@ -375,7 +381,14 @@ def upkeep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is due; do nothing.")] = False,
     per_second: Annotated[
-        float, typer.Option("--per-second", min=1, help="Deletes a second of the sweep, at most.")
+        float,
+        typer.Option(
+            "--per-second",
+            min=1,
+            max=100_000,
+            metavar="N",
+            help="Requests to the store a second, at most; each object deleted counts as one.",
+        ),
     ] = RATE,
     reason: ui.ReasonOption = "",
     home: ui.HomeOption = None,
@@ -412,6 +425,12 @@ def upkeep(
                 out.note(f"{row['project']} is not swept: {row['problem']}")
             for one in row["erasures"]:
                 out.say(f"  erasure {one['id']} ({one['scope']} {one['name']}) is {one['state']}")
+            for one in row.get("rollouts", ())[:TOLD_MAX]:
+                out.say(
+                    f"  would erase {one['memory']}/{one['rollout']}, whose last run ended {one['ended_at'][:10]}"
+                )
+            if dry_run and row["past"] > TOLD_MAX:
+                out.say(f"  … and {row['past'] - TOLD_MAX} more; --json lists {LISTED_MAX}")
         if not rows:
             out.say("there is nothing yet")
 
@@ -430,13 +449,15 @@ async def _kept_up(
     """What was done for one project, or is due."""
     from runlore import clock, errors
     from runlore.commit import sweep
+    from runlore.store import paced
     from runlore.upkeep import administration, organization, retention
     from runlore.upkeep.erasing import eraser as erasing
 
     with out.progress() as bar:
         task = bar.add_task(project, total=None, detail="")
         show = lambda count, what: bar.update(task, completed=count, detail=what)  # noqa: E731
-        one = _eraser(opened, project, show)
+        store = paced.Paced(opened.store, per_second=per_second)
+        one = _eraser(opened, project, show, store=store)
         past = []
         # What is administered goes before what this machine says.
         # Read for each: whoever says "keep" while this goes through many projects is heard.
@@ -444,11 +465,14 @@ async def _kept_up(
         if said.type != organization.KEEP:
             keep_days = said.days
         if keep_days is not None:
-            past = [found async for found in retention.due(opened.store, project, days=keep_days)]
-        due = await erasing.due(opened.store, project)
+            # What an open erasure names is its to erase: one that was interrupted is not asked for twice.
+            named = erasing.whole_rollouts_of(await erasing.unfinished(store, project))
+            found = [each async for each in retention.due(store, project, days=keep_days)]
+            past = [each for each in found if (each.memory, each.rollout) not in named]
+        due = await erasing.due(store, project)
         problem = None
         try:
-            plan = await sweep.scan(opened.store, project, on_progress=show)
+            plan = await sweep.scan(store, project, on_progress=show)
         except errors.Corrupt as exc:  # It keeps everything of this project; erasures go on all the same.
             plan, problem = sweep.Plan(project, clock.now_iso()), exc.message
         swept = len(plan.victims)
@@ -463,4 +487,5 @@ async def _kept_up(
                 swept = await sweep.delete(opened.store, plan, per_second=per_second, on_progress=show)
                 act.result |= {"erasures": len(entries), "swept": swept}
     shown = [{name: body[name] for name in ("id", "scope", "name", "state")} for body in entries]
-    return {"project": project, "erasures": shown, "past": len(past), "swept": swept, "problem": problem}
+    told = {"project": project, "erasures": shown, "past": len(past), "swept": swept, "problem": problem}
+    return told | ({"rollouts": [asdict(one) for one in past[:LISTED_MAX]]} if dry_run else {})

@@ -379,3 +379,9 @@ async def due(store: store_port.ObjectStore, project: str) -> list[heads.Head]:
     now = clock.now()
     found = await unfinished(store, project)
     return [one for one in found if (at := next_pass(one.body)) is not None and at <= now]
+
+
+def whole_rollouts_of(found: Sequence[heads.Head]) -> set[tuple[str, str]]:
+    """(Memory, rollout) of all that these erasures name as a whole."""
+    targets = (erasures.target_of(one) for entry in found for one in entry.body["targets"])
+    return {(one.memory, one.rollout) for one in targets if one.runs is None}

@@ -35,6 +35,8 @@ def of(body: Mapping[str, Any]) -> dict[str, Any]:
         "second_at": body["second_at"],
         "next_pass_at": due.isoformat(timespec="seconds") if due else None,
         "targets": body["targets"],
+        # Of rollouts that went whole, by alias: after `forget --again` `explain` and `wait` know what became of them.
+        "runs": body["runs"],
         "row": body["row"],
         "removed": body["removed"],
         "revisions": body.get("revisions") or {},
@@ -73,7 +75,7 @@ def as_entry(receipt: Mapping[str, Any]) -> dict[str, Any]:
         "state": erasures.OPEN,
         "row": receipt["row"],
         "targets": receipt["targets"],
-        "runs": [],
+        "runs": receipt.get("runs", []),
         "claims": [],
         "removed": receipt["removed"],
         "seeded": receipt["seeded"],
