@@ -4,7 +4,7 @@
     python benchmarks/capacity.py --runs-per-second 1000        # one load: workers, lag, requests, costs
     python benchmarks/capacity.py --measure [FOLDER…] --keep    # measure anew; prints new against kept
     python benchmarks/capacity.py --check --scale 50            # model against a simulation of a 50th of the load
-    python benchmarks/capacity.py --check --keep                # of all of it, 1,000 runs/s over 10,000 memories: an hour
+    python benchmarks/capacity.py --check --keep                # of 1,000 runs/s over 10,000 memories; an hour
 
 The model is `capacity_model.py`, what it starts from `capacity_measure.py`, the simulation `capacity_world.py`.
 """
@@ -75,7 +75,8 @@ def check(kept: Mapping[str, Any], scale: float, seconds: float) -> dict[str, An
     lags = found.all_lags()
     told = (
         f"{load.runs_per_second:,.0f} runs/s over {load.memories:,} memories of {load.projects} projects, "
-        f"skew {load.skew}, {fleet.workers} workers, {seconds:.0f} simulated seconds: {found.runs:,} runs, {len(lags):,} covered, "
+        f"skew {load.skew}, {fleet.workers} workers, {seconds:.0f} simulated seconds: "
+        f"{found.runs:,} runs, {len(lags):,} covered, "
         f"{sum(found.moves.values()):,} revisions, {found.passes_lost} of them written in vain; "
         f"{(time.monotonic() - began) / 60:.0f} minutes"
     )

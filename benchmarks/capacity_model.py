@@ -29,7 +29,10 @@ TAKEN_MAX = 256
 FOLLOW_SECONDS = 0.25
 RECENT = 64
 BUSY_MAX = 0.98
-ITERATIONS = 70
+BUSY_GOOD = 0.7
+LAG_SECONDS_MAX = 5.0
+"""Mean lag of a fleet that has enough workers: beyond it, memories only keep up by standing in line."""
+ITERATIONS_MAX = 300
 DAMPING = 0.3
 VISITS_OF_A_PASS = 11
 """How often a pass asks for the core one after the other: ten requests and what is done in threads."""
@@ -99,10 +102,11 @@ def predict(
     """
     found = [*groups(load)]
     state = _State(gaps=[max(0.3, gap_seconds)] * len(found))
-    told = None
-    for _ in range(ITERATIONS):
-        told = _step(load, workers, costs, (age_seconds, gap_seconds), found, state)
-    assert told is not None
+    told = _step(load, workers, costs, (age_seconds, gap_seconds), found, state)
+    for _ in range(ITERATIONS_MAX):
+        before, told = told, _step(load, workers, costs, (age_seconds, gap_seconds), found, state)
+        if abs(told.lag - before.lag) < 1e-4 * told.lag and abs(told.busy - before.busy) < 1e-4:
+            break
     return told
 
 
@@ -174,27 +178,30 @@ def _step(  # One system of equations, in the order of the docstring above.
     )
 
 
-def workers_for(
-    load: Load, costs: Costs, *, age_seconds: float, gap_seconds: float = 0.0, busy_max: float = 0.7
-) -> int:
-    """How many workers keep their cores and their places below `busy_max`."""
-
-    def bears(workers: int) -> bool:
-        told = predict(load, workers, costs, age_seconds=age_seconds, gap_seconds=gap_seconds)
-        return told.busy <= busy_max and told.places <= busy_max
-
-    return _least(bears)
+def bears(
+    load: Load, workers: int, costs: Costs, *, age_seconds: float = 0.0, gap_seconds: float = 0.0
+) -> bool:
+    """Whether so many workers keep cores and places below `BUSY_GOOD`, and the mean lag below its own limit."""
+    told = predict(load, workers, costs, age_seconds=age_seconds, gap_seconds=gap_seconds)
+    return max(told.busy, told.places) <= BUSY_GOOD and told.lag <= LAG_SECONDS_MAX + gap_seconds
 
 
-def _least(bears: Callable[[int], bool]) -> int:
+def workers_for(load: Load, costs: Costs, *, age_seconds: float, gap_seconds: float = 0.0) -> int:
+    """How many workers bear a load."""
+    return _least(
+        lambda workers: bears(load, workers, costs, age_seconds=age_seconds, gap_seconds=gap_seconds)
+    )
+
+
+def _least(is_enough: Callable[[int], bool]) -> int:
     """The least number that bears it, of those that are found by doubling and halving."""
     most = 1
-    while not bears(most):
+    while not is_enough(most):
         most *= 2
     least = most // 2
     while most - least > max(1, most // 25):
         middle = (least + most) // 2
-        least, most = (least, middle) if bears(middle) else (middle, most)
+        least, most = (least, middle) if is_enough(middle) else (middle, most)
     return most
 
 

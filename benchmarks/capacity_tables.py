@@ -227,20 +227,18 @@ def loads(kept: Mapping[str, Any]) -> str:
         "PUTs/s",
         "index, GB a day",
         "bus, MB/s",
-        "$ a month",
+        "$ for a month's runs",
     ]
     return table(head, rows)
 
 
 def machine(kept: Mapping[str, Any]) -> float:
     """Runs a second of one machine with two workers."""
-    costs, rate = costs_of(kept), 64.0
-    while rate > 1:
-        told = model.predict(load_of(rate), 2, costs, age_seconds=AGED_SECONDS)
-        if told.busy <= 0.7 and told.places <= 0.7:
-            break
-        rate *= 0.9
-    return float(round(rate))
+    costs = costs_of(kept)
+    for rate in range(30, 1, -1):
+        if model.bears(load_of(rate), 2, costs, age_seconds=AGED_SECONDS):
+            return float(rate)
+    return 1.0
 
 
 def million(kept: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, float]:
