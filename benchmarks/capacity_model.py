@@ -8,7 +8,9 @@ latency; so does each piece of work that is given to a thread. Four things are s
   share the next pass. So a memory makes `m / (1 + m × D)` revisions a second, from m marks a second and D seconds from
   the begin of one pass to the earliest begin of the next;
 - how much processor time that is, of all workers' cores;
-- how long who needs the core waits for it (a single server; the mean and the second moment of what is asked of it).
+- how long who needs the core waits for it: a single server, by the mean and the second moment of what is asked of it.
+  Who asks waits for the answer before asking again, so queues grow slower than an open system's `1 / (1 - busy)`: the
+  root of that stands between an open system and none, and is what the simulations chose.
 
 What it leaves out: faults, models, workspaces, that memories lie unevenly on workers, and that S3's latency grows with
 load.
@@ -20,11 +22,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from capacity_world import LATENCIES, Costs, Load
+from capacity_world import LATENCIES, SELECTED_MAX, Costs, Load
+
+from runlore.worker import loop as worker_loop
 
 LANES = 8
+LOOK_SECONDS = 5.0
 PLACES = 6
-SELECTED_MAX = 256
 TAKEN_MAX = 256
 FOLLOW_SECONDS = 0.25
 RECENT = 64
@@ -86,6 +90,13 @@ def groups(load: Load) -> Iterator[tuple[int, float]]:
         at += count
 
 
+def looks(load: Load) -> float:
+    """LISTs a second of a worker that looks for marks, whatever there is: one for each project and look."""
+    asked = load.projects + 1
+    pause = max(LOOK_SECONDS, load.projects * worker_loop.LOOK_SECONDS_PER_PROJECT)
+    return asked / (pause + asked * seconds("LIST"))
+
+
 def distinct(runs: float, load: Load) -> float:
     """How many rollouts so many successive runs of a memory are of."""
     fresh = runs / load.runs_per_rollout
@@ -128,6 +139,7 @@ def _step(  # One system of equations, in the order of the docstring above.
     ) + VISITS_OF_A_PASS * waits
     totals = {"GET": 2.0, "PUT": 2.0, "LIST": 0.0, "DELETE": 0.0}
     totals = {kind: count * load.runs_per_second for kind, count in totals.items()}
+    totals["LIST"] += workers * looks(load)
     passes = place_seconds = lag = 0.0
     work = [(load.runs_per_second, costs.run / 1000)]
     hot_lag = hot_runs = 0.0
@@ -159,7 +171,7 @@ def _step(  # One system of equations, in the order of the docstring above.
     busy = sum(rate * cost for rate, cost in work) / workers
     second = sum(rate * cost * cost for rate, cost in work) / workers
     capped = min(busy, BUSY_MAX)
-    state.waits += DAMPING * (second / 2 / (1 - capped) - state.waits)
+    state.waits += DAMPING * (second / 2 / math.sqrt(1 - capped) - state.waits)
     places = place_seconds / workers / PLACES
     full = min(places, BUSY_MAX)
     queue = full ** (math.sqrt(2 * (PLACES + 1)) - 1) / (PLACES * (1 - full))
