@@ -6,7 +6,7 @@ BIN := .venv/bin
 BUS ?= sqlite
 STORE ?= directory
 
-.PHONY: demo docs test soak lint schemas bench-memory bench-pipeline bench-cluster bench-lookup clean
+.PHONY: demo docs test soak lint schemas bench-memory bench-pipeline bench-cluster bench-lookup capacity capacity-check clean
 
 # A real broker and a real S3 server need more than the base install.
 demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real agent runs in, a seeded workspace out; no key, no server. BUS=kafka STORE=s3: on real ones.
@@ -39,6 +39,12 @@ bench-cluster: .venv/.dev  ## What it costs on a real broker and a real S3 serve
 
 bench-lookup: .venv/.dev  ## What a lookup costs, against bare routes, bare GETs and the SDK; about fifteen minutes.
 	$(BIN)/python benchmarks/lookup.py
+
+capacity: .venv/.dev  ## How far a deployment goes, what it costs, what breaks first: the tables of docs/SCALE.md.
+	$(BIN)/python benchmarks/capacity.py
+
+capacity-check: .venv/.dev  ## That model against a simulation of 1,000 runs/s over 10,000 memories; about an hour.
+	$(BIN)/python benchmarks/capacity.py --check
 
 .venv/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

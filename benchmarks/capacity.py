@@ -4,7 +4,7 @@
     python benchmarks/capacity.py --runs-per-second 1000        # one load: workers, lag, requests, costs
     python benchmarks/capacity.py --measure [FOLDER…] --keep    # measure anew; prints new against kept
     python benchmarks/capacity.py --check --scale 50            # model against a simulation of a 50th of the load
-    python benchmarks/capacity.py --check --keep                # of all of it, 1,000 runs/s over 10,000 memories: an hour
+    python benchmarks/capacity.py --check --keep                # of 1,000 runs/s over 10,000 memories; an hour
 
 The model is `capacity_model.py`, what it starts from `capacity_measure.py`, the simulation `capacity_world.py`.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import capacity_model as model
 import capacity_tables as tables
 from capacity_tables import number
-from capacity_world import Costs, Fleet, Load, Measured, simulate
+from capacity_world import Fleet, Load, Measured, simulate
 
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "figures" / "capacity.json"
 # --- the check ------------------------------------------------------------------------------------------------
@@ -38,53 +38,40 @@ def full_load(scale: float, seconds: float) -> tuple[Load, Fleet]:
     return load, Fleet(workers, partitions)
 
 
-def compared(load: Load, workers: int, costs: Costs, found: Measured) -> list[dict[str, Any]]:
-    """What the model says of a load, beside what was simulated."""
-    told = model.predict(load, workers, costs)
-    lags = found.all_lags()
-    runs, covered = max(1, found.runs), max(1, len(lags))
-    simulated = {
-        "PUTs a run": (told.requests["PUT"], found.requests["PUT"] / runs),
-        "GETs a run": (told.requests["GET"], found.requests["GET"] / runs),
-        "LISTs a run": (told.requests["LIST"], found.requests["LIST"] / runs),
-        "revisions a run": (told.revisions, sum(found.moves.values()) / covered),
-        "processor time a run, ms": (told.core_ms, sum(found.core_seconds.values()) / runs * 1000),
-        "lag of a run, mean, s": (told.lag, statistics.fmean(lags) if lags else 0.0),
-        "lag in the hottest memory, mean, s": (
-            told.hot_lag,
-            statistics.fmean(found.lags[0]) if found.lags[0] else 0.0,
-        ),
-        "runs a revision of the hottest memory": (told.hot_runs, len(found.lags[0]) / max(1, found.moves[0])),
+def simulated(found: Measured) -> dict[str, float]:
+    """What a simulation came to, as the tables compare it."""
+    lags, runs = found.all_lags(), max(1, found.runs)
+    return {
+        "puts": found.requests["PUT"] / runs,
+        "gets": found.requests["GET"] / runs,
+        "lists": found.requests["LIST"] / runs,
+        "revisions": sum(found.moves.values()) / max(1, len(lags)),
+        "core_ms": sum(found.core_seconds.values()) / runs * 1000,
+        "lag": statistics.fmean(lags) if lags else 0.0,
+        "hot_lag": statistics.fmean(found.lags[0]) if found.lags[0] else 0.0,
+        "hot_runs": len(found.lags[0]) / max(1, found.moves[0]),
     }
-    return [
-        {
-            "what": what,
-            "model": round(said, 4),
-            "simulated": round(was, 4),
-            "ratio": round(said / was, 3) if was else 0.0,
-        }
-        for what, (said, was) in simulated.items()
-    ]
 
 
-def check(kept: Mapping[str, Any], scale: float, seconds: float) -> dict[str, Any]:
+def check(kept: Mapping[str, Any], scale: float, seconds: float, *, is_aged: bool = False) -> dict[str, Any]:
     """Simulate a load and compare it with the model."""
     load, fleet = full_load(scale, seconds)
     costs, began = tables.costs_of(kept), time.monotonic()
+    if is_aged:
+        load = dataclasses.replace(load, is_aged=True)
+        workers = model.workers_for(load, costs, age_seconds=tables.AGED_SECONDS)
+        fleet = dataclasses.replace(fleet, workers=workers)
     found = simulate(load, fleet, costs, tell=_progress)
     lags = found.all_lags()
     told = (
         f"{load.runs_per_second:,.0f} runs/s over {load.memories:,} memories of {load.projects} projects, "
-        f"skew {load.skew}, {fleet.workers} workers, {seconds:.0f} simulated seconds: {found.runs:,} runs, {len(lags):,} covered, "
+        f"skew {load.skew}, {fleet.workers} workers, {seconds:.0f} simulated seconds: "
+        f"{found.runs:,} runs, {len(lags):,} covered, "
         f"{sum(found.moves.values()):,} revisions, {found.passes_lost} of them written in vain; "
         f"{(time.monotonic() - began) / 60:.0f} minutes"
     )
-    return {
-        "told": told,
-        "rows": compared(load, fleet.workers, costs, found),
-        "uncovered": found.uncovered,
-        "lost": found.passes_lost,
-    }
+    kept = {name: round(value, 4) for name, value in simulated(found).items()}
+    return {"told": told, "load": dataclasses.asdict(load), "workers": fleet.workers, "simulated": kept}
 
 
 def _progress(at: float, found: Measured) -> None:
@@ -123,6 +110,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="with --check: simulated seconds")
     parser.add_argument(
+        "--aged", action="store_true", help="with --check: charge each pass as that of a memory that is full"
+    )
+    parser.add_argument(
         "--keep", action="store_true", help="write what was found to docs/figures, and docs/SCALE.md anew"
     )
     options = parser.parse_args()
@@ -135,12 +125,12 @@ def main() -> None:
         import structlog
 
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-        found = check(kept, options.scale, options.seconds)
-        kept.setdefault("checks", {})[
-            "All of it" if options.scale == 1 else f"A {options.scale:g}th of it"
-        ] = found
+        found = check(kept, options.scale, options.seconds, is_aged=options.aged)
+        name = "All of it" if options.scale == 1 else f"A {options.scale:g}th of it"
+        name += ", memories charged as full" if options.aged else ""
+        kept.setdefault("checks", {})[name] = found
         print(found["told"])
-        for row in found["rows"]:
+        for row in tables.compared(kept, found):
             print(
                 f"   {row['what']:<40} model {number(row['model']):>8}   "
                 f"simulated {number(row['simulated']):>8}   {row['ratio']:.2f}"

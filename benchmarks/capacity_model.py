@@ -8,7 +8,9 @@ latency; so does each piece of work that is given to a thread. Four things are s
   share the next pass. So a memory makes `m / (1 + m × D)` revisions a second, from m marks a second and D seconds from
   the begin of one pass to the earliest begin of the next;
 - how much processor time that is, of all workers' cores;
-- how long who needs the core waits for it (a single server; the mean and the second moment of what is asked of it).
+- how long who needs the core waits for it: a single server, by the mean and the second moment of what is asked of it.
+  Who asks waits for the answer before asking again, so queues grow slower than an open system's `1 / (1 - busy)`: the
+  root of that stands between an open system and none, and is what the simulations chose.
 
 What it leaves out: faults, models, workspaces, that memories lie unevenly on workers, and that S3's latency grows with
 load.
@@ -20,16 +22,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from capacity_world import LATENCIES, Costs, Load
+from capacity_world import LATENCIES, SELECTED_MAX, Costs, Load
+
+from runlore.worker import loop as worker_loop
 
 LANES = 8
+LOOK_SECONDS = 5.0
 PLACES = 6
-SELECTED_MAX = 256
 TAKEN_MAX = 256
 FOLLOW_SECONDS = 0.25
 RECENT = 64
 BUSY_MAX = 0.98
-ITERATIONS = 70
+BUSY_GOOD = 0.7
+LAG_SECONDS_MAX = 5.0
+"""Mean lag of a fleet that has enough workers: beyond it, memories only keep up by standing in line."""
+ITERATIONS_MAX = 300
 DAMPING = 0.3
 VISITS_OF_A_PASS = 11
 """How often a pass asks for the core one after the other: ten requests and what is done in threads."""
@@ -83,6 +90,13 @@ def groups(load: Load) -> Iterator[tuple[int, float]]:
         at += count
 
 
+def looks(load: Load) -> float:
+    """LISTs a second of a worker that looks for marks, whatever there is: one for each project and look."""
+    asked = load.projects + 1
+    pause = max(LOOK_SECONDS, load.projects * worker_loop.LOOK_SECONDS_PER_PROJECT)
+    return asked / (pause + asked * seconds("LIST"))
+
+
 def distinct(runs: float, load: Load) -> float:
     """How many rollouts so many successive runs of a memory are of."""
     fresh = runs / load.runs_per_rollout
@@ -99,10 +113,11 @@ def predict(
     """
     found = [*groups(load)]
     state = _State(gaps=[max(0.3, gap_seconds)] * len(found))
-    told = None
-    for _ in range(ITERATIONS):
-        told = _step(load, workers, costs, (age_seconds, gap_seconds), found, state)
-    assert told is not None
+    told = _step(load, workers, costs, (age_seconds, gap_seconds), found, state)
+    for _ in range(ITERATIONS_MAX):
+        before, told = told, _step(load, workers, costs, (age_seconds, gap_seconds), found, state)
+        if abs(told.lag - before.lag) < 1e-4 * told.lag and abs(told.busy - before.busy) < 1e-4:
+            break
     return told
 
 
@@ -124,6 +139,7 @@ def _step(  # One system of equations, in the order of the docstring above.
     ) + VISITS_OF_A_PASS * waits
     totals = {"GET": 2.0, "PUT": 2.0, "LIST": 0.0, "DELETE": 0.0}
     totals = {kind: count * load.runs_per_second for kind, count in totals.items()}
+    totals["LIST"] += workers * looks(load)
     passes = place_seconds = lag = 0.0
     work = [(load.runs_per_second, costs.run / 1000)]
     hot_lag = hot_runs = 0.0
@@ -155,7 +171,7 @@ def _step(  # One system of equations, in the order of the docstring above.
     busy = sum(rate * cost for rate, cost in work) / workers
     second = sum(rate * cost * cost for rate, cost in work) / workers
     capped = min(busy, BUSY_MAX)
-    state.waits += DAMPING * (second / 2 / (1 - capped) - state.waits)
+    state.waits += DAMPING * (second / 2 / math.sqrt(1 - capped) - state.waits)
     places = place_seconds / workers / PLACES
     full = min(places, BUSY_MAX)
     queue = full ** (math.sqrt(2 * (PLACES + 1)) - 1) / (PLACES * (1 - full))
@@ -174,27 +190,30 @@ def _step(  # One system of equations, in the order of the docstring above.
     )
 
 
-def workers_for(
-    load: Load, costs: Costs, *, age_seconds: float, gap_seconds: float = 0.0, busy_max: float = 0.7
-) -> int:
-    """How many workers keep their cores and their places below `busy_max`."""
-
-    def bears(workers: int) -> bool:
-        told = predict(load, workers, costs, age_seconds=age_seconds, gap_seconds=gap_seconds)
-        return told.busy <= busy_max and told.places <= busy_max
-
-    return _least(bears)
+def bears(
+    load: Load, workers: int, costs: Costs, *, age_seconds: float = 0.0, gap_seconds: float = 0.0
+) -> bool:
+    """Whether so many workers keep cores and places below `BUSY_GOOD`, and the mean lag below its own limit."""
+    told = predict(load, workers, costs, age_seconds=age_seconds, gap_seconds=gap_seconds)
+    return max(told.busy, told.places) <= BUSY_GOOD and told.lag <= LAG_SECONDS_MAX + gap_seconds
 
 
-def _least(bears: Callable[[int], bool]) -> int:
+def workers_for(load: Load, costs: Costs, *, age_seconds: float, gap_seconds: float = 0.0) -> int:
+    """How many workers bear a load."""
+    return _least(
+        lambda workers: bears(load, workers, costs, age_seconds=age_seconds, gap_seconds=gap_seconds)
+    )
+
+
+def _least(is_enough: Callable[[int], bool]) -> int:
     """The least number that bears it, of those that are found by doubling and halving."""
     most = 1
-    while not bears(most):
+    while not is_enough(most):
         most *= 2
     least = most // 2
     while most - least > max(1, most // 25):
         middle = (least + most) // 2
-        least, most = (least, middle) if bears(middle) else (middle, most)
+        least, most = (least, middle) if is_enough(middle) else (middle, most)
     return most
 
 

@@ -27,7 +27,7 @@ from unittest import mock
 from runlore import clock, errors
 from runlore.bus.port import Outgoing
 from runlore.commit import keys
-from runlore.consumers import record
+from runlore.consumers import consolidate, record
 from runlore.events import envelope, models
 from runlore.settings import Settings
 from runlore.testing import cluster, cluster_ports, simloop
@@ -36,6 +36,7 @@ from runlore.worker import loop as worker_loop
 
 LIST_PAGE = 1000
 """Rows of one page of a LIST, as on S3."""
+SELECTED_MAX = consolidate.ROLLOUTS_SELECTED_MAX
 TICK_SECONDS = 0.05
 """Runs that end within so long are produced together."""
 CALLBACKS_MAX = 10**10
@@ -109,6 +110,8 @@ class Load:
     projects: int = 100
     runs_per_rollout: float = 4.0
     seed: int = 1
+    is_aged: bool = False
+    """Whether each pass is charged as one of a memory that holds notes of 256 rollouts, as all do in the end."""
 
     def rates(self) -> list[float]:
         """Runs a second of each memory, the hottest first."""
@@ -232,7 +235,8 @@ class World(cluster.Cluster):
             return costs.run / 1000
         if name == "accept":
             state, batch = args[0], args[1]
-            return costs.of_pass(len({*state.selected, *batch}), len(batch)) / 1000
+            held = SELECTED_MAX if self.load.is_aged else len({*state.selected, *batch})
+            return costs.of_pass(held, len(batch)) / 1000
         return 0.0  # The costs above are of all that is done in threads for a run, or for a pass.
 
     async def request(
