@@ -6,7 +6,7 @@ BIN := .venv/bin
 BUS ?= sqlite
 STORE ?= directory
 
-.PHONY: demo docs test soak lint schemas bench-memory bench-pipeline bench-cluster bench-lookup capacity capacity-check clean
+.PHONY: demo docs test soak fuzz lint schemas bench-memory bench-pipeline bench-cluster bench-lookup capacity capacity-check clean
 
 # A real broker and a real S3 server need more than the base install.
 demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real agent runs in, a seeded workspace out; no key, no server. BUS=kafka STORE=s3: on real ones.
@@ -21,6 +21,12 @@ SEEDS ?= 1000
 
 soak: .venv/.dev  ## Seeds of the whole deployment in simulated time, with faults: SEEDS=5000 (how many), SEEDS=17,18 (which).
 	$(BIN)/python tests/simulation/soak.py $(SEEDS)
+
+TARGET ?=
+SECONDS ?= 60
+
+fuzz: .venv/.fuzz  ## Fuzz what reads bytes, guided by coverage: TARGET=archive (else all), SECONDS=60 of each. A crash is kept in tests/fuzz/corpus.
+	$(BIN)/python tests/fuzz/fuzz.py "$(TARGET)" $(SECONDS)
 
 docs: .venv/.docs  ## The documentation as a site, in site/; open site/index.html. No network is needed but for the install.
 	$(BIN)/python docs/site/build.py
@@ -54,6 +60,10 @@ capacity-check: .venv/.dev  ## That model against a simulation of 1,000 runs/s o
 
 .venv/.dev: .venv/.base
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[server,agents]' --group dev
+	touch $@
+
+.venv/.fuzz: .venv/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group fuzz
 	touch $@
 
 .venv/.docs: .venv/.base

@@ -288,7 +288,7 @@ def _hidden_record(line: str | None, key: bytes) -> tuple[str, str, dict[str, in
     try:
         if line is not None:
             records.check(line)
-    except errors.InvalidRecord:
+    except (errors.InvalidRecord, errors.RecordTooLarge):
         line = None
     if line is None:
         return "", "", {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 
 CHANGES_MAX = 3
 DEEP, TWICE = "@deep@", "@twice@"
@@ -144,7 +145,7 @@ def _tar(dice, raw, others):
     if raw.startswith(b"\x1f\x8b"):
         try:
             return gzip.compress(_tar(dice, gzip.decompress(raw), others), 1, mtime=0)
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, zlib.error):
             return _bytes(dice, raw, others)
     blocks = [at for at in range(0, len(raw) - 511, 512) if raw[at + 257 : at + 262] == b"ustar"]
     if not blocks:

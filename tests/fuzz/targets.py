@@ -236,7 +236,7 @@ def letters():
         "runs", 1, 2, b"acme/r", b'{"project":"acme","run_id":"r"}', [("ce_id", b"e")], 1.0
     )
     small = dead.compose("a" * 16, message, errors.BadJson(), source="orders")
-    large = dead.compose("b" * 16, message, errors.EventTooLarge(), stored=(["_dead/aa/bb"], 9))
+    large = dead.compose("b" * 16, message, errors.EventTooLarge(), stored=([keys.dead_letter("b" * 64)], 9))
     return [headed(one.headers, one.value or b"") for one in (small, large)]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ import httpx2
 from runlore import clock, errors
 from runlore.agents import port, seen
 from runlore.events import models
+from runlore.snapshots import tarin
 
 IDLE_SECONDS = 30.0
 """How long a connection may stand still."""
@@ -397,23 +397,29 @@ def _left(found: Any, snapshot: str | None) -> bool:
 
 
 def _unpacked(file: IO[bytes]) -> dict[str, bytes]:
-    """The files of a memory's tar. Raises `errors.BadArchive`: what a server sends is not trusted with paths."""
+    """The files of a memory's tar. Raises `errors.BadArchive`: what a server sends is not trusted."""
     file.seek(0)
     files: dict[str, bytes] = {}
+    limits = tarin.Limits(bytes_max=MEMORY_BYTES_MAX, entries_max=MEMORY_FILES_MAX)
     room = MEMORY_BYTES_MAX
     try:
-        with tarfile.open(fileobj=file, mode="r:*") as archive:
+        with tarin.opened(file, limits) as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
                 if member.isdir():
                     continue
                 room -= member.size
-                if not member.isreg() or path.is_absolute() or ".." in path.parts or room < 0:
+                if (
+                    not (member.isreg() and path.parts)
+                    or path.is_absolute()
+                    or ".." in path.parts
+                    or room < 0
+                ):
                     raise errors.BadArchive(f"memory holds {member.name[:100]!r}, which is no file for it")
                 if len(files) >= MEMORY_FILES_MAX:
                     raise errors.BadArchive(f"memory holds more than {MEMORY_FILES_MAX} files")
                 content = archive.extractfile(member)
                 files[str(path)] = content.read() if content is not None else b""
-    except (tarfile.TarError, OSError, EOFError) as exc:
+    except (*tarin.DAMAGE, OSError, errors.HostileArchive, errors.ArchiveLimit) as exc:
         raise errors.BadArchive(f"memory can not be read: {exc}") from exc
     return files

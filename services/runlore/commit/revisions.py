@@ -7,6 +7,7 @@ one prefix.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ STUB_KEEPS = ("project", "memory", "revision", "parent", "created_at", "side", "
 MAPS = ("coverage", "selected", "notes", "files")
 """The paged maps of a manifest: rollout → what of it is covered; rollout with notes → when it was updated;
 note id → note; part of a file → its content."""
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 CACHE_BYTES_MAX = 32 * 1024 * 1024
 """Bytes of packs, with their indexes, that one process keeps in memory."""
 INDEX_ENTRY_BYTES = 300
@@ -258,7 +260,7 @@ def _is_whole(body: Mapping[str, Any]) -> bool:
     maps = [body["maps"][name] for name in MAPS]
     return (
         all(type(one) is int and one > 0 for one in numbers)
-        and all(type(one) is str for one in names)
+        and all(type(one) is str and _SHA256.fullmatch(one) for one in names)
         and all(isinstance(one, dict) for one in maps)
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,7 @@ PART_BYTES = 16 * 1024 * 1024
 """Size of one object of a value that lies in the store, in bytes."""
 MESSAGE_CHARS_MAX = 500
 PREFIX = "rl_"
+_POINTER = re.compile(rf"{keys.DEAD_LETTERS}/[0-9a-f]{{2}}/[0-9a-f]{{64}}", re.ASCII)
 REDRIVEN, DROPPED, ERASED = "redriven", "dropped", "erased"
 
 
@@ -159,6 +161,9 @@ async def value_of(store: store_port.ObjectStore, letter: Letter) -> bytes | Non
         raise errors.Erased(f"the event of dead letter {letter.id} was erased")
     if not letter.pointers:
         return letter.value
+    if any(_POINTER.fullmatch(one) is None for one in letter.pointers):
+        # Who may write to the topic must not choose what is read for whoever looks into a letter.
+        raise errors.NotFound(f"dead letter {letter.id} points to what is no part of a dead letter")
     found = await store.get_many(letter.pointers)
     if None in found:
         raise errors.NotFound(f"the bytes of dead letter {letter.id} are not in the store")
@@ -265,19 +270,32 @@ def _blank(letter: Letter) -> Letter:
 
 
 def _letter(name: str, fields: dict[str, str], message: bus_port.Message) -> Letter:
+    size = _number(fields.get("rl_size"))
     return Letter(
         id=name,
         reason=fields.get("rl_reason", "unknown"),
         message=fields.get("rl_message", ""),
         topic=fields.get("rl_topic", "runs"),
-        partition=int(fields.get("rl_partition", 0)),
-        offset=int(fields.get("rl_offset", 0)),
+        partition=_number(fields.get("rl_partition")) or 0,
+        offset=_number(fields.get("rl_offset")) or 0,
         at=fields.get("rl_at", ""),
         key=message.key,
         value=message.value,
         headers=[(key, raw) for key, raw in message.headers if not key.startswith(PREFIX)],
         pointers=tuple(fields["rl_pointers"].split(",")) if "rl_pointers" in fields else (),
-        size=int(fields.get("rl_size", len(message.value or b""))),
+        size=len(message.value or b"") if size is None else size,
         source=fields.get("rl_source"),
-        time=float(fields.get("rl_time", 0.0)),
+        time=_seconds(fields.get("rl_time")),
     )
+
+
+def _number(text: str | None) -> int | None:
+    """A number of a letter's headers; None where it is none: one strange letter must not hide the others."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _seconds(text: str | None) -> float:
+    with contextlib.suppress(ValueError):
+        value = float(text or 0.0)
+        return value if 0 <= value < 2**40 else 0.0
+    return 0.0

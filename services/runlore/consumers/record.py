@@ -229,13 +229,14 @@ class RecordStage:
             raise errors.RecordTooLarge(
                 f"the record has {claim.size} bytes; at most {models.RECORD_BYTES_MAX} are accepted"
             )
-        stored = await self._store.get(keys.claim(data.project, claim.sha256))
-        if stored is None:
+        # No more than it says that there is: under its name lies whatever somebody put there.
+        body = await self._store.get_range(keys.claim(data.project, claim.sha256), 0, claim.size + 1)
+        if body is None:
             raise errors.ClaimMissing(
                 f"the claim {claim.sha256[:12]} is not in project {data.project}",
                 hint="upload the record, then `runlore dead redrive`",
             )
-        return await self._runtime.offload(open_claim, claim, stored.body)
+        return await self._runtime.offload(open_claim, claim, body)
 
     async def _mark(
         self,

@@ -54,13 +54,20 @@ def dump(data: Any) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode("ascii")
 
 
-def load(raw: bytes, what: str) -> Any:
+def load(raw: bytes | str, what: str) -> Any:
     """JSON from untrusted bytes. Raises `errors.BadJson`; never a RecursionError or a UnicodeError."""
     try:
+        if len(raw) > 2 * records.VALUES_MAX and records.has_too_many_values(_as_text(raw)):
+            raise errors.BadJson(f"{what} holds more than {records.VALUES_MAX} values")
         return json.loads(raw)
     except (ValueError, RecursionError) as exc:
         reason = "nested too deeply" if isinstance(exc, RecursionError) else str(exc)
         raise errors.BadJson(f"{what} is not valid JSON: {reason}") from None
+
+
+def _as_text(raw: bytes | str) -> str:
+    # What is no UTF-8 is refused by whoever parses it; here only commas and brackets count.
+    return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
 
 
 def strict(raw: bytes, what: str) -> Any:

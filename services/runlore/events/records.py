@@ -20,9 +20,14 @@ from runlore import errors
 DEPTH_MAX = 100
 """Deepest nesting of lists and objects in an event or a record: what parses might not encode again."""
 
+VALUES_MAX = 1_000_000
+"""Most values (list items, members of objects) of a record or an event: two bytes of JSON can take 60 of memory."""
+
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _decode = json.JSONDecoder(strict=False).decode
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+"""Possessive: with a choice for each character, a string of 60 MB took gigabytes to match."""
+_STRUCTURE = re.compile(_STRING.pattern + r"|[,\[{]")
 _ESCAPES = (
     ("\\n", "\n"),
     ('\\"', '"'),
@@ -54,13 +59,15 @@ def to_ascii(line: str) -> str:
 
 
 def check(line: str) -> dict[str, Any]:
-    """The record as a JSON object. Raises `errors.InvalidRecord`.
+    """The record as a JSON object. Raises `errors.InvalidRecord`, `errors.RecordTooLarge`.
 
     It asks only for what memory needs: an object on one line whose `input` and `generated_items` are lists.
     """
     text = line.rstrip("\r\n")
     if "\n" in text or "\r" in text:
         raise errors.InvalidRecord("the record is more than one line")
+    if has_too_many_values(text):
+        raise errors.RecordTooLarge(f"the record holds more than {VALUES_MAX} values")
     try:
         payload = json.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -75,6 +82,19 @@ def check(line: str) -> dict[str, Any]:
     if not isinstance(payload.get("terminal_metadata", {}), dict):
         raise errors.InvalidRecord("the record's 'terminal_metadata' is not an object")
     return payload
+
+
+def has_too_many_values(line: str) -> bool:
+    """Whether JSON holds more than `VALUES_MAX` values: asked before it is parsed and memory is taken for it."""
+    if line.count(",") + line.count("[") + line.count("{") <= VALUES_MAX:
+        return False
+    # Most of those stand in texts, as a rule; only here it is worth looking.
+    found = 0
+    for match in _STRUCTURE.finditer(line):
+        found += match.end() - match.start() == 1
+        if found > VALUES_MAX:
+            return True
+    return False
 
 
 def is_too_deep(value: Any) -> bool:

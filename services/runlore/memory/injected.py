@@ -160,5 +160,6 @@ def _source_in_card(card: Mapping[str, Any], line: str) -> str:
 
 
 def _stand_in(excerpts: list[str], texts: list[str], *, some: bool = False) -> bool:
-    bodies = [instructions.folded(text.inline(one, instructions.SCAN_CHARS_MAX)) for one in texts]
+    shown = [text.inline(one, instructions.SCAN_CHARS_MAX) for one in texts]
+    bodies = [f"{instructions.folded(one)}\n{instructions.likened(one)}" for one in shown]
     return (any if some else all)(any(one in body for body in bodies) for one in excerpts)

@@ -10,6 +10,14 @@ regular expression's alternative; those of scripts without spaces between words 
 
 from __future__ import annotations
 
+LOOKALIKES = str.maketrans(
+    # Cyrillic, Greek and Armenian, then the small capitals of phonetics; below each letter the one that it looks like.
+    "АВЕЅІЈКМНОРСТУХҮӀаеѕіјорсухһԁԛԝүӏкмтпгΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορτυχγՕՏօսոհᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢıɑɡℓ",
+    "ABESIJKMHOPCTYXYIaesijopcyxhdqwylkmtnrABEZHIKMNOPTYXaikvoptuxyOSounhABCDEFGHIJKLMNOPRSTUVWYZiagl",
+)
+"""Letters that look like Latin ones, most of them from Unicode's confusables.txt (UTS #39). A table of our own: the
+libraries bring all of that file, also what is alike within Latin, which would make other words of honest ones."""
+
 OVERRIDE: dict[str, tuple[str, str]] = {
     # language → (to set aside, in the form of a command; what is set aside)
     "en": (

@@ -16,7 +16,7 @@ import binascii
 import functools
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from runlore.memory import instruction_words as words
@@ -47,6 +47,7 @@ _ZERO_WIDTH = (
 _INVISIBLE = re.compile(
     f"[{_ZERO_WIDTH}\u200c\u200d\u202a-\u202e\u2066-\u2069\ufe00-\ufe0f\U000e0000-\U000e0fff]"
 )
+_WORD = re.compile(r"\w+")
 _SPELT = re.compile(r"\b(?:\w{1,14}[.*_|/~-] ?){3,}\w{1,14}")
 
 
@@ -66,6 +67,23 @@ def _plain(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
     return " ".join(text.casefold().replace("’", "'").split())
+
+
+def likened(text: str) -> str:
+    """`folded`, with each word in Latin letters that looks like one: no marks above letters, none of other scripts.
+
+    Only words that become Latin as a whole, so that words of other languages stay what they are.
+    """
+    if text.isascii():
+        return folded(text)
+    shown = unicodedata.normalize("NFKD", _INVISIBLE.sub("", text))
+    shown = "".join(char for char in shown if not unicodedata.combining(char))
+    return _apart(_plain(_WORD.sub(_latin, shown)))
+
+
+def _latin(match: re.Match[str]) -> str:
+    found = match.group().translate(words.LOOKALIKES)
+    return found if found.isascii() else match.group()
 
 
 def _apart(plain: str) -> str:
@@ -165,15 +183,25 @@ def signals(text: str) -> tuple[Signal, ...]:
     text = text[:SCAN_CHARS_MAX]
     found = [Signal(kind, True, excerpt) for kind, excerpt in [*_hidden(text), *_encoded(text)]]
     plain = _plain(text)
+    found += _matching(plain, found)
+    if not text.isascii() and (like := likened(text)) != _apart(plain):
+        known = {one.kind for one in found}
+        found += [one for one in _matching(like, found) if one.kind not in known]
+    return tuple(sorted(found, key=lambda one: not one.is_strong))
+
+
+def _matching(plain: str, found: Sequence[Signal]) -> list[Signal]:
+    """The signals of a folded text's words, beside those that were found before."""
+    out: list[Signal] = []
     kinds = [kind for kind in PATTERNS if any(one in plain for one in _TRIGGERS[kind])]
     plain = _apart(plain) if kinds else plain
     for kind in kinds:
-        if kind == "reader" and all(one.is_strong for one in found):
+        if kind == "reader" and all(one.is_strong for one in [*found, *out]):
             continue
         match = PATTERNS[kind].search(plain)
         if match:
-            found.append(Signal(kind, kind in STRONG, match.group().strip()))
-    return tuple(sorted(found, key=lambda one: not one.is_strong))
+            out.append(Signal(kind, kind in STRONG, match.group().strip()))
+    return out
 
 
 def against(text: str, source: str) -> tuple[Signal, ...]:

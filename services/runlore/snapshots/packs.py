@@ -124,7 +124,7 @@ def decode_table(stored: bytes) -> Table:
         at = 8 + header_bytes
         if len(raw) != at + count * (names.ID_BYTES + 4):
             raise errors.Corrupt("an index is cut off")
-        header = json.loads(raw[8:at])
+        header = loads(raw[8:at])
         end = at + count * names.ID_BYTES
         ids = [raw[i : i + names.ID_BYTES] for i in range(at, end, names.ID_BYTES)]
         lengths = array("I", raw[end:])  # 4 bytes each, where a list takes 36.

@@ -63,7 +63,8 @@ _BadHeader: type[Exception] = tarfile.HeaderError
 class Guard(io.RawIOBase):
     """The archive's bytes, inflated if need be, counted, and cut off at the limits."""
 
-    def __init__(self, raw: IO[bytes], limits: Limits) -> None:
+    def __init__(self, raw: IO[bytes], limits: Limits, *, stays_small: bool = False) -> None:
+        """`stays_small`: all of it may be held at once, so that nobody says when a header ends."""
         self._raw, self._limits = raw, limits
         self._head = b""
         while len(self._head) < 64 and (piece := raw.read(64 - len(self._head))):
@@ -73,7 +74,7 @@ class Guard(io.RawIOBase):
         self._in = self.out = 0
         self.headers = 0
         """Bytes handed out since the last entry's content."""
-        self.in_header = True
+        self.in_header = not stays_small
 
     def readable(self) -> bool:
         return True
@@ -160,6 +161,30 @@ class _Info(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 
+DAMAGE = (
+    tarfile.TarError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
+"""What the standard reader raises on bytes that are no archive, or a damaged one."""
+
+
+def opened(raw: IO[bytes], limits: Limits) -> tarfile.TarFile:
+    """A tar, plain or gzipped, to be read once. It raises `DAMAGE`, `errors.ArchiveLimit`, `errors.HostileArchive`."""
+    return _open(Guard(raw, limits, stays_small=True))
+
+
+def _open(guard: Guard) -> tarfile.TarFile:
+    return tarfile.open(  # type: ignore[call-overload,no-any-return]
+        fileobj=guard, mode="r|", tarinfo=_Info, encoding="utf-8", errors="surrogateescape"
+    )
+
+
 @dataclass(slots=True)
 class _Dir:
     """A directory as it is collected."""
@@ -207,19 +232,9 @@ class Ingest:
             if guard.head.startswith(prefix):
                 return self._native(guard, provider)
         try:
-            with tarfile.open(
-                fileobj=guard, mode="r|", tarinfo=_Info, encoding="utf-8", errors="surrogateescape"
-            ) as tar:  # type: ignore[call-overload]
+            with _open(guard) as tar:
                 self._members(tar, guard)
-        except (
-            tarfile.TarError,
-            UnicodeError,
-            ValueError,
-            EOFError,
-            OverflowError,
-            IndexError,
-            AttributeError,
-        ) as exc:
+        except DAMAGE as exc:
             raise errors.BadArchive(
                 f"the archive can not be read: {exc}", hint="send a plain or gzipped tar"
             ) from None
@@ -467,7 +482,35 @@ class Ingest:
 
 
 def _pieces(body: IO[bytes], member: tarfile.TarInfo) -> Iterator[bytes | int]:
-    left = member.size
+    """A large file as bytes and (ints) as holes, in multiples of a block but for the last.
+
+    A hole is passed over: a kilobyte of archive may claim one of gigabytes, and to read its zeros takes a minute.
+    """
+    at = 0
+    # Below its buffer, which can not be sought in a stream.
+    body = body.raw if member.sparse is not None else body  # type: ignore[attr-defined]
+    for start, end in _holes(member):
+        yield from _read(body, start - at)
+        yield end - start
+        body.seek(end)
+        at = end
+    yield from _read(body, member.size - at)
+
+
+def _holes(member: tarfile.TarInfo) -> Iterator[tuple[int, int]]:
+    """Where whole blocks of a sparse file are in no part of it that has data, in order."""
+    if member.sparse is None:
+        return
+    at = 0
+    for start, size in [*sorted(member.sparse), (member.size, 0)]:
+        first = -(-at // chunks.BLOCK_BYTES) * chunks.BLOCK_BYTES
+        last = min(start, member.size) // chunks.BLOCK_BYTES * chunks.BLOCK_BYTES
+        if first < last:
+            yield first, last
+        at = max(at, start + size)
+
+
+def _read(body: IO[bytes], left: int) -> Iterator[bytes]:
     while left > 0:
         wanted = min(saving.PIECE_BYTES, left)
         parts, have = [], 0

@@ -18,6 +18,8 @@ def of_json(raw: bytes | str, what: str) -> Any:
     """The JSON value. Raises `errors.BadJson`."""
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
+        if records.has_too_many_values(text):
+            raise errors.BadJson(f"{what} holds more than {records.VALUES_MAX} values")
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as exc:
         raise errors.BadJson(f"{what} is not UTF-8 (byte {exc.start + 1})") from None
