@@ -17,6 +17,7 @@ from runlore.consumers import index as index_consumer
 from runlore.consumers import record
 from runlore.events import envelope, models
 from runlore.lookup import index as lookup_index
+from runlore.lookup import rows as rows_of
 from runlore.testing import buses, stores
 
 
@@ -124,6 +125,25 @@ def test_a_subjects_words_are_found_only_by_that_subject_and_a_projects_only_the
     assert found(subject="rl-anna") == {"open", "hers"}
     assert found("zoo") == {"theirs"} and found("nobody") == set()
     assert [row["project"] for row in index.memories("zoo")] == ["zoo"]
+
+
+def test_what_others_have_changes_no_rank_and_no_order(index):
+    hers = [
+        ("often", "canary " * 5),
+        ("twice", "canary canary wolf"),
+        ("wolves", "wolf wolf canary " + "x " * 90),
+    ]
+    index.apply([rollout(name, text=text) for name, text in hers])
+
+    def found():
+        return [index.search(words, "acme", "support") for words in ("canary", "wolf canary", "wolf")]
+
+    alone = found()
+    assert [row["rollout"] for row in alone[0]] == ["often", "twice", "wolves"]
+    # So many that a weight by how rare a word is would turn around.
+    index.apply([rollout(f"z{number}", text="wolf " * 9, project="zoo") for number in range(20)])
+    index.apply([rollout(f"a{number}", text="canary", subject="rl-anna") for number in range(20)])
+    assert found() == alone
 
 
 def test_a_newer_layout_of_the_file_is_cleared_and_made_again(index, tmp_path):
@@ -250,13 +270,13 @@ def test_pages_of_lists_meet_every_row_once_in_order(index):
 
     rollouts = walked(
         lambda after: index.rollouts("acme", "support", limit=2, after=after),
-        lambda row: (lookup_index.place(row["updated_at"]), row["rollout"]),
+        lambda row: (rows_of.place(row["updated_at"]), row["rollout"]),
     )
     assert [row["rollout"] for row in rollouts] == ["r5", "r0", "r2", "r6", "r3", "r1", "r4"]
     for project in ("acme", None):
         runs = walked(
-            lambda after, project=project: index.recent_runs(project, limit=2, after=after, numbered=True),
-            lambda row: (lookup_index.place(row["ended_at"]), row["number"]),
+            lambda after, project=project: index.recent_runs(project, limit=2, after=after),
+            rows_of.run_place,
         )
         assert [row["rollout"] for row in runs] == ["r5", "r6", "r2", "r0", "r3", "r4", "r1"]
 
@@ -267,7 +287,7 @@ def test_pages_of_lists_meet_every_row_once_in_order(index):
         lambda index: index.rollouts("acme", "support"),
         lambda index: index.rollouts("acme", "support", after=("2026-01-01", "a")),
         lambda index: index.recent_runs("acme"),
-        lambda index: index.recent_runs("acme", after=("2026-01-01", 1)),
+        lambda index: index.recent_runs("acme", after=("2026-01-01", "support", "a", "r", 1)),
         lambda index: index.runs("a", "acme"),
         lambda index: index.snapshots("acme"),
         lambda index: index.tagged("acme"),

@@ -20,13 +20,16 @@ from sqlite_utils import Database
 
 from runlore import errors, sqlitefile
 from runlore.commit import erasures, heads, keys, lines, marks, revisions, rollouts
+from runlore.lookup import ranking
 from runlore.lookup import rows as rows_of
 from runlore.store import port
 
 log = structlog.get_logger("runlore.index")
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 RESULTS_MAX = 100
+RANKED_MAX = 200
+"""Matches of a search that are compared, the newest: each text is read for it."""
 TEXT_CHARS_MAX = 200_000
 """Characters of one rollout's summary that are searchable."""
 APPLY_BATCH = 256
@@ -62,7 +65,7 @@ CREATE TABLE snapshots (
   moved_at TEXT NOT NULL, PRIMARY KEY (project, rollout, agent)
 ) STRICT;
 CREATE INDEX rollouts_by_place ON rollouts (project, memory, place DESC, rollout);
-CREATE INDEX runs_by_place ON runs (project, place);
+CREATE INDEX runs_by_place ON runs (project, place, memory, rollout, run, attempt);
 CREATE INDEX runs_by_event ON runs (event);
 CREATE INDEX runs_by_run ON runs (run);
 CREATE INDEX runs_by_rollout ON runs (rollout);
@@ -363,24 +366,22 @@ class Index:
         return [_without(row, "place", *(() if row["edit_of"] else ("edit_of",))) for row in rows]
 
     def recent_runs(
-        self,
-        project: str | None = None,
-        *,
-        limit: int = 20,
-        after: tuple[str, int] | None = None,
-        numbered: bool = False,
+        self, project: str | None = None, *, limit: int = 20, after: Sequence[Any] | None = None
     ) -> list[dict[str, Any]]:
-        """The newest runs first; those behind `after` (when one ended, its `number`: with `numbered`)."""
+        """The newest runs first; those behind `after`, the `run_place` of one of them."""
+        # By nothing that this file alone knows: a number of its own would differ from replica to replica, and tell
+        # how many runs all projects have.
+        order = ("place", "memory", "rollout", "run", "attempt")
         where = _where(
             "edit_of IS NULL",
             "project = :project" if project is not None else "",
-            "place <= :place AND (place < :place OR rowid < :number)" if after else "",
+            f"({', '.join(order)}) < ({', '.join(f':{one}' for one in order)})" if after else "",
         )
         rows = self._all(
-            f"SELECT *, rowid AS number FROM runs {where} ORDER BY place DESC, rowid DESC LIMIT :limit",
-            {"project": project, "limit": limit, **_place(("place", "number"), after)},
+            f"SELECT * FROM runs {where} ORDER BY {', '.join(f'{one} DESC' for one in order)} LIMIT :limit",
+            {"project": project, "limit": limit, **_place(order, after)},
         )
-        return [_without(row, "place", "edit_of", *(() if numbered else ("number",))) for row in rows]
+        return [_without(row, "place", "edit_of") for row in rows]
 
     def runs_by_day(self, project: str, days: Sequence[str]) -> list[int]:
         """How many runs ended on each of these days (`2026-03-01`); a day is counted up to `DAY_RUNS_MAX`."""
@@ -405,26 +406,35 @@ class Index:
         words = " ".join('"' + word.replace('"', '""') + '"' for word in query.split())
         if not words:
             raise errors.InvalidInput("the query has no word")
-        # The best first, and only then their snippets: made for every match, they cost more than all the rest.
-        return self._all(
-            """WITH best AS MATERIALIZED (
-                 SELECT r.id, r.rollout, bm25(summaries) AS rank
-                 FROM summaries JOIN rollouts r ON r.id = summaries.rowid
+        asked = {"words": words, "project": project, "memory": memory, "subject": subject}
+        # No rank of the library's: it weighs a word by how often it stands in all rows there are, also of projects
+        # and subjects that whoever asks may not know of.
+        found = self._all(
+            """WITH newest AS MATERIALIZED (
+                 SELECT r.id, r.rollout FROM summaries JOIN rollouts r ON r.id = summaries.rowid
                  WHERE summaries MATCH :words AND r.project = :project AND r.memory = :memory
                    AND (r.subject IS NULL OR r.subject = :subject)
-                 ORDER BY rank LIMIT :limit
+                 ORDER BY r.place DESC, r.rollout LIMIT :most
                )
-               SELECT best.rollout, snippet(summaries, 0, '[', ']', ' … ', 16) AS snippet, best.rank
-               FROM best CROSS JOIN summaries ON summaries.rowid = best.id
-               WHERE summaries MATCH :words ORDER BY best.rank""",
-            {
-                "words": words,
-                "project": project,
-                "memory": memory,
-                "subject": subject,
-                "limit": min(limit, RESULTS_MAX),
-            },
+               SELECT newest.id, newest.rollout, length(CAST(text AS BLOB)) AS bytes,
+                 length(CAST(highlight(summaries, 0, char(1), '') AS BLOB)) AS marked
+               FROM newest CROSS JOIN summaries ON summaries.rowid = newest.id WHERE summaries MATCH :words""",
+            {**asked, "most": RANKED_MAX},
         )
+        best = ranking.ranked(found)[: min(limit, RESULTS_MAX)]
+        # Only the best get a snippet: made for every match, they cost more than all the rest.
+        snippets = self._all(
+            """SELECT best.value AS id, snippet(summaries, 0, '[', ']', ' … ', 16) AS snippet
+               FROM json_each(:best) best CROSS JOIN summaries ON summaries.rowid = best.value
+               WHERE summaries MATCH :words""",
+            {"words": words, "best": json.dumps([row["id"] for row, _ in best])},
+        )
+        told = {row["id"]: row["snippet"] for row in snippets}
+        return [
+            {"rollout": row["rollout"], "snippet": told[row["id"]], "rank": rank}
+            for row, rank in best
+            if row["id"] in told
+        ]
 
     def runs_for(
         self, project: str, memory: str | None, *, subject: str | None = None, limit: int = 20
@@ -458,11 +468,6 @@ def _name(row: Mapping[str, Any]) -> list[str]:
 
 def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
-
-
-def place(time: str) -> str:
-    """A time as lists sort by it: an unknown one behind every other."""
-    return "" if time == "unknown" else time
 
 
 def _where(*conditions: str) -> str:

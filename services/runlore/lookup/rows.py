@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runlore.commit import heads
@@ -60,3 +60,16 @@ def runs_of(head: heads.Head) -> Iterator[dict[str, Any]]:
         yield {**common, "attempt": entry["attempt"], "event": entry["event"], "superseded": 0}
         for attempt, _, event in entry.get("earlier", ()):
             yield {**common, "attempt": attempt, "event": event, "superseded": 1}
+
+
+def place(time: str) -> str:
+    """A time as lists sort by it: an unknown one behind every other."""
+    return "" if time == "unknown" else time
+
+
+def run_place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where a list of runs stands that ended with this row."""
+    return (place(row["ended_at"]), row["memory"], row["rollout"], row["run"], row["attempt"])
+
+
+RUN_PLACE = (str, str, str, str, int)

@@ -13,6 +13,7 @@ from runlore import errors
 from runlore.commit import revisions
 from runlore.events import ids
 from runlore.lookup import asking, explain, index, memories, waiting
+from runlore.lookup import rows as rows_of
 from runlore.lookup import why as lookup_why
 from runlore.lookup.http import answers, callers, shapes
 from runlore.lookup.http.service import WAIT_SECONDS_MAX
@@ -259,7 +260,7 @@ async def rollouts(
     body = answers.page(
         rows,
         limit,
-        lambda row: answers.cursor_of(index.place(row["updated_at"]), row["rollout"]),
+        lambda row: answers.cursor_of(rows_of.place(row["updated_at"]), row["rollout"]),
         lambda row: {name: row[name] for name in shown},
     )
     return await answers.found(request, body)
@@ -308,15 +309,15 @@ async def runs(
     limit: callers.Limit = callers.PAGE,
     cursor: callers.Cursor = None,
 ) -> Response:
-    after = answers.place_of(cursor, str, int)
+    after = answers.place_of(cursor, *rows_of.RUN_PLACE)
     rows = await callers.service_of(request).lists.page(
-        lambda found: found.recent_runs(project, limit=limit + 1, after=after, numbered=True)
+        lambda found: found.recent_runs(project, limit=limit + 1, after=after)
     )
     shown = ("memory", "rollout", "run", "attempt", "event", "ended_at", "superseded")
     body = answers.page(
         rows,
         limit,
-        lambda row: answers.cursor_of(index.place(row["ended_at"]), row["number"]),
+        lambda row: answers.cursor_of(*rows_of.run_place(row)),
         lambda row: {name: bool(row[name]) if name == "superseded" else row[name] for name in shown},
     )
     return await answers.found(request, body)

@@ -11,6 +11,7 @@ from runlore import errors
 from runlore.commit import heads, keys, rollouts
 from runlore.events import ids
 from runlore.lookup import explain, index, memories, states
+from runlore.lookup import rows as rows_of
 from runlore.lookup.http import answers, callers
 from runlore.lookup.http import memory as routes
 from runlore.lookup.http.console import charts, pages, sessions, texts
@@ -32,13 +33,9 @@ async def newest(
     request: Request, project: callers.Project, viewer: Viewer, cursor: callers.Cursor = None
 ) -> Response:
     """The newest runs."""
-    after, service = answers.place_of(cursor, str, int), callers.service_of(request)
-    rows = await service.lists.page(
-        lambda found: found.recent_runs(project, limit=SHOWN + 1, after=after, numbered=True)
-    )
-    page = answers.page(
-        rows, SHOWN, lambda row: answers.cursor_of(index.place(row["ended_at"]), row["number"])
-    )
+    after, service = answers.place_of(cursor, *rows_of.RUN_PLACE), callers.service_of(request)
+    rows = await service.lists.page(lambda found: found.recent_runs(project, limit=SHOWN + 1, after=after))
+    page = answers.page(rows, SHOWN, lambda row: answers.cursor_of(*rows_of.run_place(row)))
     await _with_states(request, project, page["items"])
     chart = None
     if after is None:
@@ -99,7 +96,7 @@ async def listed(
     lists = callers.service_of(request).lists
     rows = await lists.page(lambda found: found.rollouts(project, memory, limit=SHOWN + 1, after=after))
     page = answers.page(
-        rows, SHOWN, lambda row: answers.cursor_of(index.place(row["updated_at"]), row["rollout"])
+        rows, SHOWN, lambda row: answers.cursor_of(rows_of.place(row["updated_at"]), row["rollout"])
     )
     title = f"Rollouts · {memory}"
     return await pages.shown(request, "rollouts.html", title=title, memory=memory, page=page)
