@@ -22,8 +22,8 @@ DISK_BYTES = 12 * 1024 * 1024
 class Disk:
     """A small disk of its own, which can be filled up."""
 
-    def __init__(self, folder):
-        self.folder, self._ballast = folder, folder / "ballast"
+    def __init__(self, folder, sudo):
+        self.folder, self.sudo, self._ballast = folder, sudo, folder / "ballast"
 
     def fill(self, left=0):
         """Leave so many bytes free."""
@@ -33,6 +33,11 @@ class Disk:
 
     def empty(self):
         self._ballast.unlink()
+
+    def remount(self, how):
+        """`ro` or `rw`, as a kernel does after a fault of the disk."""
+        words = [*self.sudo, "mount", "-o", f"remount,{how}", str(self.folder)]
+        subprocess.run(words, capture_output=True, timeout=20, check=True)
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def disk(tmp_path):
             break
     else:
         pytest.skip("this user may mount no file system: a full disk can't be made")
-    yield Disk(folder)
+    yield Disk(folder, sudo)
     homes.end_all()
     subprocess.run([*sudo, "umount", "-l", str(folder)], timeout=20, check=True)
 
@@ -79,6 +84,21 @@ def test_every_command_says_that_the_disk_is_full_and_nothing_that_was_taken_is_
     assert (done["recorded"], done["already"], done["dead"]) == (5, 0, 0)
     assert home.json("explain", "run-99", code=3)["error"]["kind"] == "not_found"
     assert home.verified()["records"] == 10
+
+
+def test_on_a_disk_that_became_read_only_what_is_there_is_served_and_work_goes_on_after_it(disk):
+    home = homes.Home(disk.folder / "home")
+    home.emit(runs(*range(3)))
+    home.up_once()
+    home.emit(runs(*range(3, 6)))
+    disk.remount("ro")
+    error = home.json("up", "--once", code=5)["error"]
+    assert error["kind"] == "blocked" and "Read-only file system" in error["message"], error
+    assert home.json("seed", "conv-1", *homes.MEANT)["revision"] == 1
+    assert "✗" in home.call("doctor", code=6).out
+    disk.remount("rw")
+    assert home.up_once()["recorded"] == 3
+    assert home.verified()["records"] == 6
 
 
 def test_a_worker_whose_disk_fills_up_waits_says_so_and_goes_on_by_itself(disk):

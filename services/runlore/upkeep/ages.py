@@ -1,4 +1,4 @@
-"""Whether the store and the log are of the same time: what a stage committed last is in the store.
+"""Whether the store and the log are of the same time: what a stage committed is in the store.
 
 It is not where the store was put back from an older copy, and not where a topic was made anew and grew beyond the
 offsets that the group had committed in the one before: the stage began behind messages that it never saw. Either
@@ -69,7 +69,7 @@ async def check(store: store_port.ObjectStore, bus: bus_port.Bus) -> doctor.Chec
     """The same in words, with what to type."""
     lost, looked_at = await missing(store, bus)
     if not lost:
-        return doctor.Check(WHAT, True, "what was committed last is in the store")
+        return doctor.Check(WHAT, True, "what was committed is in the store")
     return doctor.Check(
         WHAT,
         False,
