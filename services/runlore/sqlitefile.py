@@ -8,6 +8,7 @@ wrote in between. So the first is tried again here, and a transaction that write
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from pathlib import Path
 BUSY_SECONDS_MAX = 30.0
 """How long another process may hold a file before a call gives up."""
 WAIT_SECONDS = 0.01
+FREE_BYTES_MIN = 1024 * 1024
+"""With less free space than this a failed write is told as a full disk, in bytes."""
+FULL_HINT = "free space on its disk: what failed is tried again, and nothing is lost"
 
 
 def connect(path: Path, *, wait_seconds_max: float = BUSY_SECONDS_MAX) -> sqlite3.Connection:
@@ -35,6 +39,17 @@ def use_wal(connection: sqlite3.Connection) -> None:
             if not busy or not tries_left:
                 raise
         time.sleep(WAIT_SECONDS)
+
+
+def is_full(exc: sqlite3.Error, path: Path) -> bool:
+    """Whether a file failed because its disk is full: SQLite tells that of a write ahead log as an "I/O error"."""
+    code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
+    if code != sqlite3.SQLITE_IOERR:
+        return code == sqlite3.SQLITE_FULL
+    try:
+        return shutil.disk_usage(path.parent).free < FREE_BYTES_MIN
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -189,9 +190,27 @@ def only_one(root: Path) -> Iterator[None]:
     Two would do no harm (nothing rests on ownership), only every piece of work twice. Raises
     `errors.HomeInUse` with the process that holds it.
     """
+    try:
+        lock = _lock_of(root)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise errors.StoreUnavailable(
+                f"the disk of {root} is full: {exc.strerror}", hint="free space on its disk"
+            ) from exc
+        raise errors.Blocked(
+            f"{root} can not be written: {exc.strerror}",
+            hint="`runlore doctor` says what is wrong with the home",
+        ) from exc
+    with lock:
+        yield
+
+
+def _lock_of(root: Path) -> IO[str]:
+    """The lock's file, held and with this process's number in it. Raises `errors.HomeInUse`, `OSError`."""
     folder = root / "run"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "up.lock", "a+") as lock:
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(open(folder / "up.lock", "a+"))
         if not _locked(lock):
             lock.seek(0)
             holder = lock.read().strip() or "?"
@@ -202,7 +221,8 @@ def only_one(root: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        stack.pop_all()
+    return lock
 
 
 def _locked(lock: IO[str]) -> bool:

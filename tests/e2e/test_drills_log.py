@@ -13,6 +13,7 @@ import homes
 import pytest
 
 import made
+from runlore.bus import port as bus_port
 
 WHY = ("--reason", "drill: put back from a backup")
 
@@ -163,4 +164,41 @@ def test_an_index_is_a_cache_that_may_be_lost_in_any_way(home, how):
     same = ("revision", "notes", "files", "base")
     assert [again[name] for name in same] == [seed[name] for name in same]
     assert figures(home) == shown
+    home.verified()
+
+
+def test_a_foreign_program_on_our_topic_stops_nobody_and_its_bytes_are_kept(home):
+    """What another application, a newer producer and a broken one write between our own runs."""
+    foreign = [
+        ("metrics", b'{"cpu": 0.4}', []),
+        ("gzip", b"\x1f\x8b\x08" + bytes(range(256)), [("content-type", b"application/json")]),
+        (
+            "avro",
+            b"Obj\x01\x04\x14avro.codec",
+            [("ce_type", b"com.other.v1"), ("ce_id", b"1"), ("ce_source", b"/o")],
+        ),
+        ("empty", None, []),
+    ]
+
+    async def write(opened):
+        await opened.bus.produce([bus_port.Outgoing("runs", k.encode(), v, h) for k, v, h in foreign])
+
+    emit(home, 20)
+    home.opened(write)
+    emit(home, 21)
+    done = home.up_once()
+    assert (done["recorded"], done["dead"]) == (2, 4)
+    letters = home.json("dead", "list")["dead"]
+    assert {one["reason"] for one in letters} <= {"invalid_event", "bad_json", "unknown_type"} and len(
+        letters
+    ) == 4
+    # Whose they are is looked at before anything is dropped: each is there as it came.
+    kept = home.root.parent / f"{home.root.name}.letter"
+    for one in letters:
+        home.json("dead", "show", one["id"], "--out", kept)
+        assert kept.read_bytes() in {value or b"" for _, value, _ in foreign}
+    home.json("dead", "redrive", "--all", "--note", "mapped by mistake")
+    assert home.up_once()["dead"] == 4
+    home.json("dead", "drop", "--all", "--note", "metrics of another program")
+    assert home.json("dead")["total"] == 0
     home.verified()

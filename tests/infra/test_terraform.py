@@ -53,6 +53,7 @@ from runlore.upkeep import (
     doctor,
     logs,
     organization,
+    repair,
     seedlog,
     seedwriter,
     spendalerts,
@@ -611,6 +612,28 @@ async def test_a_rescan_runs_with_the_rights_of_the_rescanner_and_needs_them_all
     granted = {(action, place) for action, places in rights.roles["rescanner"].items() for place in places}
     # The key is there already: it is drawn where a project was never redacted with one.
     assert granted - rescanner.used == {("write", "redaction")}
+
+
+async def test_lost_heads_are_made_again_with_the_rights_of_the_repairer(rights):
+    one = await deployed(rights)
+    view = one.views["repairer"]
+    consumer = await one.bus.consumer(group="snapshot", topics=["runs"])
+    found = await consumer.poll(records_max=1000, timeout_seconds=0)
+    await consumer.commit({message.at: message.offset + 1 for message in found})
+    await consumer.close()
+    for key in (
+        keys.memory_head("acme", "support"),
+        keys.rollout_head("acme", "support", "conv"),
+        keys.snapshot_head("acme", "conv", "main"),
+    ):
+        await one.store.delete(key)
+    async with audit.acting(view, by={"user": "ana"}, what="repair", projects=["acme"], reason="test"):
+        found = await repair.Repair(view, one.bus, asks=True).run(apply=True)
+    assert {one.kind for one in found if one.does} >= {repair.MEMORY, repair.ROLLOUT, repair.WORKSPACE}
+    await one.work()
+    assert await repair.Repair(view, one.bus).run() == []
+    with pytest.raises(errors.Blocked):
+        await view.delete(keys.memory_head("acme", "support"))
 
 
 async def test_an_erasure_runs_with_the_rights_of_the_eraser_to_its_second_date(rights, monkeypatch):

@@ -316,8 +316,9 @@ def _translated(exc: sqlite3.Error, path: Path) -> errors.RunloreError:
         return errors.Blocked(
             f"{path} can not be used: {exc}", hint="let the user that runs runlore read and write it"
         )
-    hint = "free space on its disk" if code == sqlite3.SQLITE_FULL else None
-    return errors.BusUnavailable(f"{path}: {exc}", hint=hint)
+    if sqlitefile.is_full(exc, path):
+        return errors.BusUnavailable(f"the disk of {path} is full: {exc}", hint=sqlitefile.FULL_HINT)
+    return errors.BusUnavailable(f"{path}: {exc}")
 
 
 # --- one call each, on a connection's thread --------------------------------------------------------------

@@ -195,15 +195,20 @@ async def run(made: Worker, opened: Home, what: str) -> None:
     import asyncio
     import contextlib
 
+    from runlore.upkeep import ages
+
     embedded = opened.settings.store == "directory"
-    teller = asyncio.create_task(_beat(made, opened) if embedded else _tell(made, opened, what))
+    beside = [asyncio.create_task(_beat(made, opened) if embedded else _tell(made, opened, what))]
+    if "record" in made.stages:
+        beside.append(asyncio.create_task(ages.tell(opened.store, opened.bus)))
     try:
         async with _served(made, opened.settings):
             await made.run()
     finally:
-        teller.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await teller
+        for one in beside:
+            one.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await one
 
 
 @asynccontextmanager

@@ -36,7 +36,11 @@ async def again(step: Callable[[], Awaitable[T]], *, what: str, key: str | None 
         except (errors.WriteConflict, errors.OutcomeUnknown, errors.StoreUnavailable) as exc:
             last = exc
             await wait(attempt)
-    raise errors.StoreUnavailable(f"{what} could not be put", **({"key": key} if key else {})) from last
+    assert last is not None
+    # With why: it is all that whoever is woken by it gets to see.
+    raise errors.StoreUnavailable(
+        f"{what} could not be put: {last.message}", hint=last.hint, **({"key": key} if key else {})
+    ) from last
 
 
 async def once(store: port.ObjectStore, key: str, body: bytes, *, what: str) -> None:

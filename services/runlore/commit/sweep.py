@@ -104,9 +104,22 @@ async def _of_snapshots(
 ) -> set[str]:
     """The keys of every pack that a line names, or named within its term."""
     refs: set[str] = set()
+    there: set[tuple[str, str]] = set()
     for head in await lines.all_heads(store, plan.project):
         refs |= lines.kept(head.body, started)
+        there.add((head.body["rollout"], head.body["agent"]))
         plan.heads += 1
+    async for row in store.list(f"{plan.project}/{keys.OUTCOMES}/"):
+        rollout, agent = row.key.split("/")[3:5]
+        is_known = (rollout, agent) in there
+        # A line may have begun since.
+        if not is_known and await store.get(keys.snapshot_head(plan.project, rollout, agent)) is None:
+            # What a lost head named would look like what nothing names.
+            raise errors.HeadLost(
+                f"the head of workspace {plan.project}/{rollout} ({agent}) is gone, and outcomes of it are there",
+                hint="`runlore repair` says what it was, and makes it again",
+                key=row.key,
+            )
     wanted: set[str] = set()
     for number, ref in enumerate(sorted(refs), 1):
         try:

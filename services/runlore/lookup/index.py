@@ -127,7 +127,7 @@ class Index:
             return self._prepare()
         except sqlite3.DatabaseError as exc:
             if _may_pass(exc):
-                raise errors.StoreUnavailable(f"the index {self.path} can not be used: {exc}") from exc
+                raise self._away(exc) from exc
             return self._remake()
 
     def _remake(self) -> Database:
@@ -135,6 +135,13 @@ class Index:
         for suffix in ("", "-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         return self._prepare()
+
+    def _away(self, exc: sqlite3.DatabaseError) -> errors.StoreUnavailable:
+        if sqlitefile.is_full(exc, self.path):
+            return errors.StoreUnavailable(
+                f"the disk of the index {self.path} is full: {exc}", hint=sqlitefile.FULL_HINT
+            )
+        return errors.StoreUnavailable(f"the index {self.path} can not be used: {exc}")
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[None]:
@@ -145,7 +152,7 @@ class Index:
             raise
         except sqlite3.DatabaseError as exc:
             if _may_pass(exc):
-                raise errors.StoreUnavailable(f"the index {self.path} can not be used: {exc}") from exc
+                raise self._away(exc) from exc
             self._db.close()
             self._db = self._remake()
             self._file_id = _file_id(self.path)

@@ -41,7 +41,7 @@ class Check:
 
 async def examine(settings: Settings) -> list[Check]:
     """Every check, each with its result in words; none raises."""
-    from runlore.upkeep import ages, deployment
+    from runlore.upkeep import deployment
 
     checks = [_python(), _clock(), _sqlite()]
     root = settings.root
@@ -62,7 +62,7 @@ async def examine(settings: Settings) -> list[Check]:
                 checks += await deployment.of_store(opened.store, settings)
             checks += await deployment.of_bus(opened.bus, settings)
             if answers:
-                checks.append(await tried("store and log", lambda: ages.check(opened.store, opened.bus)))
+                checks += await _ages(opened)
             checks += await deployment.of_model(settings)
             if answers:
                 checks += await deployment.of_workers(opened.store, settings)
@@ -228,6 +228,18 @@ async def _refused(write: Awaitable[object], otherwise: str) -> None:
     except errors.PreconditionFailed:
         return
     raise errors.Fatal(f"{otherwise}: this store can not keep what Runlore promises", hint=UNFIT)
+
+
+async def _ages(opened: wiring.Home) -> list[Check]:
+    """Whether the store and the log are of one time; nothing where the bus is away, as its own checks tell that."""
+    from runlore.upkeep import ages
+
+    try:
+        return [await ages.check(opened.store, opened.bus)]
+    except (errors.BusUnavailable, errors.Blocked):
+        return []
+    except errors.RunloreError as exc:
+        return [Check(ages.WHAT, False, f"{exc.kind}: {exc.message}", exc.hint or "")]
 
 
 async def _index(opened: wiring.Home) -> Check:
