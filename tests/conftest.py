@@ -6,9 +6,12 @@ Hypothesis profiles: `default`, and `ci` (HYPOTHESIS_PROFILE=ci), which looks fu
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import inspect
 import os
 import socket
+import sys
 
 import hypothesis
 import pytest
@@ -21,6 +24,8 @@ hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+gc.disable()  # Until all tests are there: what is loaded meanwhile stays, so there is nothing to find.
+
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
 
@@ -29,6 +34,15 @@ def _connect_on_this_machine_only(self, address):
     if self.family != socket.AF_UNIX and not str(address[0]).startswith(_LOOPBACK):
         raise PermissionError(f"a test tried to reach {address[0]}; tests work without a network")
     return _connect(self, address)
+
+
+def pytest_collection_finish():
+    """What is there for all tests is so once: no later search for garbage looks at it again."""
+    gc.freeze()
+    gc.enable()
+    if session := sys.modules.get("botocore.session"):
+        # Each client reads what AWS's services are like, 60 ms of processor: hundreds of times the same files.
+        session.create_loader = functools.cache(session.create_loader)
 
 
 @pytest.fixture(autouse=True)

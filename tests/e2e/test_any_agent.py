@@ -87,32 +87,25 @@ def test_what_a_command_prints_may_be_anything(agent, home):
     assert output["output"].splitlines()[0] == "aé[1m\tb"
 
 
-@pytest.mark.parametrize(
-    ("given", "kind"),
-    [
+def test_what_goes_wrong_before_a_run_is_told_with_its_kind_and_leaves_nothing(environment, tmp_path):
+    for given, kind in (
         ({"MEMORY": "Support"}, "invalid_id"),
         ({"PROJECT": ".hidden"}, "invalid_id"),
-        ({"RUNLORE_URL": "{url}/x"}, "not_found"),
-    ],
-    ids=["memory", "project", "place"],
-)
-def test_what_goes_wrong_before_a_run_is_told_with_its_kind_and_leaves_nothing(
-    environment, tmp_path, given, kind
-):
-    given = {name: value.format(url=environment.served.url) for name, value in given.items()}
-    made = ["sh", "agent.sh", "conv-1", "task", "echo ran"]
-    done = subprocess.run(
-        made,
-        env={**environment, **given},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert f'"kind": "{kind}"' in done.stderr or f'"kind":"{kind}"' in done.stderr
-    assert left_over(environment) == []
+        ({"RUNLORE_URL": f"{environment.served.url}/x"}, "not_found"),
+    ):
+        made = ["sh", "agent.sh", "conv-1", "task", "echo ran"]
+        done = subprocess.run(
+            made,
+            env={**environment, **given},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 1 and done.stdout == "", given
+        assert f'"kind": "{kind}"' in done.stderr or f'"kind":"{kind}"' in done.stderr, given
+        assert left_over(environment) == [], given
 
 
 def test_a_run_that_can_not_be_delivered_is_kept(environment, tmp_path):

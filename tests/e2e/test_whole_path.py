@@ -70,8 +70,10 @@ def test_a_broken_file_is_named_and_does_not_stop_the_others(home, tmp_path):
 
 
 def test_the_samples_make_memory_that_can_be_read_searched_and_explained(home):
-    for path in homes.SAMPLES:
-        home.json("emit", path)
+    first, *others = homes.SAMPLES
+    home.json("emit", first)
+    for path in others:
+        home.call("emit", path)
     home.up_once()
     rows = home.json("log")["revisions"]
     assert [row["revision"] for row in rows] == [1] and rows[0]["notes"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from runlore import sources
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "services" / "runlore"
 MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
 FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 600
 
@@ -103,6 +103,12 @@ APART = {
 MAY_IMPORT_TESTING = ("testing/", "upkeep/verify.py", "upkeep/erasing/proof.py")
 
 
+@functools.cache
+def trees():
+    """Every module as it is parsed: by the first test that asks, not by every process that only collects tests."""
+    return {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+
+
 def imports(tree):
     """Every module that a tree imports, also inside functions."""
     for node in ast.walk(tree):
@@ -128,11 +134,11 @@ def functions(tree):
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_says_its_role_and_stays_short(name):
     lines = MODULES[name].read_text("utf-8").splitlines()
-    assert ast.get_docstring(TREES[name]) or not lines, f"{name} has no docstring"
+    assert ast.get_docstring(trees()[name]) or not lines, f"{name} has no docstring"
     assert len(lines) <= MODULE_LINES_MAX, f"{name} has {len(lines)} lines"
     long = {
         one.name: one.end_lineno - one.lineno + 1
-        for one in functions(TREES[name])
+        for one in functions(trees()[name])
         if one.end_lineno - one.lineno + 1 > FUNCTION_LINES_MAX
     }
     assert not long, f"{name}: {long}"
@@ -140,16 +146,16 @@ def test_a_module_says_its_role_and_stays_short(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_only_the_clock_asks_for_time_ids_and_randomness_and_only_settings_read_the_environment(name):
-    used = {dotted(node) for node in ast.walk(TREES[name]) if isinstance(node, ast.Attribute)}
+    used = {dotted(node) for node in ast.walk(trees()[name]) if isinstance(node, ast.Attribute)}
     found = [what for what, allowed in FORBIDDEN_CALLS.items() if what in used and name not in allowed]
-    roots = {one.split(".")[0] for one in imports(TREES[name])}
+    roots = {one.split(".")[0] for one in imports(trees()[name])}
     found += [what for what, allowed in FORBIDDEN_IMPORTS.items() if what in roots and name not in allowed]
     assert not found, f"{name} uses {found}"
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_one_way(name):
-    found = set(imports(TREES[name]))
+    found = set(imports(trees()[name]))
     for folder, banned in APART.items():
         if name.startswith(folder):
             banned = [ban for ban in banned if not name.startswith(SERVER.get(ban, ("-",)))]
@@ -232,13 +238,13 @@ def test_the_install_is_light_and_every_dependency_is_used():
     names = {re.match(r"[A-Za-z0-9._-]+", one).group().lower().replace("-", "_") for one in listed}
     codec = {"blake3", "zstandard", "pyfastcdc", "pathspec"}
     assert names <= {"pydantic", "pydantic_settings", "sqlite_utils", "typer", "rich", "structlog"} | codec
-    roots = {one.split(".")[0] for tree in TREES.values() for one in imports(tree)}
+    roots = {one.split(".")[0] for tree in trees().values() for one in imports(tree)}
     assert {root for root in roots if root not in sys.stdlib_module_names} - {"runlore", *SERVER} == names
 
 
 def test_no_module_is_dead():
     """Every module is imported by another, or is run by name."""
-    used = {one for tree in TREES.values() for one in imports(tree)}
+    used = {one for tree in trees().values() for one in imports(tree)}
     for path in OWN:
         if path.suffix == ".py" and PACKAGE not in path.parents:
             used |= set(imports(ast.parse(path.read_text("utf-8"))))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import json
@@ -96,6 +97,7 @@ _ONE_RECORD = [
 ]
 
 
+@functools.cache
 def documents() -> dict[str, str]:
     """Every published file: its path below `schemas/` → its text."""
     out = {f"{name}.json": _text(event_schema(name)) for name in models.DATA_BY_TYPE}
