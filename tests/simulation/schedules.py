@@ -1,7 +1,7 @@
 """How many schedules each of these tests explores at least: 10,000 in all, in every run of the suite.
 
-Counted where they are explored (`exhaust.RAN`) and held to by `conftest.py`, test by test: a sum over processes that run
-the tests at one time is not needed. A schedule is one sequence of outcomes, to its end or to a state that was met before.
+Counted where they are explored (`exhaust.RAN`) and held to by `conftest.py`, test by test, so that it does not matter
+which processes run them. A schedule is one sequence of outcomes, to its end or to a state that was met before.
 """
 
 from __future__ import annotations

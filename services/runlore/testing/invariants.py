@@ -11,6 +11,7 @@ reported; a reader that finds something on a busy home should look twice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -384,9 +385,8 @@ async def offsets_follow_effects(
         if message.offset >= committed.get(message.partition, 0):
             continue
         where = f"{message.topic}/{message.partition}/{message.offset}"
-        if dead.letter_id(message.topic, message.partition, message.offset) in buried:
-            continue
-        if record.is_blank(message):
+        is_buried = dead.letter_id(message.topic, message.partition, message.offset) in buried
+        if is_buried or record.is_blank(message):
             continue
         try:
             incoming = record.parse(message)
@@ -413,14 +413,13 @@ async def revisions_pass_the_guards(store: store_port.ObjectStore, view: MemoryV
     """What a head names holds nothing that the guards let no person pass; older rules had other guards."""
     if view.revision is None or view.revision.body.get("engine") != rules.ENGINE:
         return []
-    try:
+    with contextlib.suppress(errors.Fatal):  # Told by invariant 1.
         shown = {path: _part(view.revision, one) for path, one in view.revision.map("files").items()}
         found = guards.check(None, consolidate.load_state(view.revision).notes, shown)
-    except errors.Fatal:
-        return []  # Told by invariant 1.
-    # A secret that a newer detector knows is for `runlore rescan`.
-    told = [one for one in found if one.kind not in (*guards.SOFT, "secret")]
-    return [Violation(HELD, view.name, f"revision {view.revision.number}: {one.message}") for one in told]
+        # A secret that a newer detector knows is for `runlore rescan`.
+        told = [one for one in found if one.kind not in (*guards.SOFT, "secret")]
+        return [Violation(HELD, view.name, f"revision {view.revision.number}: {one.message}") for one in told]
+    return []
 
 
 def _part(revision: revisions.Revision, entry: Mapping[str, Any]) -> render.Part:
@@ -497,9 +496,8 @@ async def seeds_give_the_same_bytes(
 @checks.of(ENDS)
 def every_mark_is_worked(view: MemoryView) -> list[Violation]:
     """Once faults stop and all work is done, no mark is left and nothing waits."""
-    out = []
+    out, names = [], ", ".join(sorted({name for mark in view.marks for name in mark.rollouts}))
     if view.marks:
-        names = ", ".join(sorted({name for mark in view.marks for name in mark.rollouts}))
         out.append(Violation(ENDS, view.name, f"{len(view.marks)} marks are left, for {names}"))
     for rollout, runs in view.records.items():
         for run, attempts in runs.items():
@@ -517,8 +515,7 @@ async def every_run_reaches_an_end(
 ) -> list[Violation]:
     """Every accepted run is consolidated, superseded, held or dead."""
     out = []
-    lag = sum((await bus.lag(group=GROUP, topic=TOPIC)).values())
-    if lag:
+    if lag := sum((await bus.lag(group=GROUP, topic=TOPIC)).values()):
         out.append(Violation(ENDS, TOPIC, f"{lag} messages are not committed"))
     buried = {letter.id for letter in await dead.read_all(bus)}
     async for message in bus.read(TOPIC):
