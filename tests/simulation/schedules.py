@@ -14,4 +14,11 @@ LEAST = {
     "test_every_interleaving.py::test_two_workers_that_poll_differently": 600,
     "test_every_interleaving.py::test_two_workers_of_which_one_dies_and_comes_back": 1000,
     "test_every_interleaving.py::test_two_recorders_of_one_rollout_with_a_lost_reply": 3000,
+    "test_every_interleaving.py::test_an_approval_and_a_rejection_at_once_let_in_nothing_unseen": 2000,
+    "test_every_interleaving.py::test_a_replay_from_the_start_beside_a_working_consolidator": 1200,
+    "test_every_crash.py::test_three_runs_through_every_crash_three_crashes_deep": 1000,
+    "test_every_crash.py::test_a_lost_reply_and_a_crash": 2500,
+    "test_every_crash.py::test_every_refusal_two_deep_and_with_a_crash": 1200,
+    "test_every_crash.py::test_live_edits_among_the_runs_through_every_crash_two_crashes_deep": 1200,
+    "test_snapshot_stage.py::test_a_chain_survives_every_lost_reply_and_late_write": 1200,
 }

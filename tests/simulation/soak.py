@@ -46,6 +46,8 @@ TRIES_MAX = 80
 SHRINK_SECONDS = 180.0
 """How long that may take for one seed."""
 STEPS_SHOWN = 40
+SAID_SECONDS = 30.0
+"""How often a line says how far it is, where no bar can be shown."""
 RANDOM_GROUP = 50
 DEEP_RANDOM, DEEP_BOUND = 2_000, 8_000
 """With `--deep`: seeds of small random schedules, and schedules of each exhaustive scenario at most."""
@@ -234,14 +236,19 @@ def soak(jobs, asked):
     console, began, done = Console(), time.monotonic(), []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
         line = bar.add_task("schedules", total=len(jobs))
+        said = began
         for told in _done(jobs, asked.processes, asked.minutes):
             done.append(told)
             bar.advance(line)
+            if not console.is_terminal and time.monotonic() - said > SAID_SECONDS:
+                said = time.monotonic()
+                schedules = sum(one.schedules for one in done)
+                console.print(f"{len(done)} of {len(jobs)} jobs, {schedules} schedules")
             if told.broke:
                 console.print(f"broken: {told.kind} {told.name}", style="bold", highlight=False)
-                console.print(told.broke[:4000], markup=False, highlight=False)
+                console.print(told.broke[:4000], markup=False, highlight=False, soft_wrap=True)
     report = figures.of(done, seconds=time.monotonic() - began, processes=asked.processes)
-    console.print(figures.told(report), markup=False, highlight=False)
+    console.print(figures.told(report), markup=False, highlight=False, soft_wrap=True)
     if asked.report:
         figures.write(asked.report, report)
         console.print(f"written: {asked.report}", markup=False, highlight=False)
@@ -273,6 +280,7 @@ def _done(jobs, processes, minutes):
 
 def _shrink(console, seed, seconds):
     """Find fewer faults with which a seed breaks, and tell them."""
+    console.print(f"seed {seed} is made small, for {seconds:.0f} s at most", highlight=False)
     with Progress(
         *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
     ) as bar:
@@ -291,8 +299,9 @@ def _shrink(console, seed, seconds):
         least = smaller(seed, broken, seconds_max=seconds, told=told)
     lines = [f"seed {seed} ({kind_of(seed)})", *map(str, least.violations[:5])]
     lines += [f"{len(least.faults)} faults are enough:", *(f"  {name}" for name in least.faults)]
-    lines += ["its last steps:", *(f"  {step}" for step in least.trace[-STEPS_SHOWN:])]
-    console.print("\n".join(lines), markup=False, highlight=False)
+    steps = [step for step in least.trace if ": poll " not in step]
+    lines += ["its last steps, without polls:", *(f"  {step}" for step in steps[-STEPS_SHOWN:])]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def kind_of(seed):

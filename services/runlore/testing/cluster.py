@@ -410,15 +410,7 @@ class Cluster:
         answer: asyncio.Future[Any] = self.loop.create_future()
 
         def reply(result: Any, error: BaseException | None, seconds: float) -> None:
-            def give() -> None:
-                if answer.done():
-                    return
-                if error is not None:
-                    answer.set_exception(error)
-                else:
-                    answer.set_result(result)
-
-            self.later(seconds, give)
+            self.later(seconds, lambda: _give(answer, result, error))
 
         def land() -> None:
             if process.dead and fate < 0.5:
@@ -484,3 +476,12 @@ class Cluster:
         if writes and self.watch is not None:
             self.watch(kind, what, before)
         return result, None
+
+
+def _give(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(result)
