@@ -32,7 +32,7 @@ from runlore.testing import (
     workspaces,
     world,
 )
-from runlore.testing.world import finish
+from runlore.testing.world import Faults, finish
 from runlore.upkeep.erasing import rollouts
 
 DESIGN = Path(__file__).parents[2] / "docs" / "DESIGN.md"
@@ -240,7 +240,11 @@ TABLE = [
         calm(event("b"), before=[([event("a")], worker())]),
         [(packs, "PACKS_MAX", 1)],
     ),
-    _again(12, "a mark goes only with the revision that covers it"),
+    _again(
+        12,
+        "a mark goes only with the revision that covers it",
+        explored(lambda: Scenario([event("a")], faults=Faults(crashes=1))),
+    ),
 ]
 
 
