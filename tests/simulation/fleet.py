@@ -37,6 +37,7 @@ from runlore.testing import (
     erasure_invariants,
     invariants,
     models,
+    object_invariants,
     side_invariants,
     simloop,
     snapshot_invariants,
@@ -500,7 +501,9 @@ class Fleet:
             found += invariants.moved_well(key, before, after)
             if part == keys.ROLLOUTS and after is not None:
                 rollout = rest[-1].removesuffix(".json")
-                found += at_once(invariants.rollout_names_what_exists(store, project, MEMORY, rollout, after))
+                found += at_once(
+                    object_invariants.rollout_names_what_exists(store, project, MEMORY, rollout, after)
+                )
             if part == keys.MEMORIES and after is not None:
                 head = json.loads(after)
                 if head.get("manifest"):
@@ -513,7 +516,7 @@ class Fleet:
             found += at_once(snapshot_invariants.refs_are_whole(store, project, head))
         elif part == keys.MANIFESTS and kind != "delete" and not self.erases:
             # Beside an erasure a writer that is too late may put one whose packs are gone: no head moves to it.
-            found += at_once(invariants.manifest_names_what_exists(store, project, after))
+            found += at_once(object_invariants.manifest_names_what_exists(store, project, after))
         elif kind == "commit" or (part == keys.MARKS and kind in ("delete", "compare_and_delete")):
             found += at_once(harness.offsets(store, self.world.bus))
         elif kind == "delete" and part in (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS):

@@ -12,7 +12,6 @@ reported; a reader that finds something on a busy home should look twice.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Any
 
 from runlore import errors
 from runlore.bus import port as bus_port
-from runlore.commit import erasures, heads, keys, marks, packs, revisions, rollouts
+from runlore.commit import erasures, heads, keys, marks, revisions, rollouts
 from runlore.consumers import approvals, consolidate, dead, record, summarize
 from runlore.memory import guards, joint, render, rules
 from runlore.memory import notes as _notes
@@ -546,55 +545,3 @@ CHECKERS: tuple[Checker, ...] = (
     held_rollouts_have_a_reason,
     projects_and_subjects_are_apart,
 )
-
-
-@checks.of(DANGLING)
-async def objects_have_their_names(store: store_port.ObjectStore, project: str) -> list[Violation]:
-    """Every content-named object of a project has the bytes that its name promises. Reads everything."""
-    out = []
-    async for row in store.list(f"{project}/"):
-        kind, name = row.key.split("/")[1], row.key.rpartition("/")[2]
-        if kind not in (keys.PACKS, keys.CLAIMS, keys.MANIFESTS):
-            continue
-        stored = await store.get(row.key)
-        if stored is not None and kind == keys.MANIFESTS and revisions.stub_in(stored.body) is not None:
-            continue
-        if stored is not None and hashlib.sha256(stored.body).hexdigest() != name.rpartition("-")[2]:
-            out.append(Violation(DANGLING, row.key, "it has other bytes than its name says"))
-        elif stored is not None and kind == keys.PACKS:
-            try:
-                packs.decode(name, stored.body)
-            except errors.Fatal as exc:
-                out.append(Violation(DANGLING, row.key, exc.message))
-    return out
-
-
-@checks.of(DANGLING)
-async def rollout_names_what_exists(
-    store: store_port.ObjectStore, project: str, memory: str, rollout: str, head: bytes
-) -> list[Violation]:
-    """The head of a rollout must name only runs that are recorded: at the moment at which it is moved."""
-    where = (project, memory, rollout)
-    body = json.loads(head)
-    named = [(run, int(entry["attempt"])) for run, entry in body.get("runs", {}).items()]
-    found = await store.get_many([keys.record(*where, run, attempt) for run, attempt in named])
-    return [
-        Violation(DANGLING, keys.rollout_head(*where), f"run {run} attempt {attempt} has no record")
-        for (run, attempt), stored in zip(named, found, strict=True)
-        if stored is None
-    ]
-
-
-@checks.of(DANGLING)
-async def manifest_names_what_exists(
-    store: store_port.ObjectStore, project: str, manifest: bytes
-) -> list[Violation]:
-    """A manifest must name only objects that exist: at the moment at which it is written."""
-    body = revisions.stub_in(manifest) or json.loads(manifest)
-    wanted = [keys.pack(project, str(pack["sha256"])) for pack in body["packs"]]
-    found = await store.get_many(wanted)
-    return [
-        Violation(DANGLING, key, f"the manifest of revision {body['revision']} names it, but it is not there")
-        for key, stored in zip(wanted, found, strict=True)
-        if stored is None
-    ]

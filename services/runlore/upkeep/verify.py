@@ -10,7 +10,13 @@ from runlore.bus import port as bus_port
 from runlore.commit import keys, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
-from runlore.testing import erasure_invariants, invariants, side_invariants, snapshot_invariants
+from runlore.testing import (
+    erasure_invariants,
+    invariants,
+    object_invariants,
+    side_invariants,
+    snapshot_invariants,
+)
 from runlore.upkeep import audit, logs, pauses
 
 LOGGED = "the logs of what people did and of seeds are whole"
@@ -48,7 +54,7 @@ async def verify(
             out.checked[kind] = out.checked.get(kind, 0) + 1
             done += 1
             on_progress(done, kind)
-        out.violations += await invariants.objects_have_their_names(store, name)
+        out.violations += await object_invariants.objects_have_their_names(store, name)
         out.violations += await snapshot_invariants.packs_have_their_names(store, name)
         out.violations += await _readable(store, keys.audit(name), audit.parse)
         out.violations += await _readable(store, keys.answers(name), answers.parse)
