@@ -19,8 +19,8 @@ test: .venv/.dev  ## Everything that CI runs.
 
 SEEDS ?= 1000
 
-soak: .venv/.dev  ## Seeds of the whole deployment in simulated time, with faults: SEEDS=5000 (how many), SEEDS=17,18 (which).
-	$(BIN)/python tests/simulation/soak.py $(SEEDS)
+soak: .venv/.dev  ## Seeds of the whole deployment in simulated time, with faults: SEEDS=5000 (how many), SEEDS=17,18 (which). DEEP=1: exhaustive and random schedules besides. REPORT=FILE: figures as JSON.
+	$(BIN)/python tests/simulation/soak.py $(SEEDS) $(if $(DEEP),--deep) $(if $(REPORT),--report $(REPORT))
 
 TARGET ?=
 SECONDS ?= 60

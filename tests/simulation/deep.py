@@ -102,4 +102,3 @@ SCENARIOS = {
     ),
 }
 """Name → a function of how many schedules there may be, which gives what was explored. Raises `harness.Broken`."""
-

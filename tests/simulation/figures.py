@@ -95,7 +95,9 @@ def told(report):
         count = sum(one["schedules"] for one in exhaustive)
         lines.append(f"  {count:,} of {len(exhaustive)} exhaustive scenarios, {whole} of them whole")
     lines.append("faults: " + ", ".join(f"{kind} {count:,}" for kind, count in report["faults"].items()))
-    lines.append("checks: " + ", ".join(f"{one['number']}: {one['checks']:,}" for one in report["invariants"]))
+    lines.append(
+        "checks: " + ", ".join(f"{one['number']}: {one['checks']:,}" for one in report["invariants"])
+    )
     lines.append(f"broken: {len(report['broken'])}" if report["broken"] else "nothing broke")
     return "\n".join(lines)
 

@@ -15,11 +15,11 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
-import sqlite3
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import disks
 import harness
 import toy
 from harness import MEMORY, PROJECT
@@ -37,6 +37,7 @@ from runlore.testing import (
     erasure_invariants,
     invariants,
     models,
+    object_invariants,
     side_invariants,
     simloop,
     snapshot_invariants,
@@ -159,57 +160,6 @@ class SimEngine:
 
     async def close(self):
         return None
-
-
-class DiskIndex(lookup_index.Index):
-    """The production index on a disk that may be full: then SQLite itself says so where the file would grow."""
-
-    def __init__(self, path, world, name):
-        self._world, self._name = world, name
-        super().__init__(path)
-
-    def _prepare(self):
-        if self._name in self._world.full and not self.path.exists():
-            self._world.happened[cluster.FULL_OWN] += 1
-            full = sqlite3.OperationalError("database or disk is full")
-            full.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise full
-        made = super()._prepare()
-        # Nothing here outlives the schedule, so nothing has to be on the disk for sure.
-        made.conn.execute("PRAGMA synchronous=OFF")
-        self._limit(made, self._name in self._world.full)
-        return made
-
-    def is_full(self, is_full):
-        self._limit(self._db, is_full)
-
-    @staticmethod
-    def _limit(made, is_full):
-        # SQLite takes no limit below what the file has.
-        made.conn.execute(f"PRAGMA max_page_count={1 if is_full else 2**30}")
-
-    @contextlib.contextmanager
-    def _file(self):
-        try:
-            with super()._file():
-                yield
-        except errors.StoreUnavailable as exc:
-            self._world.happened[cluster.FULL_OWN] += (
-                exc.__cause__.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
-            )
-            raise
-
-
-def small_pages(connect):
-    """SQLite files whose every few rows need a page more, so that a full disk is felt."""
-
-    def connected(*args, **more):
-        made = connect(*args, **more)
-        made.execute("PRAGMA synchronous=OFF")
-        made.execute("PRAGMA page_size=512")
-        return made
-
-    return connected
 
 
 class Fleet:
@@ -345,7 +295,7 @@ class Fleet:
                 name, "index deleted", 0.2 if self.world.rates is not cluster.CALM else 0
             ):
                 _delete(path)
-            index = self.indexes[name] = DiskIndex(path, self.world, name)
+            index = self.indexes[name] = disks.Index(path, self.world, name)
             try:
                 has_model = self.real and stages != ["index"]
                 engine = SimEngine(self.world, self.world.members[name].process.name)
@@ -551,7 +501,9 @@ class Fleet:
             found += invariants.moved_well(key, before, after)
             if part == keys.ROLLOUTS and after is not None:
                 rollout = rest[-1].removesuffix(".json")
-                found += at_once(invariants.rollout_names_what_exists(store, project, MEMORY, rollout, after))
+                found += at_once(
+                    object_invariants.rollout_names_what_exists(store, project, MEMORY, rollout, after)
+                )
             if part == keys.MEMORIES and after is not None:
                 head = json.loads(after)
                 if head.get("manifest"):
@@ -564,7 +516,7 @@ class Fleet:
             found += at_once(snapshot_invariants.refs_are_whole(store, project, head))
         elif part == keys.MANIFESTS and kind != "delete" and not self.erases:
             # Beside an erasure a writer that is too late may put one whose packs are gone: no head moves to it.
-            found += at_once(invariants.manifest_names_what_exists(store, project, after))
+            found += at_once(object_invariants.manifest_names_what_exists(store, project, after))
         elif kind == "commit" or (part == keys.MARKS and kind in ("delete", "compare_and_delete")):
             found += at_once(harness.offsets(store, self.world.bus))
         elif kind == "delete" and part in (keys.SNAPSHOTS, keys.BLOBS, keys.PACKS):

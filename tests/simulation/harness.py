@@ -22,7 +22,7 @@ from runlore.consumers.runtime import SEQUENTIAL
 from runlore.events import envelope, models
 from runlore.lookup import reviewing
 from runlore.settings import Settings
-from runlore.testing import exhaust, invariants, side_invariants, world
+from runlore.testing import exhaust, invariants, object_invariants, side_invariants, world
 from runlore.testing.world import finish
 from runlore.worker import loop
 
@@ -410,7 +410,7 @@ class Scenario:
             found += invariants.moved_well(call.what, before, after)
             if kind == keys.ROLLOUTS and after is not None:
                 rollout = call.what.rpartition("/")[2].removesuffix(".json")
-                named = invariants.rollout_names_what_exists(
+                named = object_invariants.rollout_names_what_exists(
                     simulation.store, PROJECT, MEMORY, rollout, after
                 )
                 found += finish(named)
@@ -418,7 +418,7 @@ class Scenario:
                 found += self._moved(simulation, before, after)
         elif kind == keys.MANIFESTS:
             manifest = simulation.store.body(call.what)
-            found += finish(invariants.manifest_names_what_exists(simulation.store, PROJECT, manifest))
+            found += finish(object_invariants.manifest_names_what_exists(simulation.store, PROJECT, manifest))
         elif call.kind == "commit" or (kind == keys.MARKS and call.kind != "put_if_absent"):
             found += self._at_rest(simulation)
         if found := heard(found):

@@ -19,7 +19,7 @@ import test_snapshot_stage
 import toy
 from harness import PROJECT, Broken, Scenario, event, worker
 
-from runlore.commit import lines, packs, sweep
+from runlore.commit import lines, packs, revisions, sweep
 from runlore.consumers import consolidate
 from runlore.snapshots import building
 from runlore.testing import (
@@ -32,7 +32,8 @@ from runlore.testing import (
     workspaces,
     world,
 )
-from runlore.testing.world import finish
+from runlore.testing.world import Faults, finish
+from runlore.upkeep.erasing import rollouts
 
 DESIGN = Path(__file__).parents[2] / "docs" / "DESIGN.md"
 IN_VERIFY = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}
@@ -64,13 +65,15 @@ def workspaces_of(messages, refs):
     """One snapshot stage takes these in; every checker looks at each move and at the end."""
 
     def explore():
+        saved, made = refs()
+
         def schedule(gen):
             simulation = world.Simulation(
                 gen, watch=test_snapshot_stage.watch, private=test_snapshot_stage.private
             )
-            for key, body in refs()[0].items():
+            for key, body in saved.items():
                 finish(simulation.store.put(key, body))
-            finish(simulation.bus.produce(messages()))
+            finish(simulation.bus.produce(messages(made)))
             simulation.spawn("snapshot", test_snapshot_stage.worker(1))
             simulation.run()
             if found := everything(simulation.store, simulation.bus):
@@ -81,7 +84,7 @@ def workspaces_of(messages, refs):
     return explore
 
 
-def rivals():
+def rivals(_):
     """Two runs that began from one version: the second did not see what the first left."""
     run = test_snapshot_stage.run
     return [run("a", 0), run("b", 1, (1, 0)), run("c", 2, (1, 0))]
@@ -97,8 +100,8 @@ def building_on():
     return store.snapshot(), [str(first), str(second)]
 
 
-def shared():
-    first, second = building_on()[1]
+def shared(refs):
+    first, second = refs
     base = {"counter": 1, "snapshot": first.split("/")[0]}
     return [
         harness.event("a", workspaces=[{"snapshot": first, "base": None}]),
@@ -154,18 +157,27 @@ def _again(number, hole, explore=None):
     return Proof(number, mutant, explore or mutant.scenario.explore)
 
 
-ERASING = "the record stage does not look at what was erased"
-
 TABLE = [
     _again(1, "manifest before its pack", calm(event("a"))),
     _again(2, "sameness judged after redaction"),
-    _again(3, "fields of a head that this version does not know are dropped"),
+    _proof(
+        3,
+        "a revision does not say what it was made from",
+        [
+            (
+                revisions.write,
+                '"parent": {"revision": parent.number, "manifest": parent.sha256} if parent else None',
+                '"parent": None',
+            )
+        ],
+        calm(event("b"), before=[([event("a")], worker())]),
+    ),
     _again(4, "offset before the effect", calm(event("a"))),
     _proof(
         5,
         "a head moves whatever its writer saw",
         [(lines.may_move, "    if offer.child", "    return True\n    if offer.child")],
-        workspaces_of(rivals, lambda: test_snapshot_stage.refs()),
+        workspaces_of(rivals, test_snapshot_stage.refs),
         [(lines, "VERSIONS_MAX", 0)],
     ),
     _proof(
@@ -207,9 +219,9 @@ TABLE = [
     ),
     _proof(
         10,
-        ERASING,
-        test_erasure.MUTANTS[ERASING][0],
-        explored(test_erasure.MUTANTS[ERASING][1]),
+        "an erasure says what it removed, and removes nothing",
+        [(rollouts.delete, "await store.delete_many(found[at : at + DELETE_BATCH])", "pass")],
+        explored(test_erasure.alone),
     ),
     _proof(
         11,
@@ -228,10 +240,12 @@ TABLE = [
         calm(event("b"), before=[([event("a")], worker())]),
         [(packs, "PACKS_MAX", 1)],
     ),
-    _again(12, "a mark goes only with the revision that covers it"),
+    _again(
+        12,
+        "a mark goes only with the revision that covers it",
+        explored(lambda: Scenario([event("a")], faults=Faults(crashes=1))),
+    ),
 ]
-
-
 
 
 # --- what it says -----------------------------------------------------------------------------------------

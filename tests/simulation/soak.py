@@ -1,13 +1,13 @@
-"""Runs many schedules: seeds of the whole deployment, small random ones, deep exhaustive ones. Makes a failing seed small.
+"""Runs many schedules: seeds of the whole deployment, small random ones, deep exhaustive ones.
 
     make soak                                # 1,000 seeds of the whole deployment, from 0
     make soak SEEDS=5000                     # so many
     make soak SEEDS=17,18                    # these
     make soak SEEDS=3000 DEEP=1 REPORT=figures.json
 
-A failure prints its seed and what broke at once. When all has run, each failing seed is made small: the fewest faults with
-which it still breaks, and the last steps of that schedule. The same seed gives the same schedule, in any interpreter:
-`SEEDS=<seed>,` runs it again.
+A failure prints its seed and what broke at once. When all has run, each failing seed is made small: the fewest faults
+with which it still breaks, and the last steps of that schedule. The same seed gives the same schedule, in any
+interpreter: `SEEDS=<seed>,` runs it again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rich.progress import Progress, TimeElapsedColumn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import deep
+import disks
 import figures
 import fleet
 import toy
@@ -45,8 +46,10 @@ TRIES_MAX = 80
 SHRINK_SECONDS = 180.0
 """How long that may take for one seed."""
 STEPS_SHOWN = 40
+SAID_SECONDS = 30.0
+"""How often a line says how far it is, where no bar can be shown."""
 RANDOM_GROUP = 50
-DEEP_RANDOM, DEEP_BOUND = 10_000, 8_000
+DEEP_RANDOM, DEEP_BOUND = 2_000, 8_000
 """With `--deep`: seeds of small random schedules, and schedules of each exhaustive scenario at most."""
 
 
@@ -60,7 +63,7 @@ def prepared(seed, mutant=None):
             toy.install(patch)
         patch.setattr(intake, "COMMIT_SECONDS", fleet.scale_of(seed).commit)
         patch.setattr(record, "parse", _once(record.parse))
-        patch.setattr(lookup_index.sqlitefile, "connect", fleet.small_pages(lookup_index.sqlitefile.connect))
+        patch.setattr(lookup_index.sqlitefile, "connect", disks.small_pages(lookup_index.sqlitefile.connect))
         if mutant is not None:
             mutant(patch)
         try:
@@ -198,7 +201,9 @@ def main():
     parser.add_argument("--processes", type=int, default=2, help="jobs at the same time")
     parser.add_argument("--deep", action="store_true", help="random and exhaustive schedules besides")
     parser.add_argument("--minutes", type=float, help="begin nothing more after so long")
-    parser.add_argument("--shrink-seconds", type=float, default=SHRINK_SECONDS, help="for each failing seed; 0: do not")
+    parser.add_argument(
+        "--shrink-seconds", type=float, default=SHRINK_SECONDS, help="for each failing seed; 0: do not"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the figures there, as JSON")
     asked = parser.parse_args()
     if asked.processes < 1:
@@ -231,14 +236,19 @@ def soak(jobs, asked):
     console, began, done = Console(), time.monotonic(), []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
         line = bar.add_task("schedules", total=len(jobs))
+        said = began
         for told in _done(jobs, asked.processes, asked.minutes):
             done.append(told)
             bar.advance(line)
+            if not console.is_terminal and time.monotonic() - said > SAID_SECONDS:
+                said = time.monotonic()
+                schedules = sum(one.schedules for one in done)
+                console.print(f"{len(done)} of {len(jobs)} jobs, {schedules} schedules")
             if told.broke:
                 console.print(f"broken: {told.kind} {told.name}", style="bold", highlight=False)
-                console.print(told.broke[:4000], markup=False, highlight=False)
+                console.print(told.broke[:4000], markup=False, highlight=False, soft_wrap=True)
     report = figures.of(done, seconds=time.monotonic() - began, processes=asked.processes)
-    console.print(figures.told(report), markup=False, highlight=False)
+    console.print(figures.told(report), markup=False, highlight=False, soft_wrap=True)
     if asked.report:
         figures.write(asked.report, report)
         console.print(f"written: {asked.report}", markup=False, highlight=False)
@@ -270,7 +280,10 @@ def _done(jobs, processes, minutes):
 
 def _shrink(console, seed, seconds):
     """Find fewer faults with which a seed breaks, and tell them."""
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bar:
+    console.print(f"seed {seed} is made small, for {seconds:.0f} s at most", highlight=False)
+    with Progress(
+        *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
         line = bar.add_task(f"seed {seed}: running it again", total=TRIES_MAX)
         try:
             run(seed)
@@ -286,8 +299,9 @@ def _shrink(console, seed, seconds):
         least = smaller(seed, broken, seconds_max=seconds, told=told)
     lines = [f"seed {seed} ({kind_of(seed)})", *map(str, least.violations[:5])]
     lines += [f"{len(least.faults)} faults are enough:", *(f"  {name}" for name in least.faults)]
-    lines += ["its last steps:", *(f"  {step}" for step in least.trace[-STEPS_SHOWN:])]
-    console.print("\n".join(lines), markup=False, highlight=False)
+    steps = [step for step in least.trace if ": poll " not in step]
+    lines += ["its last steps, without polls:", *(f"  {step}" for step in steps[-STEPS_SHOWN:])]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def kind_of(seed):

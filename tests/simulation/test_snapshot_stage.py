@@ -63,7 +63,7 @@ def watch(simulation, call, before):
     after = simulation.store.body(call.what)
     found = snapshot_invariants.moved_well(call.what, before, after)
     found += finish(snapshot_invariants.forgets_nothing(simulation.store, call.what, before, after))
-    if found:
+    if found := harness.heard(found):
         raise harness.Broken(found, simulation)
 
 

@@ -22,7 +22,7 @@ ORDER = "ORDER"
 def digest(line, meta):
     payload = json.loads(line)
     said = payload["edit"]["changes"][0]["now"] if meta.is_edit else payload["final_output"]
-    return {"run": meta.run, "attempt": meta.attempt, "text": said}
+    return {"run": meta.run, "attempt": meta.attempt, "text": said, "subject": meta.subject}
 
 
 def build(digests):
@@ -30,11 +30,16 @@ def build(digests):
     for one in digests:
         if one["run"] not in latest or one["attempt"] > latest[one["run"]][0]:
             latest[one["run"]] = [one["attempt"], one["text"]]
-    return {"engine": ENGINE, "runs": dict(sorted(latest.items()))}
+    subjects = {one["subject"] for one in digests}
+    about = {"subject": subjects.pop()} if len(subjects) == 1 and None not in subjects else {}
+    return {"engine": ENGINE, "runs": dict(sorted(latest.items())), **about}
 
 
 def extend(summary, digests):
-    known = [{"run": run, "attempt": at, "text": text} for run, (at, text) in summary["runs"].items()]
+    known = [
+        {"run": run, "attempt": at, "text": text, "subject": summary.get("subject")}
+        for run, (at, text) in summary["runs"].items()
+    ]
     return build([*known, *digests])
 
 

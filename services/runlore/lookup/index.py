@@ -99,8 +99,8 @@ class IndexRemade(errors.Retryable):
 class _Rows(Database):
     """sqlite-utils, but what SQLite can do is known: `STRICT` in `_SCHEMA` is newer than `ON CONFLICT`.
 
-    Left to itself the library tries it out at the first rows, by making a table. On a full disk that fails, and for as long
-    as the file is open new rows are dropped, though nothing says so (`INSERT OR IGNORE` of a row without its columns).
+    Left to itself the library tries it out at the first rows, by making a table. On a full disk that fails, and for as
+    long as the file is open new rows are dropped in silence (`INSERT OR IGNORE` of a row without its columns).
     """
 
     @property

@@ -1,7 +1,7 @@
 """Which function checks which invariant of docs/DESIGN.md, and how often each ran in this process.
 
-A checker says with `@checks.of(NAME)` what it looks after. So the table of proofs (tests/simulation/proof.py), the figures
-of `make soak` and `runlore verify` name the same functions.
+A checker says with `@checks.of(NAME)` what it looks after. So the table of proofs (tests/simulation/proof.py), the
+figures of `make soak` and `runlore verify` name the same functions.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ time after that. Between any two of these moments others go on. And:
 - a poll says that nothing is there, or gives a part of what is; a commit or a produce fails, before or after its
   effect; a group is shared out anew in the middle of work, a member that was away is left out; partitions are added.
 
-Each fault has a name, so that a failing schedule can be run again without some of them (`without`). What came of them is
-counted by kind (`happened`, `KINDS`): a fault that is only drawn proves nothing.
+Each fault has a name, so that a failing schedule can be run again without some of them (`without`). What came of them
+is counted by kind (`happened`, `KINDS`): a fault that is only drawn proves nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ FREEING = ("delete", "compare_and_delete")
 """What a full disk takes all the same."""
 REQUEST_SECONDS_MAX = 60.0
 """After so long a client gives a request up."""
+AFTER_CHECK = 60.0
+"""How many times likelier a process stands still or dies between the check of its age and its commit."""
 HOME = "home"
 """The disk on which the store and the bus of one machine lie."""
 
@@ -404,19 +406,11 @@ class Cluster:
         if lost and fate > 0.6:
             there += self.draw(stream) * SIGNATURE_SECONDS_MAX
         sent_at = self.loop.time()
-        there += self._interrupted(process, fate)
+        there += self._interrupted(process, fate, AFTER_CHECK if guarded else 1.0)
         answer: asyncio.Future[Any] = self.loop.create_future()
 
         def reply(result: Any, error: BaseException | None, seconds: float) -> None:
-            def give() -> None:
-                if answer.done():
-                    return
-                if error is not None:
-                    answer.set_exception(error)
-                else:
-                    answer.set_result(result)
-
-            self.later(seconds, give)
+            self.later(seconds, lambda: _give(answer, result, error))
 
         def land() -> None:
             if process.dead and fate < 0.5:
@@ -451,10 +445,10 @@ class Cluster:
         finally:
             self.writing[process.name] -= writes
 
-    def _interrupted(self, process: Process, fate: float) -> float:
+    def _interrupted(self, process: Process, fate: float, likely: float) -> float:
         """A process may die or stand still just as it sends: how much later its request leaves because of that."""
         member = self.members[process.name.rpartition(".")[0]]
-        rate = self.rates.at_request if member.name in self.disturbed else 0.0
+        rate = self.rates.at_request * likely if member.name in self.disturbed else 0.0
         if self.goes_wrong(process.name, "dies sending", rate):
             self.kill(member)
         elif self.goes_wrong(process.name, "stands still sending", rate):
@@ -482,3 +476,12 @@ class Cluster:
         if writes and self.watch is not None:
             self.watch(kind, what, before)
         return result, None
+
+
+def _give(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(result)

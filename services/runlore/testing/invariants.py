@@ -11,7 +11,7 @@ reported; a reader that finds something on a busy home should look twice.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from typing import Any
 
 from runlore import errors
 from runlore.bus import port as bus_port
-from runlore.commit import erasures, heads, keys, marks, packs, revisions, rollouts
+from runlore.commit import erasures, heads, keys, marks, revisions, rollouts
 from runlore.consumers import approvals, consolidate, dead, record, summarize, told
 from runlore.memory import guards, joint, render, rules
 from runlore.memory import notes as _notes
@@ -402,9 +402,8 @@ async def offsets_follow_effects(
         if message.offset >= committed.get(message.partition, 0):
             continue
         where = f"{message.topic}/{message.partition}/{message.offset}"
-        if dead.letter_id(message.topic, message.partition, message.offset) in buried:
-            continue
-        if record.is_blank(message):
+        is_buried = dead.letter_id(message.topic, message.partition, message.offset) in buried
+        if is_buried or record.is_blank(message):
             continue
         try:
             incoming = record.parse(message)
@@ -434,14 +433,13 @@ async def revisions_pass_the_guards(store: store_port.ObjectStore, view: MemoryV
     """What a head names holds nothing that the guards let no person pass; older rules had other guards."""
     if view.revision is None or view.revision.body.get("engine") != rules.ENGINE:
         return []
-    try:
+    with contextlib.suppress(errors.Fatal):  # Told by invariant 1.
         shown = {path: _part(view.revision, one) for path, one in view.revision.map("files").items()}
         found = guards.check(None, consolidate.load_state(view.revision).notes, shown)
-    except errors.Fatal:
-        return []  # Told by invariant 1.
-    # A secret that a newer detector knows is for `runlore rescan`.
-    told = [one for one in found if one.kind not in (*guards.SOFT, "secret")]
-    return [Violation(HELD, view.name, f"revision {view.revision.number}: {one.message}") for one in told]
+        # A secret that a newer detector knows is for `runlore rescan`.
+        told = [one for one in found if one.kind not in (*guards.SOFT, "secret")]
+        return [Violation(HELD, view.name, f"revision {view.revision.number}: {one.message}") for one in told]
+    return []
 
 
 def _part(revision: revisions.Revision, entry: Mapping[str, Any]) -> render.Part:
@@ -518,9 +516,8 @@ async def seeds_give_the_same_bytes(
 @checks.of(ENDS)
 def every_mark_is_worked(view: MemoryView) -> list[Violation]:
     """Once faults stop and all work is done, no mark is left and nothing waits."""
-    out = []
+    out, names = [], ", ".join(sorted({name for mark in view.marks for name in mark.rollouts}))
     if view.marks:
-        names = ", ".join(sorted({name for mark in view.marks for name in mark.rollouts}))
         out.append(Violation(ENDS, view.name, f"{len(view.marks)} marks are left, for {names}"))
     for rollout, runs in view.records.items():
         for run, attempts in runs.items():
@@ -538,8 +535,7 @@ async def every_run_reaches_an_end(
 ) -> list[Violation]:
     """Every accepted run is consolidated, superseded, held or dead."""
     out = []
-    lag = sum((await bus.lag(group=GROUP, topic=TOPIC)).values())
-    if lag:
+    if lag := sum((await bus.lag(group=GROUP, topic=TOPIC)).values()):
         out.append(Violation(ENDS, TOPIC, f"{lag} messages are not committed"))
     buried = {letter.id for letter in await dead.read_all(bus)}
     async for message in bus.read(TOPIC):
@@ -572,55 +568,3 @@ CHECKERS: tuple[Checker, ...] = (
     held_rollouts_have_a_reason,
     projects_and_subjects_are_apart,
 )
-
-
-@checks.of(DANGLING)
-async def objects_have_their_names(store: store_port.ObjectStore, project: str) -> list[Violation]:
-    """Every content-named object of a project has the bytes that its name promises. Reads everything."""
-    out = []
-    async for row in store.list(f"{project}/"):
-        kind, name = row.key.split("/")[1], row.key.rpartition("/")[2]
-        if kind not in (keys.PACKS, keys.CLAIMS, keys.MANIFESTS):
-            continue
-        stored = await store.get(row.key)
-        if stored is not None and kind == keys.MANIFESTS and revisions.stub_in(stored.body) is not None:
-            continue
-        if stored is not None and hashlib.sha256(stored.body).hexdigest() != name.rpartition("-")[2]:
-            out.append(Violation(DANGLING, row.key, "it has other bytes than its name says"))
-        elif stored is not None and kind == keys.PACKS:
-            try:
-                packs.decode(name, stored.body)
-            except errors.Fatal as exc:
-                out.append(Violation(DANGLING, row.key, exc.message))
-    return out
-
-
-@checks.of(DANGLING)
-async def rollout_names_what_exists(
-    store: store_port.ObjectStore, project: str, memory: str, rollout: str, head: bytes
-) -> list[Violation]:
-    """The head of a rollout must name only runs that are recorded: at the moment at which it is moved."""
-    where = (project, memory, rollout)
-    body = json.loads(head)
-    named = [(run, int(entry["attempt"])) for run, entry in body.get("runs", {}).items()]
-    found = await store.get_many([keys.record(*where, run, attempt) for run, attempt in named])
-    return [
-        Violation(DANGLING, keys.rollout_head(*where), f"run {run} attempt {attempt} has no record")
-        for (run, attempt), stored in zip(named, found, strict=True)
-        if stored is None
-    ]
-
-
-@checks.of(DANGLING)
-async def manifest_names_what_exists(
-    store: store_port.ObjectStore, project: str, manifest: bytes
-) -> list[Violation]:
-    """A manifest must name only objects that exist: at the moment at which it is written."""
-    body = revisions.stub_in(manifest) or json.loads(manifest)
-    wanted = [keys.pack(project, str(pack["sha256"])) for pack in body["packs"]]
-    found = await store.get_many(wanted)
-    return [
-        Violation(DANGLING, key, f"the manifest of revision {body['revision']} names it, but it is not there")
-        for key, stored in zip(wanted, found, strict=True)
-        if stored is None
-    ]

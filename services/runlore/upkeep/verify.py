@@ -14,6 +14,7 @@ from runlore.testing import (
     erasure_invariants,
     invariants,
     line_invariants,
+    object_invariants,
     side_invariants,
     snapshot_invariants,
 )
@@ -55,7 +56,7 @@ async def verify(
             out.checked[kind] = out.checked.get(kind, 0) + 1
             done += 1
             on_progress(done, kind)
-        out.violations += await invariants.objects_have_their_names(store, name)
+        out.violations += await object_invariants.objects_have_their_names(store, name)
         out.violations += await snapshot_invariants.packs_have_their_names(store, name)
         out.violations += await _readable(store, keys.audit(name), audit.parse)
         out.violations += await _readable(store, keys.answers(name), answers.parse)
