@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from runlore import errors
 from runlore.bus import port as bus_port
-from runlore.commit import keys, redaction
+from runlore.commit import keys, lines, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import (
@@ -20,7 +20,7 @@ from runlore.testing import (
 from runlore.upkeep import audit, logs, pauses
 
 LOGGED = "the logs of what people did and of seeds are whole"
-READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
+READABLE = "audit entries, pauses, outcomes, kept answers and redaction keys can be read"
 
 
 @dataclass
@@ -58,6 +58,7 @@ async def verify(
         out.violations += await snapshot_invariants.packs_have_their_names(store, name)
         out.violations += await _readable(store, keys.audit(name), audit.parse)
         out.violations += await _readable(store, keys.answers(name), answers.parse)
+        out.violations += await _readable(store, f"{name}/{keys.OUTCOMES}/", lines.parse_outcome)
     if project is None:
         out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
         out.violations += await _readable(store, keys.pauses(), _pause)
