@@ -276,13 +276,8 @@ async def outcomes(store: port.ObjectStore, line: Line, run: str) -> dict[int, s
 async def outcome(store: port.ObjectStore, key: str) -> dict[str, Any]:
     """What an outcome says. Raises `errors.Corrupt`."""
     stored = await store.get(key)
-    return parse_outcome(key, stored.body if stored else b"null")
-
-
-def parse_outcome(key: str, raw: bytes) -> dict[str, Any]:
-    """The same of its bytes."""
     try:
-        body = json.loads(raw)
+        body = json.loads(stored.body) if stored else None
         if body["format"] != OUTCOME_FORMAT:
             raise ValueError
         return body
