@@ -23,7 +23,8 @@ async def earlier_revisions_keep_their_packs(store: store_port.ObjectStore, proj
     try:
         for head in await sides.all_heads(store, project):
             memory, side = str(head.body.get("memory")), str(head.body.get("side"))
-            named |= await packs_of_line(reader, project, memory, side=side)
+            if sides.stands(head.body):
+                named |= await packs_of_line(reader, project, memory, side=side)
     except errors.Fatal:
         pass  # Told by invariant 1, of that head.
     # Listed after the lines were read: what a revision names was put before it.
@@ -47,6 +48,6 @@ async def packs_of_line(
                 keys.pack(project, str(one["sha256"])): f"{of}: revision {body['revision']}"
                 for one in body["packs"]
             }
-    except errors.Fatal:
-        pass  # Told by invariant 1 or 3.
+    except (errors.Fatal, errors.NotFound):
+        pass  # Told by invariant 1 or 3; or a side line that was dropped just now.
     return named
