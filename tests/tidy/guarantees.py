@@ -7,34 +7,27 @@ left in docs/figures/simulation.json. `python tests/tidy/reference.py` writes th
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 
-from runlore.testing import (
-    erasure_invariants,
-    invariants,
-    line_invariants,
-    side_invariants,
-    snapshot_invariants,
-)
+import runlore.testing
+from runlore.testing import invariants
 from runlore.upkeep import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "docs/figures/simulation.json"
 FORMAT = "runlore.simulation.1"
 MODULES = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        invariants,
-        snapshot_invariants,
-        side_invariants,
-        erasure_invariants,
-        line_invariants,
-    )
+    one.name: importlib.import_module(f"runlore.testing.{one.name}")
+    for one in pkgutil.iter_modules(runlore.testing.__path__)
+    if one.name.endswith("invariants")
 }
+"""Where checkers live."""
 ONLY_SETTLED = {"invariants.every_mark_is_worked", "invariants.every_run_reaches_an_end"}
 """What `verify` leaves out: on a home at work there is always something left to do."""
 
@@ -232,12 +225,20 @@ def kept():
 def checkers_of(one):
     """Its checkers by `module.function`: those above, then what the kept run had besides."""
     more = kept().get(one.number, {}).get("checkers", ())
-    return [*one.checkers, *(name for name in more if name not in one.checkers)]
+    return list(dict.fromkeys(map(located, [*one.checkers, *more])))
+
+
+def located(name):
+    """`module.function` of a checker, also where it moved to another of the modules; as it is if it is not there."""
+    module, _, function = name.partition(".")
+    if hasattr(MODULES.get(module), function):
+        return name
+    return next((f"{one}.{function}" for one, there in MODULES.items() if hasattr(there, function)), name)
 
 
 def checker(name):
     """A checker by `module.function`."""
-    module, _, function = name.partition(".")
+    module, _, function = located(name).partition(".")
     return inspect.unwrap(getattr(MODULES[module], function))
 
 

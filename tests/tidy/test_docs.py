@@ -33,7 +33,7 @@ DOCS = {
 }
 
 
-@pytest.mark.parametrize(("file", "name"), reference.PARTS, ids="-".join)
+@pytest.mark.parametrize(("file", "name"), reference.PARTS, ids=[" ".join(one) for one in reference.PARTS])
 def test_the_generated_part_is_current(file, name):
     text = (reference.ROOT / file).read_text("utf-8")
     current = reference.replaced(text, name, reference.PARTS[file, name]())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 import made
 from runlore.commit import keys, packs, revisions
 from runlore.consumers import consolidate, record
 from runlore.producer import Producer
 from runlore.testing import buses, invariants, stores
 from runlore.upkeep import verify
+from runlore.upkeep.erasing import asking, eraser
 
 P, M = "acme", "support"
 
@@ -65,6 +68,40 @@ async def test_of_one_project_a_lost_run_is_told_and_nothing_of_the_others_is_re
     store.read.clear()
     assert not (await verify.verify(store, bus, project="globex")).violations
     assert store.read == {"globex"}
+
+
+async def erased():
+    """A home in which a run was erased, and another run left something to be told."""
+    store, bus = stores.MemoryStore(), buses.MemoryBus()
+    sent = [made.data(number, rollout=f"conv-{number}") for number in range(2)]
+    await Producer(store, bus).publish(sent, source="/test")
+    await record.RecordStage(store, bus).process([one async for one in bus.read("runs")])
+    await consolidate.ConsolidateStage(store, bus).work(P, M)
+    one = eraser.Eraser(store, bus, P)
+    entry = await one.begin(asking.wanted_of(project=P, run="run-0"))
+    await one.carry_on(str(entry.body["id"]))
+    await store.put(keys.outcome(P, "conv-1", "main", "run-1", 1), b'{"format": "runlore.outcome/1"}')
+    return store, bus
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [keys.ERASURES, keys.ROLLOUTS, keys.MEMORIES, keys.MANIFESTS, keys.PACKS, keys.RECORDS, keys.OUTCOMES],
+)
+async def test_whatever_is_damaged_is_told_beside_all_else_and_ends_nothing(kind):
+    store, bus = await erased()
+    assert not (await verify.verify(store, bus)).violations
+    for key in [key for key in store.snapshot() if key.split("/")[1] == kind]:
+        was = (await store.get(key)).body
+        await store.put(key, b"{")
+        found = (await verify.verify(store, bus)).violations
+        assert any(key in f"{one.where} {one.what}" or M in one.where for one in found), key
+        # A fault elsewhere is told, too.
+        other = f"{P}/{keys.CLAIMS}/00/{'0' * 64}"
+        await store.put(other, b"other bytes than its name says")
+        assert any(one.where == other for one in (await verify.verify(store, bus)).violations)
+        await store.delete(other)
+        await store.put(key, was)
 
 
 async def made_by(store):

@@ -141,10 +141,16 @@ async def read(store: port.ObjectStore, project: str, name: str) -> heads.Head:
 
 async def every(store: port.ObjectStore, project: str) -> AsyncIterator[heads.Head]:
     """Every erasure of a project, in the order of their keys."""
+    async for key in keys_of(store, project):
+        yield await heads.read(store, key, fmt=FORMAT)
+
+
+async def keys_of(store: port.ObjectStore, project: str) -> AsyncIterator[str]:
+    """Where each lies."""
     own = keys.erasure_ledger(project)
     async for row in store.list(keys.erasures(project)):
         if row.key.endswith(".json") and row.key != own:
-            yield await heads.read(store, row.key, fmt=FORMAT)
+            yield row.key
 
 
 async def begin(

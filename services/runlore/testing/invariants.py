@@ -125,7 +125,8 @@ async def check(
             if settled:
                 found += every_mark_is_worked(view)
     if bus is not None:
-        found += await offsets_follow_effects(bus, views, committed, only=only)
+        wrong = await offsets_follow_effects(bus, views, committed)
+        found += [one for one in wrong if only is None or one.where.startswith(f"{only}/")]
         if settled:
             found += await every_run_reaches_an_end(bus, views)
     return found
@@ -157,7 +158,10 @@ async def _look(
     reader = revisions.Reader(store)
     key = keys.memory_head(project, memory)
     view = MemoryView(project, memory, heads.Head(key, {}, None))
-    view.rows = erasures.rows(await erasures.ledger(store, project))
+    try:
+        view.rows = erasures.rows(await erasures.ledger(store, project))
+    except errors.Fatal as exc:
+        view.broken.append(Violation(ERASED, keys.erasure_ledger(project), exc.message))
     try:
         view.head = await reader.head(project, memory)
         view.revision = await reader.current(view.head, project, memory)
@@ -389,11 +393,7 @@ def _was_erased(message: bus_port.Message, views: Mapping[tuple[str, str], Memor
 
 @checks.of(MARKED)
 async def offsets_follow_effects(
-    bus: bus_port.Bus,
-    views: Mapping[tuple[str, str], MemoryView],
-    committed: Mapping[int, int],
-    *,
-    only: str | None = None,
+    bus: bus_port.Bus, views: Mapping[tuple[str, str], MemoryView], committed: Mapping[int, int]
 ) -> list[Violation]:
     """Below the committed offsets every message has its effect; what is left to do for it is in a mark."""
     out = []
@@ -412,8 +412,6 @@ async def offsets_follow_effects(
                 out.append(Violation(MARKED, where, "committed, but it is neither a run nor a dead letter"))
             continue
         project, memory, rollout = incoming.line_of
-        if only not in (None, project):
-            continue
         where, view = f"{project}/{memory}: {where}", views.get((project, memory))
         if view is not None and view.is_erased(incoming):
             continue

@@ -9,9 +9,11 @@ from __future__ import annotations
 from runlore import errors
 from runlore.commit import keys, revisions, sides
 from runlore.store import port as store_port
+from runlore.testing import checks
 from runlore.testing.invariants import SEEDS, Violation
 
 
+@checks.of(SEEDS)
 async def earlier_revisions_keep_their_packs(store: store_port.ObjectStore, project: str) -> list[Violation]:
     """Every pack that a revision names and that is not there, of all lines of a project."""
     reader = revisions.Reader(store)
@@ -23,7 +25,8 @@ async def earlier_revisions_keep_their_packs(store: store_port.ObjectStore, proj
     try:
         for head in await sides.all_heads(store, project):
             memory, side = str(head.body.get("memory")), str(head.body.get("side"))
-            named |= await packs_of_line(reader, project, memory, side=side)
+            if sides.stands(head.body):
+                named |= await packs_of_line(reader, project, memory, side=side)
     except errors.Fatal:
         pass  # Told by invariant 1, of that head.
     # Listed after the lines were read: what a revision names was put before it.
@@ -47,6 +50,6 @@ async def packs_of_line(
                 keys.pack(project, str(one["sha256"])): f"{of}: revision {body['revision']}"
                 for one in body["packs"]
             }
-    except errors.Fatal:
-        pass  # Told by invariant 1 or 3.
+    except (errors.Fatal, errors.NotFound):
+        pass  # Told by invariant 1 or 3; or a side line that was dropped just now.
     return named

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from runlore import errors
 from runlore.bus import port as bus_port
-from runlore.commit import keys, redaction
+from runlore.commit import keys, lines, redaction
 from runlore.models import answers
 from runlore.store import port as store_port
 from runlore.testing import (
@@ -22,7 +22,7 @@ from runlore.upkeep import audit, logs, pauses, repair
 
 LOGGED = "the logs of what people did and of seeds are whole"
 LOST = "heads are there"
-READABLE = "audit entries, pauses, kept answers and redaction keys can be read"
+READABLE = "audit entries, pauses, outcomes, kept answers and redaction keys can be read"
 
 
 @dataclass
@@ -60,6 +60,7 @@ async def verify(
         out.violations += await snapshot_invariants.packs_have_their_names(store, name)
         out.violations += await _readable(store, keys.audit(name), audit.parse)
         out.violations += await _readable(store, keys.answers(name), answers.parse)
+        out.violations += await _outcomes(store, name)
     if project is None:
         out.violations += await _readable(store, keys.audit(keys.OPERATIONS), audit.parse)
         out.violations += await _readable(store, keys.pauses(), _pause)
@@ -110,6 +111,19 @@ async def _readable(
                 parse(row.key, stored.body)
         except errors.Corrupt as exc:
             found.append(invariants.Violation(READABLE, row.key, exc.message))
+    return found
+
+
+async def _outcomes(store: store_port.ObjectStore, project: str) -> list[invariants.Violation]:
+    """What became of runs that a workspace's head forgot can be read, too."""
+    found = []
+    async for row in store.list(f"{project}/{keys.OUTCOMES}/"):
+        try:
+            await lines.outcome(store, row.key)
+        except errors.Corrupt as exc:
+            # One that was erased meanwhile is no fault.
+            if await store.get(row.key) is not None:
+                found.append(invariants.Violation(READABLE, row.key, exc.message))
     return found
 
 
