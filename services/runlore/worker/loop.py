@@ -57,6 +57,9 @@ class Summaries:
 class Worker:
     """All stages of one process, over any store and bus."""
 
+    _projects_listed = 0
+    """By the last look for marks."""
+
     def __init__(
         self,
         store: store_port.ObjectStore,
@@ -123,10 +126,8 @@ class Worker:
         self.intakes: dict[str, intake.Intake] = {}
         """The intake of each stage that runs: what is in hand, and when it last polled."""
         self._consolidating: memories.Memories | None = None
-        self._oldest: dict[tuple[str, str], float] | None = None
-        """When the oldest mark of each memory was put, as of the last look."""
-        self._projects_listed, self._salt = 0, clock.new_id()
-        self._indexing = asyncio.Lock()
+        self._oldest: dict[tuple[str, str], float] | None = None  # Mark of each memory, as of the last look.
+        self._indexing, self._salt = asyncio.Lock(), clock.new_id()
         self.caught_up = False
         """Whether the index agreed with a LIST of all heads once."""
 
