@@ -24,8 +24,6 @@ hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-gc.disable()  # Until all tests are there: what is loaded meanwhile stays, so there is nothing to find.
-
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
 
@@ -36,13 +34,18 @@ def _connect_on_this_machine_only(self, address):
     return _connect(self, address)
 
 
-def pytest_collection_finish():
-    """What is there for all tests is so once: no later search for garbage looks at it again."""
-    gc.freeze()
-    gc.enable()
-    if session := sys.modules.get("botocore.session"):
-        # Each client reads what AWS's services are like, 60 ms of processor: hundreds of times the same files.
-        session.create_loader = functools.cache(session.create_loader)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is loaded until all tests are there stays: garbage is not looked for meanwhile, nor in it later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        if session := sys.modules.get("botocore.session"):
+            # Each client reads what AWS's services are like, 60 ms of processor: hundreds of times the same files.
+            session.create_loader = functools.cache(session.create_loader)
 
 
 @pytest.fixture(autouse=True)
