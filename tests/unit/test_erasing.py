@@ -113,6 +113,17 @@ async def test_an_erased_rollout_is_gone_and_a_later_run_of_it_ends_erased():
     assert await sound(store, bus) == []
 
 
+async def test_one_run_after_the_other_of_a_rollout_is_erased():
+    store, bus = await kept()
+    last = made.data(14, rollout="conv-a", record=made.payload(14, text="it stays"), subject="anna")
+    await worked(store, bus, [last])
+    for run, text in (("run-0", NEEDLE), ("run-7", "and go on")):
+        await erase(store, bus, run=run)
+        await worked(store, bus)
+        assert holders(store, text) == [] and await sound(store, bus) == []
+    assert await selected(store) == ["conv-a", "conv-b"] and holders(store, "it stays")
+
+
 @pytest.mark.parametrize("together", [False, True])
 async def test_what_an_earlier_erasure_took_over_is_erased_too(together):
     store, bus = stores.MemoryStore(), buses.MemoryBus()

@@ -23,6 +23,9 @@ MANIFEST_FORMAT = "runlore.manifest/1"
 STUB_FORMAT = "runlore.erased-manifest/1"
 """What lies in a manifest's place once its revision was erased: where it stood in its line, and nothing of it."""
 STUB_KEEPS = ("project", "memory", "revision", "parent", "created_at", "side", "erasure")
+TAKE_OVER = ("erasure", "revert", "promote")
+"""Reasons of revisions whose notes are not their parent's and those of what they cover: the ones that covered a run
+may be stubs by now, and say nothing."""
 MAPS = ("coverage", "selected", "notes", "files")
 """The paged maps of a manifest: rollout → what of it is covered; rollout with notes → when it was updated;
 note id → note; part of a file → its content."""

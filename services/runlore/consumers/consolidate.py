@@ -397,6 +397,8 @@ def draft_of(
     for name in sorted(accepted):
         body = batch[name].body
         known = int(maps["coverage"].get(name, {"counter": 0})["counter"])
+        # What an erasure left of it comes in anew: an earlier revision that says so may be a stub.
+        known = known if known >= erasures.newest(body) else 0
         fresh = {run: entry for run, entry in body["runs"].items() if entry["since"] > known}
         runs = sorted([run, entry["attempt"]] for run, entry in fresh.items() if "edit_of" not in entry)
         edited = sorted([run, entry["attempt"]] for run, entry in fresh.items() if "edit_of" in entry)

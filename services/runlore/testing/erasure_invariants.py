@@ -6,7 +6,7 @@ either. What a stage put late in between is garbage that nothing names: it is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from runlore import errors
@@ -87,8 +87,8 @@ async def _of_memory(
     reader, is_newest = revisions.Reader(store), True
     try:
         async for body in reader.line(project, memory):
-            if (is_newest or body.get("erasure")) and not body.get("erased"):
-                # Of what an erasure's revision took over no `covers` may be left that says it.
+            if (is_newest or body["reason"] in revisions.TAKE_OVER) and not body.get("erased"):
+                # Of what it took over no `covers` may be left that says it.
                 out += await _of_notes(reader, project, memory, body, told)
             is_newest = False
             for row in body["covers"]:
@@ -112,13 +112,25 @@ async def _of_notes(
     """A revision has no notes of a rollout from before something of it was erased."""
     number = int(body["revision"])
     found = await reader.load(project, memory, number, str(body["sha256"]))
-    selected, coverage = found.map("selected"), found.map("coverage")
+    selected = found.map("selected")
+    shown = [rollout for rollout in sorted(told) if selected.get(rollout) is not None]
+    notes = found.map("notes").items() if shown else ()
+    supports = [note.get("support", {}) for _, note in notes]
     out = []
-    for rollout, head in sorted(told.items()):
-        covered = coverage.get(rollout)
-        if selected.get(rollout) is not None and (
-            covered is None or int(covered["counter"]) < erasures.newest(head)
-        ):
-            what = f"revision {number} has notes of rollout {rollout} from before it was erased"
+    for rollout in shown:
+        own = [one[rollout] for one in supports if rollout in one]
+        runs = set((told[rollout].get("erased") or {}).get("runs", {}))
+        if erasures.is_whole(told[rollout]) or _names(own, runs):
+            what = f"revision {number} has notes of what was erased of rollout {rollout}"
             out.append(_violation(f"{project}/{memory}", what))
     return out
+
+
+def _names(value: Any, runs: Collection[str]) -> bool:
+    """Whether evidence in a note names one of these runs: as `run`, or as the first of (run, attempt, …)."""
+    if isinstance(value, dict):
+        return value.get("run") in runs or any(_names(one, runs) for one in value.values())
+    if isinstance(value, list):
+        is_pair = len(value) > 1 and isinstance(value[0], str) and isinstance(value[1], int)
+        return (is_pair and value[0] in runs) or any(_names(one, runs) for one in value)
+    return False

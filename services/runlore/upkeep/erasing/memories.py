@@ -88,9 +88,8 @@ async def _look(reader: revisions.Reader, head: heads.Head, line: Line) -> None:
             taken = {run for run, _ in [*row["runs"], *row.get("edits", ())]}
             if target is not None and _names(target, line.heads[row["rollout"]], taken):
                 line.floor, is_shown = int(body["revision"]), True
-        is_others = body.get("erasure") not in (None, line.name) and not body.get("erased")
-        # What it took over was covered by revisions that are stubs now, and say nothing.
-        if is_others and await _holds(reader, body, line):
+        takes_over = body["reason"] in revisions.TAKE_OVER and body.get("erasure") != line.name
+        if takes_over and await _holds(reader, body, line):
             line.floor, is_shown = int(body["revision"]), True
         if (body.get("erased") or {}).get("erasure") == line.name:
             line.floor = int(body["revision"])
@@ -99,7 +98,7 @@ async def _look(reader: revisions.Reader, head: heads.Head, line: Line) -> None:
 
 
 async def _holds(reader: revisions.Reader, body: Mapping[str, Any], line: Line) -> bool:
-    """Whether an earlier erasure's revision has notes of the targets, from before they were erased."""
+    """Whether a revision that took notes over has any of the targets, from before they were erased."""
     try:
         found = await reader.load(line.project, line.memory, int(body["revision"]), str(body["sha256"]))
     except errors.Erased:
