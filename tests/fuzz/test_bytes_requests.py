@@ -130,11 +130,11 @@ async def test_a_folder_outside_of_those_allowed_is_refused_however_it_is_spelle
         folder.mkdir(parents=True)
         (folder / "f").write_text("x")
     os.symlink(other, allowed / "link")
-    os.symlink("/", allowed / "root")
+    os.symlink("/", allowed / "top")
     store, bus = stores.MemoryStore(), buses.MemoryBus()
     stage = snapshot.SnapshotStage(store, bus, folders=(str(allowed),))
     wrong = (
-        str(other), f"{allowed}/../allowed-not", f"{allowed}/link", f"{allowed}/root/etc", "/", "/proc/self/root",
+        str(other), f"{allowed}/../allowed-not", f"{allowed}/link", f"{allowed}/top/etc", "/", "/proc/self/root",
         "allowed",
         str(allowed), f"file://{allowed}/run", "http://169.254.169.254/", f"{allowed}/run/../../allowed-not",
     )  # fmt: skip
