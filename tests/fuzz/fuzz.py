@@ -89,6 +89,10 @@ def main(arguments):
         command = [sys.executable, __file__, name, str(seconds)]
         done = subprocess.run(command, env={**os.environ, "RUNLORE_FUZZ_CHILD": "1"}, check=False)
         broken += [name] if done.returncode else []
+        # What took too long, or too much memory, ends the process: only libFuzzer could keep it.
+        for path in [*GROWN.glob(f"{name}-timeout-*"), *GROWN.glob(f"{name}-oom-*")]:
+            print(f"kept as {keep(name, path.read_bytes())}")
+            path.unlink()
     print(f"broken: {', '.join(broken) or 'none'}; corpora in {GROWN}")
     return 1 if broken else 0
 

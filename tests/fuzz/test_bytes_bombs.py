@@ -179,6 +179,25 @@ async def test_a_sparse_file_is_the_same_snapshot_as_its_dense_copy(sizes):
     assert ids[0] == ids[1] or sizes == [(131_072, 4), (10, 4)]  # Out of order: no writer makes such a map.
 
 
+def claiming(size):
+    """A sparse file of four bytes whose stored part is said to have `size` of them, and the archive ends there."""
+    raw = bytearray(targets.sparse())
+    at = raw.index(b"GNUSparseFile.0/holes") // 512 * 512
+    raw[at + 124 : at + 136] = b"\x80" + size.to_bytes(11, "big")
+    raw[at + 148 : at + 156] = b" " * 8
+    raw[at + 148 : at + 156] = b"%06o\0 " % sum(raw[at : at + 512])
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("size", [2**33, 2**50, 2**62])
+async def test_an_entry_that_says_it_is_stored_in_exabytes_ends_where_the_archive_does(size):
+    """Found by fuzzing: they were passed over ten kilobytes at a time, for ever, though nothing was left."""
+    with pytest.raises((errors.BadArchive, errors.ArchiveLimit)):
+        await ingest(claiming(size))
+    with pytest.raises(errors.BadArchive):
+        remote._unpacked(io.BytesIO(claiming(size)))
+
+
 async def test_names_that_differ_by_case_or_by_unicode_form_alone_stay_apart(tmp_path):
     wanted = {"A": b"1", "a": b"2", "\u00e9": b"3", "e\u0301": b"4", "\u017f": b"5", "s": b"6"}
     out = io.BytesIO()

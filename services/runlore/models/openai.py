@@ -91,7 +91,12 @@ class OpenAIEngine:
     ) -> None:
         # Each of these is given: what is not, the package reads from OPENAI_* variables that are not meant for us.
         self._client = openai.AsyncOpenAI(
-            base_url=url or URL, api_key=key or "none", timeout=timeout_seconds, max_retries=0
+            base_url=url or URL,
+            api_key=key or "none",
+            timeout=timeout_seconds,
+            max_retries=0,
+            # What is asked holds what runs said: it goes where the settings say, and nowhere that an answer names.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         self._api, self._table = api, table or prices.built_in()
         self._timeout_seconds, self._tries_max = timeout_seconds, tries_max
@@ -323,6 +328,11 @@ def _error(exc: openai.APIStatusError, ask: port.Ask) -> errors.RunloreError:
         return errors.ModelBlocked(
             f"the account has no quota left for {ask.model} ({told})",
             hint="add credit, or raise the account's limit",
+        )
+    if 300 <= status < 400:
+        return errors.ModelBlocked(
+            f"the endpoint of {ask.model} answers with a redirect ({status}), which is not followed",
+            hint="set RUNLORE_MODEL_URL to where it leads, if that is meant",
         )
     if status == 404 or set(codes) & set(_SETTINGS):
         return errors.ModelBlocked(

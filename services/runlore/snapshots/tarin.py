@@ -34,6 +34,8 @@ NATIVE_BYTES_MAX = 1024 * 1024
 HEADER_BYTES_MAX = 1024 * 1024
 """Bytes between the contents of two entries: names, PAX records and sparse maps."""
 READ_BYTES = 1024 * 1024
+PAST_END_READS_MAX = 64
+"""Reads behind the end of an archive; an honest one needs two or three."""
 _RATIO_FROM_BYTES = 16 * 1024 * 1024
 """Below this an archive may inflate as it likes: it is small either way."""
 _XATTR_KEY = "SCHILY.xattr."
@@ -71,7 +73,7 @@ class Guard(io.RawIOBase):
             self._head += piece
         self._inflate = zlib.decompressobj(wbits=31) if self._head.startswith(b"\x1f\x8b") else None
         self._ready = b""
-        self._in = self.out = 0
+        self._in = self.out = self._past_end = 0
         self.headers = 0
         """Bytes handed out since the last entry's content."""
         self.in_header = not stays_small
@@ -89,6 +91,10 @@ class Guard(io.RawIOBase):
             size = READ_BYTES
         piece = self._take(size) if self._inflate is None else self._inflated(size)
         self.out += len(piece)
+        self._past_end += not piece
+        if self._past_end > PAST_END_READS_MAX:
+            # The standard reader passes over what an entry claims in small pieces, also where nothing is left.
+            raise errors.BadArchive("the archive is cut off")
         if self.in_header:
             self.headers += len(piece)
             # The tar reader itself reads in blocks ahead of what it asks for.
