@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import urllib.parse
@@ -95,16 +96,18 @@ async def asked(app, method, target, *, headers=(), body=b"", pieces=None):
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 7077),
     }
-    left = iter(pieces if pieces is not None else [body])
+    left = iter([body] if pieces is None else itertools.chain(pieces, [None]))
     said, seen = [], {}
 
     async def receive():
-        piece = next(left, None)
-        return {
-            "type": "http.request",
-            "body": piece or b"",
-            "more_body": piece is not None and pieces is not None,
-        }
+        for piece in left:
+            return {
+                "type": "http.request",
+                "body": piece or b"",
+                "more_body": pieces is not None and piece is not None,
+            }
+        # The client stays until it has its answer.
+        return await asyncio.Event().wait()
 
     async def send(message):
         if message["type"] == "http.response.start":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,12 @@ from runlore.events import models, records
 EVENT_BYTES_MAX = 1024 * 1024
 """Largest value of one message on the bus, in bytes (Kafka's default `message.max.bytes`)."""
 
+ATTRIBUTES_BYTES_MAX = 32 * 1024
+"""All attributes of an event together: each is a header of its message, and is kept with it."""
+
 Headers = list[tuple[str, bytes]]
 _STRUCTURED = "application/cloudevents+json"
+_NAME = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _REQUIRED = ("id", "source", "type", "specversion")
 
 
@@ -170,6 +175,16 @@ def _event(attributes: dict[str, str], data: Any) -> Event:
         )
     if any(0xD800 <= ord(char) <= 0xDFFF for text in (*attributes, *attributes.values()) for char in text):
         raise errors.InvalidEvent("an attribute holds half a surrogate pair, which no header can carry")
+    if wrong := [name for name in attributes if _NAME.fullmatch(name) is None]:
+        # Headers are read whatever their case: `ID` would stand for `id`, and the event be another one on the bus.
+        raise errors.InvalidEvent(
+            f"{wrong[0][:64]!r} is no name of an attribute", hint="CloudEvents 1.0 takes a-z and 0-9"
+        )
+    size = sum(len(text.encode()) for pair in attributes.items() for text in pair)
+    if size > ATTRIBUTES_BYTES_MAX:
+        raise errors.EventTooLarge(
+            f"the event's attributes have {size} bytes; the limit is {ATTRIBUTES_BYTES_MAX}"
+        )
     if attributes["specversion"] != "1.0":
         raise errors.UnknownVersion(f"CloudEvents {attributes['specversion']!r} is not supported; 1.0 is")
     if records.is_too_deep(data):

@@ -26,6 +26,7 @@ COMPRESSED_FROM_BYTES = 1024
 OFF_LOOP_BYTES = 256 * 1024
 """From here on a body is made in a thread: it would hold up the loop."""
 PIECE_BYTES = 1024 * 1024
+LENGTH_DIGITS_MAX = 20
 GZIP_LEVEL, ZSTD_LEVEL = 5, 3
 
 T = TypeVar("T")
@@ -337,7 +338,8 @@ class Pieces:
 def check_length(request: Request, most: int) -> None:
     """Raises `errors.BodyTooLarge` where the client says itself that it is."""
     told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > most:
+    # Of so many digits that Python would not read them, it is no less too large.
+    if told.isascii() and told.isdigit() and (len(told) > LENGTH_DIGITS_MAX or int(told) > most):
         raise too_large(most)
 
 
