@@ -198,3 +198,13 @@ async def test_a_first_revision_that_no_head_names_yet_is_no_lost_head_while_its
     await world.store.delete(mark[0])
     (found,) = await repair.Repair(world.store, world.bus).run(apply=True)
     assert (found.kind, found.where) == ("memory", key) and await invariants.check(world.store) == []
+
+
+async def test_a_workspace_that_could_never_be_taken_in_is_no_lost_line(world):
+    nowhere = {"archive": {"sha256": "0" * 64, "size": 7}}
+    await Producer(world.store, world.bus).publish(
+        [made.data(0, rollout="conv-1", workspaces=[nowhere])], source="/test"
+    )
+    await world.work()
+    assert [one.reason for one in await snapshot.dead.read_all(world.bus)] == ["claim_missing"]
+    assert await repair.Repair(world.store, world.bus).run() == []
