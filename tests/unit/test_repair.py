@@ -182,3 +182,29 @@ async def test_a_head_that_came_back_meanwhile_is_not_moved(world):
     with pytest.raises(errors.HeadMoved):
         await steps[0].work()
     assert (await lines.read(world.store, LINE)).body == old.body
+
+
+async def test_a_first_revision_that_no_head_names_yet_is_no_lost_head_while_its_marks_stand(world):
+    await Producer(world.store, world.bus).publish([made.data(0, rollout="conv-0")], source="/test")
+    messages = [one async for one in world.bus.read("runs")]
+    await record.RecordStage(world.store, world.bus).process(messages)
+    key = keys.memory_head(P, M)
+    mark = [row.key async for row in world.store.list(keys.marks(P, M))]
+    kept = await world.store.get(mark[0])
+    await consolidate.ConsolidateStage(world.store, world.bus).work(P, M)
+    await world.store.delete(key)
+    await world.store.put(mark[0], kept.body)  # As a worker leaves it that died between manifest and head.
+    assert await repair.Repair(world.store, world.bus).run() == []
+    await world.store.delete(mark[0])
+    (found,) = await repair.Repair(world.store, world.bus).run(apply=True)
+    assert (found.kind, found.where) == ("memory", key) and await invariants.check(world.store) == []
+
+
+async def test_a_workspace_that_could_never_be_taken_in_is_no_lost_line(world):
+    nowhere = {"archive": {"sha256": "0" * 64, "size": 7}}
+    await Producer(world.store, world.bus).publish(
+        [made.data(0, rollout="conv-1", workspaces=[nowhere])], source="/test"
+    )
+    await world.work()
+    assert [one.reason for one in await snapshot.dead.read_all(world.bus)] == ["claim_missing"]
+    assert await repair.Repair(world.store, world.bus).run() == []

@@ -283,6 +283,8 @@ class Repair:
             found = await repair_memories.tips(self._reader, project, memory)
             if not found:
                 continue
+            if found[0].number == 1 and await marks.read_all(self._store, project, memory, marks_max=1):
+                continue  # Of a writer that is about to name it, or died before: whoever works the mark goes on.
             told = await repair_memories.choose(self._reader, found, entries, self._take)
             if told.chosen is None:
                 yield Step(Finding(MEMORY, key, f"its head is gone; {told.why}", hint=told.hint))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from runlore import clock, errors
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, heads, keys, lines, puts, rollouts
-from runlore.consumers import record, snapshot
+from runlore.consumers import dead, record, snapshot
 from runlore.events import envelope
 from runlore.snapshots import names, reading
 from runlore.store import port as store_port
@@ -72,11 +72,11 @@ async def lost(store: store_port.ObjectStore, bus: bus_port.Bus, project: str) -
 
 async def _works(bus: bus_port.Bus, project: str) -> AsyncIterator[snapshot.Work]:
     committed = await bus.committed(group=GROUP, topic=TOPIC)
-    buried = {one.id for one in await snapshot.dead.read_all(bus)}
+    buried = {one.id for one in await dead.read_all(bus)}
     async for message in bus.read(TOPIC):
         if message.offset >= committed.get(message.partition, 0):
             continue
-        if snapshot.dead.letter_id(message.topic, message.partition, message.offset) in buried:
+        if dead.letter_id(message.topic, message.partition, message.offset, GROUP) in buried:
             continue
         try:
             incoming = record.parse(message)
