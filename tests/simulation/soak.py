@@ -50,7 +50,7 @@ STEPS_SHOWN = 40
 SAID_SECONDS = 30.0
 """How often a line says how far it is, where no bar can be shown."""
 RANDOM_GROUP = 50
-DEEP_RANDOM, DEEP_BOUND = 2_000, 8_000
+DEEP_RANDOM, DEEP_BOUND = 2_000, 12_000
 """With `--deep`: seeds of small random schedules, and schedules of each exhaustive scenario at most."""
 
 
