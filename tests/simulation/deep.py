@@ -40,8 +40,8 @@ def random_schedule(seed):
 
 
 def _of(make):
-    """A scenario as a function of how many schedules it may have."""
-    return lambda bound: replace(make(), schedules_max=bound).explore(partly=True)
+    """A scenario as a function of how many schedules it may have, and of what says that its time is over."""
+    return lambda bound, is_over: replace(make(), schedules_max=bound).explore(partly=True, is_over=is_over)
 
 
 def _two(messages, *processes, **faults):

@@ -310,11 +310,11 @@ class Scenario:
     """Called before each schedule, to set back what a process changed outside of its world."""
     schedules_max: int = 60_000
 
-    def explore(self, *, partly=False):
+    def explore(self, *, partly=False, is_over=lambda: False):
         """Every schedule, or with `partly` as many as it may have. Raises `Broken` on the first that breaks one."""
         self._checked, self._ends, self._begun = {}, {}, None
         self._wanted = self._calm_meaning() if self.compare else None
-        return exhaust.explore(self._run, schedules_max=self.schedules_max, partly=partly)
+        return exhaust.explore(self._run, schedules_max=self.schedules_max, partly=partly, is_over=is_over)
 
     def run(self, gen):
         """One schedule; its simulation."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -49,7 +50,7 @@ STEPS_SHOWN = 40
 SAID_SECONDS = 30.0
 """How often a line says how far it is, where no bar can be shown."""
 RANDOM_GROUP = 50
-DEEP_RANDOM, DEEP_BOUND = 2_000, 8_000
+DEEP_RANDOM, DEEP_BOUND = 2_000, 12_000
 """With `--deep`: seeds of small random schedules, and schedules of each exhaustive scenario at most."""
 
 
@@ -176,11 +177,11 @@ def _random(first):
 
 
 def _exhaustive(asked):
-    name, bound = asked
+    name, bound, ends = asked
     out = Told("exhaustive", name)
     with deep.prepared():
         try:
-            out.explored = deep.SCENARIOS[name](bound)
+            out.explored = deep.SCENARIOS[name](bound, lambda: time.monotonic() >= ends)
             out.schedules = out.explored.schedules
         except AssertionError as exc:
             out.broke = str(exc)
@@ -200,7 +201,9 @@ def main():
     )
     parser.add_argument("--processes", type=int, default=2, help="jobs at the same time")
     parser.add_argument("--deep", action="store_true", help="random and exhaustive schedules besides")
-    parser.add_argument("--minutes", type=float, help="begin nothing more after so long")
+    parser.add_argument(
+        "--minutes", type=float, help="end explorations, and begin nothing more, after so long"
+    )
     parser.add_argument(
         "--shrink-seconds", type=float, default=SHRINK_SECONDS, help="for each failing seed; 0: do not"
     )
@@ -214,9 +217,10 @@ def main():
         parser.error(f"seeds: a number, or numbers with commas, not {asked.seeds!r}")
     jobs = [("deployment", seed) for seed in seeds]
     if asked.deep:
-        more = [("exhaustive", (name, DEEP_BOUND)) for name in deep.SCENARIOS]
+        ends = time.monotonic() + asked.minutes * 60 if asked.minutes else math.inf
+        more = [("exhaustive", (name, DEEP_BOUND, ends)) for name in deep.SCENARIOS]
         randoms = [("random", first) for first in range(0, DEEP_RANDOM, RANDOM_GROUP)]
-        jobs = [*more, *_mixed(randoms, jobs)]
+        jobs = _mixed(more, _mixed(randoms, jobs))
     return soak(jobs, asked)
 
 

@@ -98,15 +98,25 @@ RAN: Counter[str] = Counter()
 """What all explorations of this process came to: `schedules`, and of them those that were `complete`."""
 
 
-def explore(run: Callable[[Gen], None], *, schedules_max: int, partly: bool = False) -> Explored:
+def explore(
+    run: Callable[[Gen], None],
+    *,
+    schedules_max: int,
+    partly: bool = False,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Explored:
     """Run `run` for every sequence of choices.
 
-    Past `schedules_max` runs it raises `AssertionError`; with `partly` it ends there, and says so.
+    Past `schedules_max` runs it raises `AssertionError`; with `partly` it ends there, and says so. So it does once
+    `is_over` says that its time is.
     """
     gen = Gen()
     complete = pruned = 0
     whole = True
     while not gen.done():
+        if is_over():
+            whole = False
+            break
         if complete + pruned >= schedules_max:
             if not partly:
                 raise AssertionError(f"more than {schedules_max} schedules: bound the scenario")
