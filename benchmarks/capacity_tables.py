@@ -35,8 +35,12 @@ class Price:
 PRICES = {
     "PUT": Price(5.0, "a million PUT, COPY, POST or LIST requests", "aws.amazon.com/s3/pricing, August 2026"),
     "GET": Price(0.40, "a million GET requests; a DELETE is free", "aws.amazon.com/s3/pricing, August 2026"),
-    "stored": Price(0.023, "a GB of S3 Standard for a month", "aws.amazon.com/s3/pricing, August 2026"),
-    "egress": Price(0.09, "a GB out of AWS; within a region none", "aws.amazon.com/ec2/pricing, August 2026"),
+    "stored": Price(
+        0.023, "a GB of S3 Standard for a month", "aws.amazon.com/s3/pricing; not looked up anew"
+    ),
+    "egress": Price(
+        0.09, "a GB out of AWS; within a region none", "aws.amazon.com/ec2/pricing; not looked up anew"
+    ),
     "kafka": Price(
         0.10, "a GB of a broker's disk for a month", "aws.amazon.com/msk/pricing; not looked up anew"
     ),
