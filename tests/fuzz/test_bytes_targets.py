@@ -39,7 +39,7 @@ def test_what_broke_a_decoder_once_breaks_it_no_more(where):
 
 @pytest.mark.parametrize("name", targets.TARGETS)
 @hypothesis.settings(
-    max_examples=25, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    max_examples=15, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
 @hypothesis.given(data=st.data())
 def test_a_damaged_sample_is_read_or_refused_in_our_words(name, data):
