@@ -20,13 +20,12 @@ from sqlite_utils import Database
 
 from runlore import errors, sqlitefile
 from runlore.commit import erasures, heads, keys, lines, marks, revisions, rollouts
-from runlore.lookup import ranking
+from runlore.lookup import index_schema, ranking
 from runlore.lookup import rows as rows_of
 from runlore.store import port
 
 log = structlog.get_logger("runlore.index")
 
-SCHEMA_VERSION = 5
 RESULTS_MAX = 100
 RANKED_MAX = 200
 """Matches of a search that are compared, the newest: each text is read for it."""
@@ -35,48 +34,6 @@ TEXT_CHARS_MAX = 200_000
 APPLY_BATCH = 256
 DAY_RUNS_MAX = 10_000
 """Runs of one day that are counted: a chart needs no more, and a page must not read a busy month whole."""
-
-_SCHEMA = """
-CREATE TABLE heads (key TEXT PRIMARY KEY, counter INTEGER NOT NULL, etag TEXT NOT NULL) STRICT;
-CREATE TABLE memories (
-  project TEXT NOT NULL, memory TEXT NOT NULL, counter INTEGER NOT NULL, revision INTEGER NOT NULL,
-  manifest TEXT, held INTEGER NOT NULL, moved_at TEXT NOT NULL, PRIMARY KEY (project, memory)
-) STRICT;
-CREATE TABLE rollouts (
-  id INTEGER PRIMARY KEY,
-  project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, kind TEXT NOT NULL, original TEXT NOT NULL,
-  subject TEXT, counter INTEGER NOT NULL, runs INTEGER NOT NULL, updated_at TEXT NOT NULL, moved_at TEXT NOT NULL,
-  place TEXT AS (CASE updated_at WHEN 'unknown' THEN '' ELSE updated_at END) VIRTUAL,
-  UNIQUE (project, memory, rollout)
-) STRICT;
-CREATE TABLE totals (
-  project TEXT NOT NULL, memory TEXT NOT NULL, rollouts INTEGER NOT NULL, runs INTEGER NOT NULL,
-  PRIMARY KEY (project, memory)
-) STRICT;
-CREATE TABLE runs (
-  project TEXT NOT NULL, memory TEXT NOT NULL, rollout TEXT NOT NULL, run TEXT NOT NULL, attempt INTEGER NOT NULL,
-  event TEXT NOT NULL, ended_at TEXT NOT NULL, superseded INTEGER NOT NULL, edit_of TEXT,
-  place TEXT AS (CASE ended_at WHEN 'unknown' THEN '' ELSE ended_at END) VIRTUAL,
-  PRIMARY KEY (project, memory, rollout, run, attempt)
-) STRICT;
-CREATE TABLE snapshots (
-  project TEXT NOT NULL, rollout TEXT NOT NULL, agent TEXT NOT NULL, counter INTEGER NOT NULL,
-  version INTEGER NOT NULL, ref TEXT, versions INTEGER NOT NULL, branches INTEGER NOT NULL, tags TEXT NOT NULL,
-  moved_at TEXT NOT NULL, PRIMARY KEY (project, rollout, agent)
-) STRICT;
-CREATE INDEX rollouts_by_place ON rollouts (project, memory, place DESC, rollout);
-CREATE INDEX runs_by_place ON runs (project, place, memory, rollout, run, attempt);
-CREATE INDEX runs_by_event ON runs (event);
-CREATE INDEX runs_by_run ON runs (run);
-CREATE INDEX runs_by_rollout ON runs (rollout);
-CREATE INDEX snapshots_by_time ON snapshots (project, moved_at DESC, rollout, agent);
-CREATE INDEX snapshots_tagged ON snapshots (project, moved_at DESC, rollout, agent) WHERE tags <> '';
-CREATE VIRTUAL TABLE summaries USING fts5(text, tokenize = 'unicode61');
-"""
-"""Every list has an index in its own order, so that a page costs the same however many rows there are; `totals` is
-kept with the rows for the same reason. A rollout's text in `summaries` has the rollout's `id` as its rowid: FTS5 finds
-a row by that alone, and by any column of it only by reading the whole table."""
-
 
 _MAY_PASS = {
     sqlite3.SQLITE_BUSY,
@@ -97,7 +54,7 @@ class IndexRemade(errors.Retryable):
 
 
 class _Rows(Database):
-    """sqlite-utils, but what SQLite can do is known: `STRICT` in `_SCHEMA` is newer than `ON CONFLICT`.
+    """sqlite-utils, but what SQLite can do is known: `STRICT` in `index_schema` is newer than `ON CONFLICT`.
 
     Left to itself the library tries it out at the first rows, by making a table. On a full disk that fails, and for as
     long as the file is open new rows are dropped in silence (`INSERT OR IGNORE` of a row without its columns).
@@ -162,7 +119,7 @@ class Index:
     def _prepare(self) -> Database:
         connection = sqlitefile.connect(self.path, wait_seconds_max=self._wait_seconds_max)
         try:
-            if _version(connection) != SCHEMA_VERSION:
+            if _version(connection) != index_schema.VERSION:
                 sqlitefile.use_wal(connection)
                 _make(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -595,12 +552,12 @@ def _version(connection: sqlite3.Connection) -> int:
 def _make(connection: sqlite3.Connection) -> None:
     """Empty tables of this version, unless another process made them meanwhile."""
     with sqlitefile.transaction(connection):
-        if _version(connection) == SCHEMA_VERSION:
+        if _version(connection) == index_schema.VERSION:
             return
         _clear(connection)
-        for statement in _SCHEMA.split(";\n"):
+        for statement in index_schema.STATEMENTS.split(";\n"):
             connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute(f"PRAGMA user_version={index_schema.VERSION}")
 
 
 def _clear(connection: sqlite3.Connection) -> None:
