@@ -304,7 +304,7 @@ ORDER = [
         [
             (
                 record.RecordStage._put,
-                "record, _ = await rollouts.put_record(self._store, key, record)\n",
+                "record, _ = await rollouts.put_record(self._store, key, record, began=head.read_at)\n",
                 "pass\n",
             )
         ],

@@ -52,6 +52,27 @@ async def test_an_untouched_log_is_whole_and_holds_what_was_written_down(monkeyp
     assert (await administration.verify(store, wrong)).problems
 
 
+async def test_no_organization_begins_anew_where_the_head_of_one_was_lost():
+    store = await filled()
+    kept = await store.get(keys.organization())
+    await store.delete(keys.organization())
+    with pytest.raises(errors.HeadLost, match="organization is gone"):
+        await hand(store).create_project("anew")
+    assert await store.get(keys.organization()) is None
+    # Put back, it goes on where it was.
+    await store.put(keys.organization(), kept.body)
+    await hand(store).create_project("p5")
+    assert set((await administration.read(store)).projects) == {f"p{number}" for number in range(6)}
+    assert not (await administration.verify(store)).problems
+
+
+async def test_a_first_change_whose_writer_died_before_the_head_is_no_lost_organization():
+    store = await filled(1)
+    await store.delete(keys.organization())
+    await hand(store).create_project("p0")
+    assert set((await administration.read(store)).projects) == {"p0"}
+
+
 async def test_entries_that_were_read_are_not_read_again_and_new_ones_are(monkeypatch):
     monkeypatch.setattr(chain, "READ_BATCH", 2)
     store, kept = await filled(), adminlog.Kept()

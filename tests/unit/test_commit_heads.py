@@ -151,12 +151,14 @@ async def test_a_record_is_put_once_found_again_and_never_replaced():
     store = Scripted((errors.OutcomeUnknown("lost"), True), (errors.WriteConflict("409"), False))
     store.put_if_absent = lambda key, body: store.compare_and_set(key, body, None)
     key = keys.record("acme", "support", "conv", "r", 1)
-    there, put = await rollouts.put_record(store, key, record("a"))
+    there, put = await rollouts.put_record(store, key, record("a"), began=clock.now())
     assert there.line == record("a").line and not put
     # A better redaction of the same bytes is the same run; other bytes are not.
-    assert (await rollouts.put_record(store, key, record("redacted otherwise")))[0].line == record("a").line
+    assert (await rollouts.put_record(store, key, record("redacted otherwise"), began=clock.now()))[
+        0
+    ].line == record("a").line
     with pytest.raises(errors.RunConflict):
-        await rollouts.put_record(store, key, record("b", received="1" * 32))
+        await rollouts.put_record(store, key, record("b", received="1" * 32), began=clock.now())
     assert rollouts.decode(key, store.body(key)) == record("a")
     assert await rollouts.recorded(store, "acme", "support", "conv") == {"r": {1: key}}
 

@@ -512,18 +512,25 @@ async def test_writes_that_were_given_up_and_land_after_an_erasure_bring_nothing
 
 
 class Standing(stores.MemoryStore):
-    """A store before whose next pack its writer stands still until `go`."""
+    """A store before whose next pack or record its writer stands still until `go`."""
 
     def __init__(self):
         super().__init__()
         self.stands, self.go = asyncio.Event(), None
 
-    async def put(self, key, body):
-        if self.go is not None and f"/{keys.PACKS}/" in key:
+    async def _stand(self, key, kind):
+        if self.go is not None and f"/{kind}/" in key:
             go, self.go = self.go, None
             self.stands.set()
             await go.wait()
+
+    async def put(self, key, body):
+        await self._stand(key, keys.PACKS)
         return await super().put(key, body)
+
+    async def compare_and_set(self, key, body, etag, *, guard=None):
+        await self._stand(key, keys.RECORDS)
+        return await super().compare_and_set(key, body, etag, guard=guard)
 
 
 async def test_the_second_date_waits_for_what_somebody_who_stood_still_has_put(monkeypatch):
@@ -544,6 +551,29 @@ async def test_the_second_date_waits_for_what_somebody_who_stood_still_has_put(m
         entry = await eraser.Eraser(store, bus, P).carry_on(str(entry.body["id"]))
         assert entry.body["state"] == state, hours
     assert holders(store) == []
+
+
+async def test_a_stage_that_stood_still_until_an_erasure_was_done_puts_no_record_any_more(monkeypatch):
+    store, bus = await kept(Standing())
+    again = made.data(0, rollout="conv-a", attempt=2, record=made.payload(0, text=NEEDLE), subject="anna")
+    await Producer(store, bus).publish([again], source="/test")
+    go = store.go = asyncio.Event()
+    messages = [one async for one in bus.read("runs")]
+    standing = asyncio.create_task(record.RecordStage(store, bus).process(messages))
+    await store.stands.wait()
+    entry = await erase(store, bus, run="run-0")
+    there = clock.now()
+    for days in (1, 4, 8):
+        monkeypatch.setattr(clock, "now", lambda days=days: there + dt.timedelta(days=days))
+        entry = await eraser.Eraser(store, bus, P).carry_on(str(entry.body["id"]))
+    assert entry.body["state"] == erasures.DONE
+    go.set()
+    with pytest.raises(errors.CommitTooLate):
+        await standing
+    assert holders(store) == []
+    # From the start it reads the head anew, which says that the run is erased.
+    assert (await worked(store, bus)).count(record.ERASED) == 2
+    assert holders(store) == [] and await sound(store) == []
 
 
 async def test_rollouts_past_their_days_are_erased_and_a_replay_brings_none_back(monkeypatch):

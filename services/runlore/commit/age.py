@@ -37,10 +37,11 @@ class StaleBody(errors.RunloreError):
     kind = "stale_body"
 
 
-def guard(began: dt.datetime, made: dt.datetime) -> port.Guard:
+def guard(began: dt.datetime, made: dt.datetime | None = None) -> port.Guard:
     """What a store calls between signing a commit and sending it.
 
-    `began`: the writer's first read of a head; `made`: when the body was made. Raises `errors.CommitTooLate`.
+    `began`: the writer's first read of a head; `made`: when the body was made, where that stands in it as a date. Raises
+    `errors.CommitTooLate`.
     """
 
     def check() -> None:
@@ -50,7 +51,7 @@ def guard(began: dt.datetime, made: dt.datetime) -> port.Guard:
                 f"this write began at {began:%Y-%m-%d %H:%M}, longer ago than what it refers to is kept",
                 hint="start again from the head",
             )
-        if now - made > WINDOW:
+        if made is not None and now - made > WINDOW:
             raise StaleBody
 
     return check

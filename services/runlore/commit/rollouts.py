@@ -8,12 +8,13 @@ A record is one object: a line of metadata, then the run's own line, exactly as 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from runlore import errors
-from runlore.commit import keys, puts
+from runlore.commit import age, keys, puts
 from runlore.events import envelope
 from runlore.store import port
 
@@ -62,8 +63,13 @@ def decode(key: str, raw: bytes) -> Record:
         raise errors.Corrupt(f"the record {key} is not a record", key=key) from None
 
 
-async def put_record(store: port.ObjectStore, key: str, record: Record) -> tuple[Record, bool]:
+async def put_record(
+    store: port.ObjectStore, key: str, record: Record, *, began: dt.datetime
+) -> tuple[Record, bool]:
     """Put `record` if nothing is at `key`; (the record that is there, whether this call put it).
+
+    `began`: when the head was read that did not say that the run is erased. Later than the age rule allows nothing is
+    put (`errors.CommitTooLate`): an erasure since then looked for records for the last time.
 
     Its body is a function of the event, so after a lost reply the same put is simply sent again; after a refusal
     (503) too, as giving a whole batch up for one would begin it anew, and at some rate of refusals never end. Raises
@@ -73,7 +79,7 @@ async def put_record(store: port.ObjectStore, key: str, record: Record) -> tuple
 
     async def put() -> tuple[Record, bool]:
         try:
-            await store.put_if_absent(key, raw)
+            await store.compare_and_set(key, raw, None, guard=age.guard(began))
             return record, True
         except errors.PreconditionFailed:
             there = await store.get(key)

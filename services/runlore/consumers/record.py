@@ -194,7 +194,7 @@ class RecordStage:
                     state = ALREADY
                 else:
                     key = keys.record(*incoming.line_of, record.run, record.attempt)
-                    record, _ = await rollouts.put_record(self._store, key, record)
+                    record, _ = await rollouts.put_record(self._store, key, record, began=head.read_at)
                     put.append(record)
                     runs[record.run] = summarize.note(runs.get(record.run), record, head.counter + 1)
                     state = SUPERSEDED if where == summarize.OLDER else RECORDED

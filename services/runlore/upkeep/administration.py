@@ -30,6 +30,8 @@ ENDED_KEYS_KEPT = 64
 """From so many on those whose own objects say for long that they ended are dropped from the head."""
 ENDED_KEPT = dt.timedelta(hours=1)
 """So long at least a key that ended stays in the head: replicas remember its object of before for a while."""
+FIRST_ENTRIES_MAX = 3
+"""Entries that one change may have put where there was no organization."""
 ADMIN_PREFIX = "rla"
 
 _TOKEN = re.compile(r"rla_([0-9a-f]{32})_([0-9a-f]{64})", re.ASCII)
@@ -45,6 +47,19 @@ Step = Callable[[Organization, str], tuple[Organization, Events, T]]
 async def read(store: port.ObjectStore) -> Organization:
     """The organization as it is now. Raises `errors.Corrupt`."""
     return organizations.parse(await heads.read(store, keys.organization(), fmt=organizations.FORMAT))
+
+
+async def refuse_lost(store: port.ObjectStore) -> None:
+    """Raises `errors.HeadLost` where there was an organization: one begun anew would have no users, keys or limits.
+
+    The entries of a first change say nothing: whoever wrote them may have died before there was a head.
+    """
+    if any(number > FIRST_ENTRIES_MAX for number in await adminlog.LOG.names(store)):
+        raise errors.HeadLost(
+            "the head of the organization is gone, and its log is there: nothing is administered beside it",
+            hint="put the head's version before back (the bucket's versions, a backup); docs/DRILLS.md",
+            key=keys.organization(),
+        )
 
 
 async def verify(
@@ -425,6 +440,8 @@ class Administrator:
         tried: list[tuple[organizations.Tip, T]] = []
         for attempt in range(RESTARTS_MAX):
             head = await heads.read(self.store, keys.organization(), fmt=organizations.FORMAT)
+            if head.etag is None:
+                await refuse_lost(self.store)
             org = organizations.parse(head)
             # Another was first, or a reply was lost, of any try before: then the chain holds its entry.
             for made, result in tried:
