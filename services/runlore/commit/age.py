@@ -40,7 +40,7 @@ class StaleBody(errors.RunloreError):
 def guard(began: dt.datetime, made: dt.datetime | None = None) -> port.Guard:
     """What a store calls between signing a commit and sending it.
 
-    `began`: the writer's first read of a head; `made`: when the body was made, where that stands in it as a date. Raises
+    `began`: the writer's first read of a head; `made`: when the body was made, where that is a date in it. Raises
     `errors.CommitTooLate`.
     """
 
