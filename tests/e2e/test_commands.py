@@ -104,6 +104,8 @@ COMMANDS = {
     ("replay", "--from", "yesterday", "--reason", "x"): (2, 2, 2),
     ("replay", "--from", "3h", "--stage", "consolidate", "--reason", "x"): (2, 2, 2),
     ("replay", "--from", "3h"): (2, 2, 2),  # No reason.
+    ("repair",): (0, 0, 3),
+    ("repair", "--apply"): (2, 2, 2),  # No reason.
     ("rescan", "--dry-run"): (0, 0, 3),
     ("rescan",): (2, 2, 2),  # No reason.
     ("audit",): (0, 0, 3),

@@ -54,7 +54,7 @@ async def served(tmp_path, **more):
         listening(tmp_path, MemoryStore(), **more) as (service, url, _),
         httpx2.AsyncClient(base_url=url) as client,
     ):
-        yield Served(service, client), url
+        yield Served(service, client, None), url
 
 
 ADMINISTRATION = [

@@ -44,6 +44,10 @@ async def test_consolidation_lists_marks_and_no_records():
     store, stage = await pipeline(3)
     await stage.work("acme", "support")
     assert await covered(store) == {"run-0", "run-1", "run-2"}
+    # Once in a memory's life, where it has no head: whether it had one.
+    assert {prefix.split("/")[1] for prefix in store.listed} == {keys.MARKS, keys.MANIFESTS}
+    store.listed.clear()
+    await stage.work("acme", "support")
     assert {prefix.split("/")[1] for prefix in store.listed} == {keys.MARKS}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import made
-from runlore.commit import keys, packs, revisions
+from runlore.commit import heads, keys, lines, packs, revisions
 from runlore.consumers import consolidate, record
 from runlore.producer import Producer
 from runlore.testing import buses, invariants, stores
@@ -80,6 +80,8 @@ async def erased():
     one = eraser.Eraser(store, bus, P)
     entry = await one.begin(asking.wanted_of(project=P, run="run-0"))
     await one.carry_on(str(entry.body["id"]))
+    line = lines.line_of(P, "conv-1", None)
+    await heads.move(store, await lines.read(store, line), {}, fmt=lines.HEAD_FORMAT)
     await store.put(keys.outcome(P, "conv-1", "main", "run-1", 1), b'{"format": "runlore.outcome/1"}')
     return store, bus
 
