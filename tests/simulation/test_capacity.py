@@ -53,7 +53,7 @@ def test_every_run_of_a_simulated_load_is_covered_and_no_revision_is_written_in_
 def test_the_model_and_the_simulation_agree_within_the_factors_that_the_docs_state(simulated, kept):
     load, fleet, found = simulated
     told = capacity.simulated(found)
-    # Once in a memory's life its first pass lists its revisions (was there a head?). The model is of all passes after it.
+    # Once in its life a memory's first pass lists revisions (was there a head?). The model is of all passes after it.
     told["lists"] -= len(found.lags) / found.runs
     one = {"load": dataclasses.asdict(load), "workers": fleet.workers, "simulated": told}
     rows = tables.compared(kept, one)
