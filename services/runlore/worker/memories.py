@@ -26,6 +26,8 @@ PLACES_MAX = 6
 """Memories that are: a project that has none at work need not wait for another's."""
 WAIT_SECONDS_MAX = 60.0
 """How long nothing but a bell, an end or the stop wakes it."""
+WAIT_SECONDS_MIN = 0.001
+"""A timer may come a little early: then nothing is due yet, and it must not go round without time passing."""
 LOOK_SECONDS_MIN = 0.05
 """Between two LISTs of marks, however soon something becomes due."""
 
@@ -128,7 +130,7 @@ class Memories:
     def _seconds_to(self, next_look: float) -> float:
         now = clock.monotonic()
         tries = [one.until for one in self._again.values() if one.until > now]
-        return min([next_look, *tries, now + WAIT_SECONDS_MAX]) - now
+        return max(WAIT_SECONDS_MIN, min([next_look, *tries, now + WAIT_SECONDS_MAX]) - now)
 
     def _next(self) -> One | None:
         """The memory that is worked next; None where none may begin now."""
