@@ -429,10 +429,12 @@ class Cluster:
             why = CONFLICT if conflict else FULL if full else REFUSED
             self.tell(f"{process.name}: {kind} {what} [{why}]")
             self.happened[why] += 1
-            reply(None, errors.WriteConflict() if conflict else refused_as(), there + back)
+            # Not behind the pause of whoever asked: it may be woken before its end, as everybody is once faults stop.
+            seconds = min(there, REQUEST_SECONDS_MAX) + back
+            reply(None, errors.WriteConflict() if conflict else refused_as(), seconds)
         elif lost and fate < 0.3:
             self.tell(f"{process.name}: {kind} {what} [lost]")
-            reply(None, lost_as(), there + back)
+            reply(None, lost_as(), min(there, REQUEST_SECONDS_MAX) + back)
         else:
             if lost or min(there, SIGNATURE_SECONDS_MAX) + back > REQUEST_SECONDS_MAX:
                 # Its client gives up; what it sent is under way all the same.
