@@ -426,7 +426,7 @@ class Fleet:
                     newest = seed.revision
                     opened = await seeds.open_seed(reader, seed)
                     self.seen.append((seed, {path: one.text for path, one in opened.files.items()}))
-                except errors.Retryable:
+                except (errors.Retryable, errors.Erased):  # An erasure came between the two: it is asked for anew.
                     continue
 
         return main
