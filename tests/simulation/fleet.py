@@ -426,8 +426,8 @@ class Fleet:
                     newest = seed.revision
                     opened = await seeds.open_seed(reader, seed)
                     self.seen.append((seed, {path: one.text for path, one in opened.files.items()}))
-                except (errors.Retryable, errors.Erased):  # An erasure came between the two: it is asked for anew.
-                    continue
+                except (errors.Retryable, errors.Erased):
+                    continue  # Asked for anew; `Erased` where an erasure came between the two.
 
         return main
 
