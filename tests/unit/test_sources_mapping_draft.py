@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 
 import foreign
@@ -29,6 +30,16 @@ def test_any_sample_gives_a_mapping_that_loads(sample):
         table["messages"]["at"] = "@"
     explain.explain(foreign.mapping(table), foreign.given(sample), event.no_objects)
     assert draft.draft(sample, name="orders", topic="t", project="acme") == text
+
+
+@pytest.mark.parametrize("odd", ["\U0001f600", "\x7f", "\ud83d", "\u2028", "\x00", "\t\\"])
+def test_words_of_odd_characters_are_said_in_toml(odd):
+    messages = [{"from": odd, "text": "Hello"}, {"from": f"{odd}'\"", "text": "Yes?"}]
+    table = tomllib.loads(
+        draft.draft({"messages": messages, f"{odd} run id": 1}, name="orders", topic="t", project="acme")
+    )
+    roles = [odd, f"{odd}'\""] if odd.isprintable() else []
+    assert list(table["messages"].get("roles", [])) == roles
 
 
 def drafted(sample, **changes):

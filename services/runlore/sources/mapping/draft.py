@@ -126,7 +126,9 @@ def _said(path: tuple[str, ...]) -> str:
 
 def _quoted(text: str) -> str:
     """A text in TOML: in single quotes where it holds double ones, which most expressions do."""
-    return f"'{text}'" if '"' in text and "'" not in text and text.isprintable() else json.dumps(text)
+    if '"' in text and "'" not in text and text.isprintable():
+        return f"'{text}'"
+    return turns.quoted(text)
 
 
 # --- messages ----------------------------------------------------------------------------------------------

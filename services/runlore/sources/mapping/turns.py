@@ -126,7 +126,13 @@ def shown(text: str) -> str:
 
 def key_of(raw: str) -> str:
     """A name as TOML writes it."""
-    return raw if re.fullmatch(r"[A-Za-z0-9_-]+", raw) else json.dumps(raw)
+    return raw if re.fullmatch(r"[A-Za-z0-9_-]+", raw) else quoted(raw)
+
+
+def quoted(raw: str) -> str:
+    """A text as TOML writes it, which is JSON but for U+007F and for what JSON says in a pair of escapes."""
+    said = json.dumps(raw, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return said.encode("utf-8", "replace").decode("utf-8")  # Half a pair is no character: `?`.
 
 
 def parsed(text: str, where: str) -> Any:
