@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
 pytest.importorskip("fastapi", reason="runlore[server] is not installed")
 
 import made
-from lookup_service import kind, served
+from lookup_service import ACME, kind, served
 from runlore.consumers import record
+from runlore.lookup import seeds
+from runlore.testing import stores
 from runlore.upkeep import audit
+from runlore.upkeep.erasing import asking, eraser
 
 
 async def worked(one, *numbers):
@@ -83,3 +87,57 @@ async def test_a_subject_is_nowhere_in_the_ledger_or_the_audit_log(tmp_path):
             assert b"anna@" not in (await one.store.get(key)).body, key
         (act,) = await audit.read_all(one.store, project="acme", since=None)
         assert (act.what, act.reason) == ("forget", "she asked for it")
+
+
+class Between(stores.MemoryStore):
+    """A store in which something happens before read number `at`."""
+
+    at, reads, what = -1, 0, None
+
+    async def get(self, key):
+        if self.what is not None:
+            self.reads += 1
+            if self.reads > self.at:
+                what, self.what = self.what, None
+                await what()
+        return await super().get(key)
+
+
+async def told_while_erased(tmp_path, path):
+    """What is answered where an erasure lands before its first read, its second, and so on to the last."""
+    answers = []
+    for at in itertools.count():
+        async with served(tmp_path / str(at), store=Between()) as one:
+            for number, rollout, text in (
+                (0, "conv-a", "the codeword is heliotrope"),
+                (2, "conv-b", "something else"),
+            ):
+                said = made.payload(number, text=text)
+                await one.events(made.data(number, rollout=rollout, record=said, subject="bert"))
+
+            async def erase(one=one):
+                worker = eraser.Eraser(one.store, one.bus, "acme")
+                entry = await worker.begin(asking.wanted_of(project="acme", rollout="conv-a"))
+                await worker.carry_on(str(entry.body["id"]))
+
+            one.store.at, one.store.what = at, erase
+            answer = await one.client.get(f"{ACME}/memories/support/{path}")
+            if one.store.what is not None:
+                return answers  # It reads no further.
+            answers.append((answer.status_code, answer.json()))
+
+
+async def test_whoever_asks_for_a_seed_while_an_erasure_lands_gets_what_stands_after_it(
+    tmp_path, monkeypatch
+):
+    told = await told_while_erased(tmp_path / "a", "seed?session_id=conv-b")
+    assert {(status, body["revision"]) for status, body in told} == {(200, 3)}
+    # Asked once only, somebody would be told that it is erased.
+    monkeypatch.setattr(seeds, "RESOLVED_MAX", 1)
+    told = await told_while_erased(tmp_path / "b", "seed?session_id=conv-b")
+    assert {(status, body.get("kind")) for status, body in told} == {(200, None), (410, "erased")}
+
+
+async def test_a_search_while_an_erasure_lands_is_answered_from_what_stands_or_asked_again(tmp_path):
+    told = await told_while_erased(tmp_path, "search?q=something&subject=bert")
+    assert {(status, body.get("kind")) for status, body in told} == {(200, None), (503, "head_moved")}

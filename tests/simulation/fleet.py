@@ -414,20 +414,19 @@ class Fleet:
             while self.world.rates is not cluster.CALM:
                 await clock.sleep(self.world.between("reader", 0.05, 0.4) * self.scale.between_runs)
                 try:
-                    seed = await seeds.resolve(reader, PROJECT, MEMORY, "r1")
-                    if seed is None:
-                        continue
-                    if seed.revision < newest:
-                        self.world.failed.append(
-                            Watched(
-                                [invariants.Violation(STALE, "reader", f"{seed.revision} after {newest}")]
-                            )
-                        )
-                    newest = seed.revision
-                    opened = await seeds.open_seed(reader, seed)
-                    self.seen.append((seed, {path: one.text for path, one in opened.files.items()}))
-                except (errors.Retryable, errors.Erased):
-                    continue  # Asked for anew; `Erased` where an erasure came between the two.
+                    opened = await seeds.open_newest(
+                        reader, lambda: seeds.resolve(reader, PROJECT, MEMORY, "r1")
+                    )
+                except errors.Retryable:
+                    continue
+                if opened is None:
+                    continue
+                seed = opened.seed
+                if seed.revision < newest:
+                    told = invariants.Violation(STALE, "reader", f"{seed.revision} after {newest}")
+                    self.world.failed.append(Watched([told]))
+                newest = seed.revision
+                self.seen.append((seed, {path: one.text for path, one in opened.files.items()}))
 
         return main
 

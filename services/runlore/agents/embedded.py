@@ -62,13 +62,17 @@ class Embedded:
             wanted = await self._line(opened, ask, agent)
             asked = asking.Wanted(self._project, self._memory, rollout, subject=ask.subject, agent=wanted)
             asker = asking.Asker(opened.store, opened.bus, opened.reader)
-            found = await asker.seed(asked, lambda: asyncio.to_thread(_tagged, opened, self._project))
+
+            async def resolve() -> seeds.Seed | None:
+                return await asker.seed(asked, lambda: asyncio.to_thread(_tagged, opened, self._project))
+
+            whole = await seeds.open_newest(opened.reader, resolve)
+            found = whole.seed if whole else None
             now = seen.Newest(found.id, found.revision, found.version) if found else seen.Newest("", 0, 0)
             before = await self._seeds.before(ask.rollout.alias, wanted)
             await self._seeds.checked(ask.rollout.alias, wanted, now, before)
-            if found is None:
+            if found is None or whole is None:
                 return port.Seeded(workspace=port.Workspace(agent=wanted))
-            whole = await seeds.open_seed(opened.reader, found)
             await handing.once(
                 opened.store, found, by=audit.who(self._settings), mode=self._settings.seeds_are_audited
             )

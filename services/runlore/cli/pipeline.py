@@ -278,34 +278,38 @@ async def _seed(
     from runlore import errors
     from runlore.lookup import seeds
 
-    pinned: seeds.Seed | None = None
+    found: seeds.Opened | None
     if name.startswith(seeds.PREFIX):
         pinned = seeds.parse(name)
         if project not in (None, pinned.project) or memory not in (None, pinned.memory):
             raise errors.NotFound("the seed is not one of this project and memory")
+        found = await seeds.open_seed(opened.reader, pinned)
     else:
         if not project or not memory:
             raise errors.InvalidInput(
                 "--project and --memory are needed", hint="`runlore seed` lists what there is"
             )
         subject, at, agent, line = wanted
-        pinned = await seeds.resolve(
-            opened.reader, project, memory, name, subject=subject, at=at, agent=agent, side=line
+        found = await seeds.open_newest(
+            opened.reader,
+            lambda: seeds.resolve(
+                opened.reader, project, memory, name, subject=subject, at=at, agent=agent, side=line
+            ),
         )
-    if pinned is None:
+    if found is None:
         nothing = {"snapshot": None, "base": {"counter": 0, "snapshot": None}, "restored": None}
         out.answer({"seed": None, "revision": 0, "files": [], "into": None, "written": 0, **nothing})
         out.say(f"{project}/{memory} has no revision yet: the run starts without memory")
         return
-    await _write_seed(out, opened, pinned, into, force=force)
+    await _write_seed(out, opened, found, into, force=force)
 
 
-async def _write_seed(out: ui.Out, opened: Any, pinned: Any, into: Path | None, *, force: bool) -> None:
+async def _write_seed(out: ui.Out, opened: Any, found: Any, into: Path | None, *, force: bool) -> None:
     import asyncio
 
     from runlore.lookup import seeds
 
-    found = await seeds.open_seed(opened.reader, pinned)
+    pinned: seeds.Seed = found.seed
     mode = opened.settings.seeds_are_audited
     if mode != "off":
         from runlore.lookup import handing

@@ -12,10 +12,10 @@ import datetime as dt
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from runlore import clock, errors
 from runlore.commit import age, heads, keys, lines, packs, revisions
@@ -23,12 +23,16 @@ from runlore.events import envelope, ids, models
 from runlore.memory import render
 from runlore.snapshots import names
 
+T = TypeVar("T")
+
 TERM_HOURS = int(age.TERM.total_seconds() // 3600)
 """T: how long a seed stays good after its heads were read, and what it names is kept."""
 PREFIX = "s1."
 RECEIPT = ".runlore/seed.json"
 """What Runlore wrote into a workspace, with hashes: how it knows its own files from edited ones."""
 TEMPORARY = ".runlore-tmp"
+RESOLVED_MAX = 4
+"""How often a seed is resolved whose revision is erased each time before it is read."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Seed:
     """The workspace: `<id>/<root pack>`; none where the line has nothing."""
     template: bool = False
     """Whether that is the project's template: the line itself has nothing, so the run replaces nothing."""
+
+    @property
+    def names(self) -> tuple[int, str, str | None]:
+        """What it names in the store: a revision by number and manifest, and a snapshot."""
+        return self.revision, self.manifest, self.snapshot
 
     @property
     def base(self) -> dict[str, Any]:
@@ -163,6 +172,37 @@ async def resolve(
         version=int(workspace.get("version", 0)),
         snapshot=workspace.get("ref"),
     )
+
+
+async def used(
+    resolve: Callable[[], Awaitable[Seed | None]], use: Callable[[Seed | None], Awaitable[T]]
+) -> T:
+    """What `use` makes of the seed that `resolve` gives.
+
+    Whoever asks for a seed means the newest, so where an erasure takes a revision between the read of its head and
+    of what it names, the one that stands in its place is used. Raises as both do; `errors.Erased` where resolving
+    gives the same again, as it does for a revision that was asked for by its number.
+    """
+    seed = await resolve()
+    for _ in range(RESOLVED_MAX - 1):
+        try:
+            return await use(seed)
+        except errors.Erased:
+            before, seed = seed, await resolve()
+            if seed is not None and before is not None and seed.names == before.names:
+                raise
+    return await use(seed)
+
+
+async def open_newest(
+    reader: revisions.Reader, resolve: Callable[[], Awaitable[Seed | None]]
+) -> Opened | None:
+    """The seed that `resolve` gives, with its files; see `used`."""
+
+    async def use(seed: Seed | None) -> Opened | None:
+        return None if seed is None else await open_seed(reader, seed)
+
+    return await used(resolve, use)
 
 
 async def open_seed(reader: revisions.Reader, seed: Seed) -> Opened:

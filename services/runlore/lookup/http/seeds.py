@@ -120,13 +120,19 @@ async def seed(
         stopping=service.stopping.is_set,
         letters=service.letters,
     )
-    found = await asker.seed(wanted, lambda: service.lists.page(lambda index: index.tagged(project)))
     named = {"rollout": rollout.original, "alias": rollout.alias, "matched": rollout.kind}
-    if found is None:
+
+    async def resolve() -> seeds.Seed | None:
+        return await asker.seed(wanted, lambda: service.lists.page(lambda index: index.tagged(project)))
+
+    async def told(found: seeds.Seed | None) -> Response:
+        if found is not None:
+            return await _told(request, found, secret, named)
         line = await asker.line(wanted)
         body = _nothing(project, memory, named, line.agent, wanted.whom)
         return await answers.found(request, body, etag=answers.quoted("none", weak=True))
-    return await _told(request, found, secret, named)
+
+    return await seeds.used(resolve, told)
 
 
 def _nothing(

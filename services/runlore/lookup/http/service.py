@@ -216,7 +216,8 @@ class Service:
             return None
 
         async def make() -> tuple[memories.Files, int]:
-            revision = await self.reader.load(project, memory, int(head.body["revision"]), str(manifest))
+            revision = await self.reader.current(head, project, memory)
+            assert revision is not None
             found = await asyncio.to_thread(lambda: memories.Files(memories.compose(revision, whom)))
             return found, _size(found.files)
 
