@@ -390,8 +390,7 @@ class Cluster:
         """One request of a process: it leaves now, lands later, and is answered after that."""
         if self.over:
             raise errors.StoreUnavailable("the simulation is over")
-        if PROCESS.get() is not process:
-            raise AssertionError(f"{process.name} used a port from elsewhere: {kind} {what}")
+        assert PROCESS.get() is process, f"{process.name} used a port from elsewhere: {kind} {what}"
         stream, rates = process.name, self.rates
         there, back = self.between(stream, 0.002, 0.05), self.between(stream, 0.002, 0.05)
         if kind != "poll" and self.goes_wrong(stream, "slow", rates.slow):
