@@ -209,7 +209,9 @@ def test_a_sandbox_in_a_tool_s_thread_has_the_seed_of_the_run_around_it(lore):
 
 
 PROGRAM = """
+import concurrent.futures
 import sys
+import time
 from agents import Agent, RunConfig
 from agents.testing import ScriptedModel, assistant_message
 from runlore.agents import Runlore
@@ -219,13 +221,15 @@ with Runlore("acme", memory="support", home=sys.argv[1]) as lore:
         agent = Agent(name="a", model=ScriptedModel([[assistant_message("done")]]))
         lore.run_sync(agent, "go", conversation_id="c", run_config=RunConfig(tracing_disabled=True))
 if len(sys.argv) > 2:
+    # What it does last holds its end up: until then no executor takes any more.
+    concurrent.futures.ThreadPoolExecutor(1).submit(time.sleep, float(sys.argv[2]))
     lore.run_sync(Agent(name="a", model=ScriptedModel([[assistant_message("last")]])), "go",
                   run_config=RunConfig(tracing_disabled=True))
 """
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("more", [[], ["without closing"]], ids=["closed", "not_closed"])
+@pytest.mark.parametrize("more", [[], ["0"], ["1"]], ids=["closed", "not_closed", "held_up"])
 def test_a_program_without_a_loop_ends_quietly_and_has_lost_nothing(home, more):
     started = [sys.executable, "-W", "ignore::ResourceWarning", "-c", PROGRAM, str(home), *more]
     ended = subprocess.run(started, capture_output=True, text=True, check=False, timeout=60)

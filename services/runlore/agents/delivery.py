@@ -7,6 +7,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
 from runlore import clock, errors
@@ -73,8 +74,7 @@ class Delivery:
         try:
             self._deliver_beside()
         except Exception:
-            # Of a program that is on its end no more threads and executors are to be had.
-            if threading.main_thread().is_alive():
+            if not _program_ends():
                 raise
 
     def _deliver_beside(self) -> None:
@@ -111,8 +111,8 @@ class Delivery:
                     return
                 wait = WAIT_SECONDS_MIN
             except Exception as exc:
-                if not threading.main_thread().is_alive():
-                    return
+                if _program_ends():
+                    return  # What a thread needs goes with it: that is no outage.
                 self._tell(exc)
             await clock.sleep(wait * (0.5 + clock.jitter()))
             wait = min(wait * 2, WAIT_SECONDS_MAX)
@@ -179,9 +179,17 @@ class Delivery:
 
     def _tell(self, exc: Exception) -> None:
         """An outage is told once, not at every try."""
-        if not threading.main_thread().is_alive():
-            return  # The program ends, and with it what a thread needs: that is no outage.
         what = getattr(exc, "kind", type(exc).__name__)
         if what != self._last:
             self._last = what
             self._failed("delivering what the outbox holds (it is tried again)", exc)
+
+
+def _program_ends() -> bool:
+    """Whether the interpreter is on its way out: then no executor takes work, even before the main thread has ended."""
+    try:
+        with ThreadPoolExecutor(1) as one:
+            one.submit(bool)
+    except RuntimeError as exc:
+        return "shutdown" in str(exc)
+    return not threading.main_thread().is_alive()
