@@ -128,18 +128,19 @@ def looks_at_an_old_head(patch):
     patch.setattr(fleet.seeds, "resolve", remembered)
 
 
+# With the seed that found it last: others find it too, but not each.
 MUTANTS = [
-    (commits_what_it_took, invariants.MARKED),
-    (never_lists_marks, invariants.ENDS),
-    (never_lists_heads, fleet.INDEXED),
-    (sweeps_what_is_young, snapshot_invariants.KEPT),
-    (looks_at_an_old_head, fleet.STALE),
+    (commits_what_it_took, invariants.MARKED, 0),
+    (never_lists_marks, invariants.ENDS, 17),
+    (never_lists_heads, fleet.INDEXED, 0),
+    (sweeps_what_is_young, snapshot_invariants.KEPT, 2),
+    (looks_at_an_old_head, fleet.STALE, 1),
 ]
 
 
-@pytest.mark.parametrize(("mutant", "invariant"), MUTANTS, ids=[one.__name__ for one, _ in MUTANTS])
-def test_what_is_left_out_is_found(mutant, invariant):
-    for seed in range(20):
+@pytest.mark.parametrize(("mutant", "invariant", "at"), MUTANTS, ids=[one.__name__ for one, *_ in MUTANTS])
+def test_what_is_left_out_is_found(mutant, invariant, at):
+    for seed in (at, *range(20)):
         try:
             soak.run(seed, mutant=mutant)
         except fleet.Broken as exc:
