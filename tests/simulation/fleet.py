@@ -175,6 +175,7 @@ class Fleet:
         self.seen = []
         self.stopping = []
         self.indexes = {}
+        self.may_erase, self.is_erasing = True, False
 
     def run(self):
         """Its world, after everything was checked. Raises `Broken`."""
@@ -223,6 +224,7 @@ class Fleet:
                 break
             await self._until(scale.between_runs)
         await self._until(scale.settle)
+        await self._no_more_erasing()
         await self._stop(workers)
         self.check()
         before = self._meaning()
@@ -230,6 +232,7 @@ class Fleet:
         self.check()
         after = self._meaning()
         if self.erases:
+            self.may_erase = True
             for _ in range(ERASED_DAYS_MAX):
                 if world.members["forgetter"].done:
                     break
@@ -254,6 +257,14 @@ class Fleet:
                 raise Watched(
                     [invariants.Violation("no error that nobody foresaw", "process", repr(error))]
                 ) from error
+
+    async def _no_more_erasing(self):
+        """An erasure that is at work comes to where it waits, and the indexes to what it moved. It goes on later."""
+        self.may_erase = False
+        if self.erases:
+            while self.is_erasing:
+                await self._until(60.0)
+            await self._until(self.scale.settle)
 
     async def _stop(self, names):
         """End these processes as SIGTERM does."""
@@ -455,10 +466,14 @@ class Fleet:
         """Somebody who has a rollout erased, and a schedule that goes on with it until it is done."""
 
         async def main(store, bus):
+            self.is_erasing = False
             if self.world.members["forgetter"].starts == 1:
                 await clock.sleep(self.world.between("forgetter", 0.2, 0.7) * self.scale.horizon)
             one = eraser.Eraser(store, bus, PROJECT)
             while True:
+                while not self.may_erase:
+                    await clock.sleep(60.0)
+                self.is_erasing = True
                 try:
                     if not [entry async for entry in erasures.every(store, PROJECT)]:
                         await one.begin(asking.wanted_of(project=PROJECT, rollout="r2"))
@@ -468,6 +483,8 @@ class Fleet:
                         return
                 except (errors.Retryable, errors.NotFound):
                     pass  # Nothing is there yet, or it is tried again.
+                finally:
+                    self.is_erasing = False
                 pause = 60.0 if self.world.rates is not cluster.CALM else 0.5 * DAY
                 await clock.sleep(pause if self.scale is DENSE else 0.5 * DAY)
 
