@@ -113,3 +113,13 @@ async def move(
             telemetry.CONFLICTS.inc(kind=exc.kind if lost else errors.HeadMoved.kind)
             raise errors.HeadMoved(f"the head {head.key} moved past {head.counter}", key=head.key) from exc
     raise refused or errors.HeadMoved(f"the head {head.key} is contended", key=head.key)
+
+
+async def gone(store: port.ObjectStore, key: str, message: str, *, hint: str) -> errors.RunloreError:
+    """What to raise where a head was not there, and something is that only a head could have led to.
+
+    `errors.HeadLost`; `errors.HeadMoved` where the head is there by now: whoever read it may have stood still since.
+    """
+    if await store.get(key) is not None:
+        return errors.HeadMoved(f"the head {key} came to be meanwhile", key=key)
+    return errors.HeadLost(message, hint=hint, key=key)

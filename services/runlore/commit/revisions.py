@@ -234,16 +234,18 @@ class Reader:
 async def refuse_lost(reader: Reader, project: str, memory: str) -> None:
     """Raises `errors.HeadLost` where a memory without a head had one: a second line would hide what it had learnt.
 
-    A first revision alone says nothing: whoever wrote it may have died before there was a head.
+    `errors.HeadMoved` where it has one by now. A first revision alone says nothing: whoever wrote it may have died
+    before there was a head.
     """
     async for row in reader.store.list(keys.manifests(project, memory)):
         number, _, sha256 = row.key.rpartition("/")[2].partition("-")
         # A side line's lie among them, and have a head of their own.
         if int(number) > 1 and not (await reader.manifest(project, memory, int(number), sha256)).get("side"):
-            raise errors.HeadLost(
+            raise await heads.gone(
+                reader.store,
+                keys.memory_head(project, memory),
                 f"the head of memory {project}/{memory} is gone, and revision {int(number)} of it is there",
                 hint="`runlore repair` says what it was, and makes it again",
-                key=keys.memory_head(project, memory),
             )
 
 

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from runlore import clock, errors
-from runlore.commit import age, keys, lines, revisions, sides
+from runlore.commit import age, heads, keys, lines, revisions, sides
 from runlore.snapshots import names, reading
 from runlore.store import port
 
@@ -111,15 +111,17 @@ async def _of_snapshots(
         plan.heads += 1
     async for row in store.list(f"{plan.project}/{keys.OUTCOMES}/"):
         rollout, agent = row.key.split("/")[3:5]
-        is_known = (rollout, agent) in there
-        # A line may have begun since.
-        if not is_known and await store.get(keys.snapshot_head(plan.project, rollout, agent)) is None:
+        if (rollout, agent) not in there:
             # What a lost head named would look like what nothing names.
-            raise errors.HeadLost(
+            told = await heads.gone(
+                store,
+                keys.snapshot_head(plan.project, rollout, agent),
                 f"the head of workspace {plan.project}/{rollout} ({agent}) is gone, and outcomes of it are there",
                 hint="`runlore repair` says what it was, and makes it again",
-                key=row.key,
             )
+            if not isinstance(told, errors.HeadMoved):
+                raise told
+            there.add((rollout, agent))  # It began since.
     wanted: set[str] = set()
     for number, ref in enumerate(sorted(refs), 1):
         try:
@@ -149,7 +151,10 @@ async def _of_memories(
     listed = [row.key.split("/")[3] async for row in store.list(f"{plan.project}/{keys.MANIFESTS}/")]
     for memory in sorted({*listed} - {*memories}):
         # What a lost head named would look like what nothing names.
-        await revisions.refuse_lost(reader, plan.project, memory)
+        try:
+            await revisions.refuse_lost(reader, plan.project, memory)
+        except errors.HeadMoved:
+            memories.append(memory)  # It began since.
     for memory in memories:
         plan.heads += 1
         async for body in reader.line(plan.project, memory):

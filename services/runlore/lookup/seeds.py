@@ -8,6 +8,7 @@ seed needs no object of its own, and the same id gives the same bytes until then
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import json
 import os
@@ -158,7 +159,9 @@ async def resolve(
     else:
         if not head:
             # An agent that is told that there is nothing would begin without what was learnt, and say nothing of it.
-            await revisions.refuse_lost(reader, project, memory)
+            # One that began since had not when it was asked for.
+            with contextlib.suppress(errors.HeadMoved):
+                await revisions.refuse_lost(reader, project, memory)
         return None
     return Seed(
         project=project,

@@ -104,7 +104,10 @@ async def append(store: port.ObjectStore, kind: str, body: Mapping[str, Any]) ->
         head = await heads.read(store, keys.acts_head(), fmt=FORMAT)
         state = _state(head)
         if head.etag is None:
-            await _refuse_lost(store)
+            try:
+                await _refuse_lost(store)
+            except errors.HeadMoved:
+                continue
         # Another was first, or a reply was lost, of any try before: then the chain holds its entry.
         for made in tried:
             if await LOG.holds(store, state.tip, made):
@@ -123,13 +126,13 @@ async def append(store: port.ObjectStore, kind: str, body: Mapping[str, Any]) ->
 
 
 async def _refuse_lost(store: port.ObjectStore) -> None:
-    """Raises `errors.HeadLost` where there is no head, and was one: another chain would hide all that this one told."""
+    """Raises `errors.HeadLost` where there is no head, and was one: another chain would hide all that this one told.
+
+    `errors.HeadMoved` where there is one by now.
+    """
     if any(number > 1 for number in await LOG.names(store)):
-        raise errors.HeadLost(
-            f"the head of {WHAT} is gone, and its entries are there",
-            hint="`runlore repair` makes it again",
-            key=keys.acts_head(),
-        )
+        message = f"the head of {WHAT} is gone, and its entries are there"
+        raise await heads.gone(store, keys.acts_head(), message, hint="`runlore repair` makes it again")
 
 
 async def lost(store: port.ObjectStore) -> tuple[str, chain.Tip | None] | None:

@@ -52,13 +52,15 @@ async def read(store: port.ObjectStore) -> Organization:
 async def refuse_lost(store: port.ObjectStore) -> None:
     """Raises `errors.HeadLost` where there was an organization: one begun anew would have no users, keys or limits.
 
-    The entries of a first change say nothing: whoever wrote them may have died before there was a head.
+    `errors.HeadMoved` where there is one by now. The entries of a first change say nothing: whoever wrote them may
+    have died before there was a head.
     """
     if any(number > FIRST_ENTRIES_MAX for number in await adminlog.LOG.names(store)):
-        raise errors.HeadLost(
+        raise await heads.gone(
+            store,
+            keys.organization(),
             "the head of the organization is gone, and its log is there: nothing is administered beside it",
             hint="put the head's version before back (the bucket's versions, a backup); docs/DRILLS.md",
-            key=keys.organization(),
         )
 
 
@@ -441,7 +443,10 @@ class Administrator:
         for attempt in range(RESTARTS_MAX):
             head = await heads.read(self.store, keys.organization(), fmt=organizations.FORMAT)
             if head.etag is None:
-                await refuse_lost(self.store)
+                try:
+                    await refuse_lost(self.store)
+                except errors.HeadMoved:
+                    continue
             org = organizations.parse(head)
             # Another was first, or a reply was lost, of any try before: then the chain holds its entry.
             for made, result in tried:
