@@ -15,7 +15,7 @@ demo: $(if $(filter kafka s3,$(BUS) $(STORE)),.venv/.dev,.venv/.base)  ## Real a
 test: .venv/.dev  ## Everything that CI runs.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 SEEDS ?= 1000
 

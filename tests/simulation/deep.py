@@ -102,3 +102,5 @@ SCENARIOS = {
     ),
 }
 """Name → a function of how many schedules there may be, which gives what was explored. Raises `harness.Broken`."""
+WHOLE = {"two workers in every order": 100_000}
+"""Explored to its end in any case, with more schedules than it has: each order of the calls of two workers, 33,090."""

@@ -50,8 +50,8 @@ STEPS_SHOWN = 40
 SAID_SECONDS = 30.0
 """How often a line says how far it is, where no bar can be shown."""
 RANDOM_GROUP = 50
-DEEP_RANDOM, DEEP_BOUND = 2_000, 12_000
-"""With `--deep`: seeds of small random schedules, and schedules of each exhaustive scenario at most."""
+DEEP_RANDOM, DEEP_BOUND = 2_000, 30_000
+"""With `--deep`: seeds of small random schedules; schedules of an exhaustive scenario at most (but `deep.WHOLE`)."""
 
 
 @contextlib.contextmanager
@@ -218,7 +218,7 @@ def main():
     jobs = [("deployment", seed) for seed in seeds]
     if asked.deep:
         ends = time.monotonic() + asked.minutes * 60 if asked.minutes else math.inf
-        more = [("exhaustive", (name, DEEP_BOUND, ends)) for name in deep.SCENARIOS]
+        more = [("exhaustive", (name, deep.WHOLE.get(name, DEEP_BOUND), ends)) for name in deep.SCENARIOS]
         randoms = [("random", first) for first in range(0, DEEP_RANDOM, RANDOM_GROUP)]
         jobs = _mixed(more, _mixed(randoms, jobs))
     return soak(jobs, asked)

@@ -344,6 +344,7 @@ def told(ran):
         f"two weeks; {whole['erasing']:,} with an erasure, {whole['real_memory']:,} with the real memory and a model) "
         f"| {whole['seeds']:,} |",
         "",
+        *_small(small),
         f"Together they simulate {days:,.0f} days. What was done to whole deployments:",
         "",
         "| fault | times |",
@@ -355,6 +356,21 @@ def told(ran):
     ]
     out += ["", *(f"- broken: {one['kind']} {one['name']}: {one['what']}" for one in ran["broken"])]
     return "\n".join(out)
+
+
+def _small(explored):
+    """Which small scenarios were explored to their end, and which in part."""
+    parts = (
+        ("Small scenarios that were explored to their end", [one for one in explored if one["whole"]]),
+        (
+            "Up to the bound, depth first, which is one corner of each",
+            [one for one in explored if not one["whole"]],
+        ),
+    )
+    for words, rows in parts:
+        if rows:
+            yield f"{words}: " + "; ".join(f"{one['scenario']} ({one['schedules']:,})" for one in rows) + "."
+            yield ""
 
 
 PARTS = {"proof": proof_table, "run": run_table}

@@ -89,6 +89,7 @@ def test_a_kept_run_is_told_with_its_faults_its_checks_and_what_broke():
     assert "(7 of ten minutes, 3 of two weeks; 2 with an erasure, 1 with the real memory and a model)" in told
     assert told.index("| crash | 12,345 |") < told.index("| lost reply | 2 |")
     assert "10,000 days" in told and "(1 scenarios to their end, 0 up to a bound) | 1,000 |" in told
+    assert "explored to their end: " in told and "Up to the bound" not in told
     wrong = {"kind": "deployment", "name": "17", "what": "a run has no end"}
     broken = guarantees.told({**RAN, "broken": [wrong]})
     assert "faults: 1 violation.**" in broken and "- broken: deployment 17: a run has no end" in broken
