@@ -106,7 +106,7 @@ LOOP_DELAY = Metric(
 SAMPLED = Metric(
     "gauge",
     "runlore_sampled_timestamp_seconds",
-    "When lag, ages and marks were last measured, as Unix time. Old: those gauges show the past.",
+    "When lag and the ages of messages were last measured, as Unix time. Old: those gauges show the past.",
 )
 DISK_FREE = Metric("gauge", "runlore_disk_free_bytes", "Free space on the disk of the home.")
 
