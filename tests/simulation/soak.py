@@ -7,7 +7,7 @@
 
 A failure prints its seed and what broke at once. When all has run, each failing seed is made small: the fewest faults
 with which it still breaks, and the last steps of that schedule. The same seed gives the same schedule, in any
-interpreter: `SEEDS=<seed>,` runs it again.
+interpreter: `SEEDS=<seed>,` runs it again. Ctrl-C ends what is under way, in seconds, and tells what was done.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import logging
 import math
+import multiprocessing
+import signal
 import sys
 import time
 from collections import Counter
@@ -50,6 +52,10 @@ STEPS_SHOWN = 40
 SAID_SECONDS = 30.0
 """How often a line says how far it is, where no bar can be shown."""
 RANDOM_GROUP = 50
+OVER = multiprocessing.Event()
+"""Set once nothing more is to begin; the processes of the pool share it."""
+ENDED = 130
+"""Exit code after Ctrl-C."""
 DEEP_RANDOM, DEEP_BOUND = 2_000, 30_000
 """With `--deep`: seeds of small random schedules; schedules of an exhaustive scenario at most (but `deep.WHOLE`)."""
 
@@ -147,7 +153,9 @@ class Told:
 
 
 def job(kind, what):
-    """Run one job and tell what it did."""
+    """Run one job and tell what it did; None where nothing more is to begin."""
+    if OVER.is_set():
+        return None
     began, before = time.process_time(), Counter(checks.RAN)
     out = {"deployment": _deployment, "random": _random, "exhaustive": _exhaustive}[kind](what)
     out.seconds, out.checked = time.process_time() - began, checks.RAN - before
@@ -181,7 +189,7 @@ def _exhaustive(asked):
     out = Told("exhaustive", name)
     with deep.prepared():
         try:
-            out.explored = deep.SCENARIOS[name](bound, lambda: time.monotonic() >= ends)
+            out.explored = deep.SCENARIOS[name](bound, lambda: OVER.is_set() or time.monotonic() >= ends)
             out.schedules = out.explored.schedules
         except AssertionError as exc:
             out.broke = str(exc)
@@ -221,7 +229,25 @@ def main():
         more = [("exhaustive", (name, deep.WHOLE.get(name, DEEP_BOUND), ends)) for name in deep.SCENARIOS]
         randoms = [("random", first) for first in range(0, DEEP_RANDOM, RANDOM_GROUP)]
         jobs = _mixed(more, _mixed(randoms, jobs))
-    return soak(jobs, asked)
+    before = signal.signal(signal.SIGINT, _interrupted)
+    try:
+        return soak(jobs, asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(*_):
+    """What is under way ends, which takes seconds; asked again, everything ends at once."""
+    if OVER.is_set():
+        raise KeyboardInterrupt
+    OVER.set()
+
+
+def _shared(over):
+    """A process of the pool: Ctrl-C is for whoever started it."""
+    global OVER
+    OVER = over
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _seeds(text, first):
@@ -259,6 +285,9 @@ def soak(jobs, asked):
     failed = [int(told.name) for told in done if told.broke and told.kind == "deployment"]
     if failed:
         console.print(f"run them again with SEEDS={','.join(map(str, failed))},", markup=False)
+    if OVER.is_set():
+        console.print(f"interrupted after {len(done)} of {len(jobs)} jobs", markup=False, highlight=False)
+        return ENDED
     if asked.shrink_seconds > 0:
         for seed in failed:
             _shrink(console, seed, asked.shrink_seconds)
@@ -269,9 +298,9 @@ def _done(jobs, processes, minutes):
     """Each job as it is done. None begins after its time."""
     ends = time.monotonic() + minutes * 60 if minutes else float("inf")
     left, running = iter(jobs), set()
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, initializer=_shared, initargs=(OVER,)) as pool:
         while True:
-            while len(running) < 2 * processes and time.monotonic() < ends:
+            while len(running) < 2 * processes and time.monotonic() < ends and not OVER.is_set():
                 if (one := next(left, None)) is None:
                     break
                 running.add(pool.submit(job, *one))
@@ -279,7 +308,8 @@ def _done(jobs, processes, minutes):
                 return
             over, running = wait(running, return_when=FIRST_COMPLETED)
             for future in over:
-                yield future.result()
+                if (told := future.result()) is not None:
+                    yield told
 
 
 def _shrink(console, seed, seconds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 from collections import Counter
 
 import figures
@@ -79,3 +80,19 @@ def test_no_time_for_it_leaves_a_failing_schedule_as_it_is(monkeypatch):
     monkeypatch.setattr(soak, "run", lambda *_, **__: pytest.fail("nothing is run"))
     broken = argparse.Namespace(faults=["a"], names={"x"})
     assert soak.smaller(1, broken, seconds_max=0.0) is broken
+
+
+def test_ctrl_c_begins_nothing_more_and_tells_what_was_done(monkeypatch, capsys):
+    over = multiprocessing.Event()
+    monkeypatch.setattr(soak, "OVER", over)
+    monkeypatch.setattr(soak, "run", lambda *_, **__: pytest.fail("nothing is run"))
+    done = iter([told("deployment", "7", steps=3)])
+    monkeypatch.setattr(soak, "_done", lambda *_: done)
+    soak._interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        soak._interrupted()
+    assert soak.job("deployment", 8) is None
+    asked = argparse.Namespace(processes=1, minutes=None, shrink_seconds=9.0, report=None)
+    assert soak.soak([("deployment", 7), ("deployment", 8)], asked) == soak.ENDED
+    said = capsys.readouterr().out
+    assert "1 schedules" in said and "interrupted after 1 of 2 jobs" in said
