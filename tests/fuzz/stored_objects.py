@@ -7,7 +7,7 @@ import hashlib
 import json
 
 import made
-from runlore import producer
+from runlore import clock, producer
 from runlore.bus import port as bus_port
 from runlore.commit import erasures, heads, keys, lines, marks, redaction
 from runlore.consumers import consolidate
@@ -124,7 +124,7 @@ def _access(raw):
     except Exception:
         name = "a" * 32
     found = access._parsed(f"_operations/keys/{name}.json", raw)
-    found.allows("read"), found.opens_with("x"), found.shown()
+    found.allows("read"), found.opens_with("x"), found.shown(), found.is_over(clock.now())
 
 
 def _outcome(raw):

@@ -124,9 +124,12 @@ async def ledger(store: port.ObjectStore, project: str) -> heads.Head:
 def rows(head: heads.Head) -> list[Row]:
     """What holds by time. Raises `errors.Corrupt`: what may be a row must not be passed over."""
     try:
-        return [Row(**one) for one in head.body.get("rows", ())]
-    except TypeError:
-        raise errors.Corrupt(f"the ledger {head.key} can not be read", key=head.key) from None
+        found = [Row(**one) for one in head.body.get("rows", ())]
+        if all(dt.datetime.fromisoformat(row.until).tzinfo for row in found):
+            return found
+    except (ValueError, TypeError):
+        pass
+    raise errors.Corrupt(f"the ledger {head.key} can not be read", key=head.key)
 
 
 async def read(store: port.ObjectStore, project: str, name: str) -> heads.Head:

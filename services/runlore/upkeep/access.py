@@ -31,6 +31,7 @@ SEED_SIGNING = "seed-signing"
 
 _TOKEN = re.compile(r"rl_([0-9a-f]{32})_([0-9a-f]{64})", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,21 @@ def redacted(key_id: str, prefix: str = "rl") -> str:
 def _parsed(where: str, raw: bytes) -> Key:
     try:
         body = envelope.kept(raw)
-        if body.pop("format") == FORMAT and f"/{body['id']}.json" in where and body["scope"] in SCOPES:
-            return Key(**body)
+        if body.pop("format") == FORMAT and f"/{body['id']}.json" in where and _is_whole(key := Key(**body)):
+            return key
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise errors.Corrupt(f"the access key {where} is not one")
+
+
+def _is_whole(key: Key) -> bool:
+    """Whether every field can be used as it is. Raises `ValueError` or `TypeError` where a time is none."""
+    for at in (key.created_at, key.revoked_at, key.expires_at):
+        if at is not None and dt.datetime.fromisoformat(at).tzinfo is None:
+            return False
+    texts = (key.id, key.project, key.name, key.created_at, *(() if key.account is None else (key.account,)))
+    is_hash = isinstance(key.sha256, str) and _HASH.fullmatch(key.sha256) is not None
+    return is_hash and key.scope in SCOPES and all(isinstance(one, str) for one in texts)
 
 
 async def list_all(store: port.ObjectStore, project: str) -> list[Key]:

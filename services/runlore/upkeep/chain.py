@@ -292,6 +292,6 @@ def text_of(place: Named) -> str:
 
 def place_of(value: Any) -> Tip:
     """A place in the body of a head or an entry. Raises `ValueError`, `KeyError` or `TypeError`."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or type(value["number"]) is not int:
         raise TypeError
-    return Tip(int(value["number"]), str(value["sha256"]))
+    return Tip(value["number"], str(value["sha256"]))
